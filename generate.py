@@ -1,0 +1,89 @@
+"""Generate text: `python generate.py checkpoint=outputs/runs/mine prompt="What are the symptoms of Glaucoma?"`."""
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from gpt import config, readers
+from gpt.console import escape, setup
+from gpt.errors import UserError
+from gpt.prompts import format_prompt
+from gpt.schema import GenerateConfig
+
+DISCLAIMER = "note: generated text can be wrong in every detail; as medical text it must not guide clinical decisions"
+
+
+def generate(cfg: GenerateConfig) -> None:
+    """Prints a heading, then for each prompt its samples. All of it is the same for the same checkpoint and seed."""
+    prompts = read_prompts(cfg)
+
+    from gpt import checkpoint, device, sampling, tokenizer  # here, because torch takes seconds to load
+
+    loaded = checkpoint.load_model(config.absolute(cfg.checkpoint), device.choose_device(cfg.device))
+    tokens = tokenizer.load(loaded.tokenizer_name)
+    template = cfg.template or loaded.template
+    if template is None and any(given for _, given in prompts):
+        raise UserError(
+            "an input needs a template, and this model was trained on plain text", str(loaded.path),
+            "set template=alpaca, or put the input into the prompt",
+        )  # fmt: skip
+    settings = f"temperature {cfg.temperature}, top_k {cfg.top_k or 'off'}, top_p {cfg.top_p or 'off'}, seed {cfg.seed}"
+    print(f"{escape(str(loaded.path))}: step {loaded.step}, template {template or 'none'}, {settings}")
+    for instruction, given in prompts:
+        print(f"\nprompt: {escape(instruction)}" + (f"\ninput: {escape(given)}" if given else ""))
+        text = instruction if template is None else format_prompt(template, instruction, given)
+        samples = sampling.generate(
+            loaded.model, tokens.encode(text), max_new_tokens=cfg.max_new_tokens, eos=tokens.eos,
+            temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p, num_samples=cfg.num_samples, seed=cfg.seed,
+        )  # fmt: skip
+        for number, ids in enumerate(samples, start=1):
+            if cfg.num_samples > 1:
+                print(f"\nsample {number} of {cfg.num_samples}:")
+            print(escape(tokens.decode(ids), keep_newlines=True))
+    sys.stdout.flush()
+    print(DISCLAIMER, file=sys.stderr)
+
+
+def read_prompts(cfg: GenerateConfig) -> list[tuple[str, str]]:
+    """(instruction, input) of every prompt. Raises UserError for none, for an empty one, and for an unusable file."""
+    if (cfg.prompt is None) == (cfg.prompts is None):
+        raise UserError("exactly one of prompt and prompts is needed", remedy='for example prompt="What is Asthma ?"')
+    if cfg.prompt is not None:
+        prompts, where = [(cfg.prompt, cfg.input)], "prompt"
+    else:
+        path = config.absolute(cfg.prompts)
+        if not path.is_file():
+            raise UserError("no such file", str(path), "prompts= takes a text or .jsonl file")
+        prompts, where = prompts_in(path, cfg.input), str(path)
+    if not prompts or not all(instruction.strip() for instruction, _ in prompts):
+        raise UserError("the prompt is empty", where, "give at least one word")
+    return prompts
+
+
+def prompts_in(path: Path, given: str) -> list[tuple[str, str]]:
+    """(instruction, input) of every line of a text file or row of a JSON one; `given` is the input of those without."""
+    if path.suffix not in (".json", ".jsonl"):
+        return [(line.strip(), given) for line in readers.text(path).split("\n") if line.strip()]
+    bad = readers.BadRows("skip")
+    prompts = []
+    for row in readers.rows(path, bad):
+        prompt = row.values.get("instruction"), row.values.get("input", given)
+        if all(isinstance(part, str) for part in prompt):
+            prompts.append(prompt)
+        else:
+            bad.report(row.where, row.line, "instruction, and input where there is one, must be texts")
+    if bad.found:
+        raise UserError("; ".join(bad.found[:5]), str(path), "correct the file")
+    return prompts
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="generate")
+def main(cfg: DictConfig) -> None:
+    setup()
+    generate(config.load(cfg, GenerateConfig))
+
+
+if __name__ == "__main__":
+    config.launch(main, "generate")

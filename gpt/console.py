@@ -1,0 +1,302 @@
+"""What a person sees in the terminal: log lines, errors, the progress bar and tables.
+
+Results and ordinary lines go to stdout, warnings and errors to stderr. Colours and the bar appear on a terminal only.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import textwrap
+import traceback
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+log = logging.getLogger(__name__)
+
+YELLOW, RED = "33", "31"
+# Unicode categories of what moves the cursor, changes the direction of text or cannot be seen: control, format,
+# lone surrogate, line and paragraph separator.
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def escape(text: str, keep_newlines: bool = False) -> str:
+    r"""Text that is safe to print: control and invisible characters shown as \x1b or \u202e, all others untouched.
+
+    With `keep_newlines`, line feeds and tabs stay what they are.
+    """
+    kept = "\n\t" if keep_newlines else ""
+    return "".join(c if c in kept or unicodedata.category(c) not in _UNSEEN else _escape_one(c) for c in text)
+
+
+def _escape_one(char: str) -> str:
+    number = ord(char)
+    return _SHORT.get(char) or (
+        f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+    )
+
+
+class _Lines(logging.Formatter):
+    """`text` for ordinary lines, `warning: text` and `error: text` for the others."""
+
+    def prefix(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self.prefix(record) + escape(record.getMessage(), keep_newlines=True)
+
+
+class _TimedLines(_Lines):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{self.formatTime(record)} {super().format(record)}"
+
+
+class _Terminal(logging.Handler):
+    """Writes to whatever sys.stdout and sys.stderr are at that moment: the progress bar replaces both."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
+        if record.levelno >= logging.WARNING:
+            _print_prefixed(line, RED if record.levelno >= logging.ERROR else YELLOW)
+        else:
+            print(line, flush=True)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that may become impossible to write: then one warning and no more lines."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        logging.getLogger("gpt").removeHandler(self)
+        log.warning(f"log file {self.baseFilename}: {sys.exc_info()[1]}; no more lines are written to it")
+
+
+def setup() -> None:
+    """Sends what this project logs to the terminal. Calling it again changes nothing."""
+    logger = logging.getLogger("gpt")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # Hydra and wandb hang handlers of their own on the root logger
+    if not any(isinstance(handler, _Terminal) for handler in logger.handlers):
+        handler = _Terminal()
+        handler.setFormatter(_Lines())
+        logger.addHandler(handler)
+
+
+@contextlib.contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Appends every log line to the file `path` as well, with the time. A file that cannot be written is a warning."""
+    logger = logging.getLogger("gpt")
+    logger.setLevel(logging.INFO)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        log.warning(f"log file {path}: {error.strerror}; nothing is written to it")
+        yield
+        return
+    handler.setFormatter(_TimedLines())
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        with contextlib.suppress(OSError):  # the rest of a line that the disk has refused already
+            handler.close()
+
+
+def say(text: str) -> None:
+    """One ordinary line, in the log file too."""
+    log.info(text)
+
+
+def describe(**facts: str) -> None:
+    """A short aligned list, `name  text` on each line."""
+    width = max(map(len, facts))
+    for name, text in facts.items():
+        say(f"{name:<{width}}  {text}")
+
+
+def show_samples(samples: list[dict[str, str]]) -> None:
+    """Texts as {"prompt", "text"} that a model has written, indented, with control characters escaped."""
+    for sample in samples:
+        say("sample: " + " ".join(sample["prompt"].split()))
+        say(textwrap.indent(sample["text"].strip() or "(nothing)", "    "))
+
+
+def error(text: str) -> None:
+    """One line `error: <text>` on stderr."""
+    one_line = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    _print_prefixed(f"error: {escape(one_line)}", RED)
+
+
+def _print_prefixed(line: str, colour: str) -> None:
+    if _is_terminal(sys.stderr) and "NO_COLOR" not in os.environ:
+        prefix, rest = line.split(":", 1)
+        line = f"\x1b[{colour}m{prefix}:\x1b[0m{rest}"
+    print(line, file=sys.stderr, flush=True)
+
+
+def save_traceback(error: BaseException, path: Path) -> Path:
+    """Writes the traceback to `path`, or to a temporary file where that is not possible. Returns the file's path."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        return path
+    except OSError:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="traceback-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(text)
+        return Path(file.name)
+
+
+class _Output(io.FileIO):
+    """File descriptor 1 or 2. When its reader has gone (`| head`) or its disk is full, what follows is dropped."""
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())  # the descriptor itself, for libraries that write past Python
+            os.close(nowhere)
+            return len(data)
+
+
+def survive_closed_output() -> None:
+    """A closed or limited stdout or stderr never stops a run: nothing raises, not even at interpreter exit.
+
+    Characters that the encoding lacks (PYTHONIOENCODING=ascii) are shown as escapes. Streams that are not the
+    process's own (a test's capture) are left alone.
+    """
+    sys.stdout = _surviving(sys.stdout, 1)
+    sys.stderr = _surviving(sys.stderr, 2)
+
+
+def _surviving(stream: TextIO | None, descriptor: int) -> TextIO:
+    if stream is None:  # started with the descriptor closed, as by `>&-`
+        return open(os.devnull, "w", encoding="utf-8")
+    binary = getattr(stream, "buffer", None)
+    raw = getattr(binary, "raw", binary)  # with PYTHONUNBUFFERED there is no buffer around the raw file
+    is_own = isinstance(raw, io.FileIO) and raw.fileno() == descriptor and not isinstance(raw, _Output)
+    if not is_own:
+        return stream
+    with contextlib.suppress(OSError):
+        stream.flush()
+    output = io.BufferedWriter(_Output(descriptor, "w", closefd=False))
+    return io.TextIOWrapper(output, encoding=stream.encoding, errors="backslashreplace", line_buffering=True)
+
+
+def flush_and_exit(code: int) -> NoReturn:
+    """Leaves the process with exit code `code`."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    raise SystemExit(code)
+
+
+class ProgressBar:
+    """Where a run is: on a terminal a bar with step, loss, lr, tokens/s and the time left, else a line per row.
+
+    Used as a context manager; while it is open, log lines and print() appear above the bar.
+    """
+
+    def __init__(self, total_steps: int, first_step: int) -> None:
+        self._total, self._first = total_steps, first_step
+        self._bar: Any = None  # rich.progress.Progress
+        self._shown: dict[str, float | int] = {}
+
+    def __enter__(self) -> "ProgressBar":
+        if _is_terminal(sys.stdout):
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            terminal = Console(highlight=False)
+            details = [TextColumn("{task.fields[details]}", markup=False)] if terminal.width >= 60 else []
+            self._bar = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=None if terminal.width < 100 else 30),
+                *details,
+                TimeRemainingColumn(compact=True),
+                console=terminal,
+                refresh_per_second=4,
+                speed_estimate_period=600,  # seconds: rows of a slow run may be minutes apart
+                redirect_stderr=_is_terminal(sys.stderr),
+            )
+            self._task = self._bar.add_task("", total=self._total, completed=self._first, details="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, row: dict[str, float | int]) -> None:
+        """Shows one row of metrics; it needs the key `step`."""
+        is_evaluation = "val/loss" in row
+        if self._bar is None or is_evaluation:
+            log.info("  ".join([f"step {row['step']}/{self._total}", *_details(row)]))
+        if self._bar is not None:
+            self._shown |= {key: value for key, value in row.items() if not key.startswith("val/")}
+            self._bar.update(self._task, completed=row["step"], details="  ".join(_details(self._shown)))
+
+
+def _details(row: dict[str, float | int]) -> list[str]:
+    formats = {
+        "train/loss": "train/loss {:.3f}",
+        "val/loss": "val/loss {:.3f}",
+        "val/bpb": "val/bpb {:.3f}",
+        "lr": "lr {:.1e}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+    }
+    return [text.format(row[key]) for key, text in formats.items() if key in row]
+
+
+def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
+    """Rows as aligned text under a header, made to fit the terminal by shortening the longest column of text.
+
+    Numbers are never cut: columns that still do not fit are left out, the last ones first.
+    """
+    cells = [[_cell(row.get(column)) for row in rows] for column in columns]
+    is_number = [all(isinstance(row.get(column), int | float | None) for row in rows) for column in columns]
+    widths = [max(map(len, [name, *column])) for name, column in zip(columns, cells, strict=True)]
+    least = [
+        max(map(len, column), default=1) if number else min(4, width)
+        for column, number, width in zip(cells, is_number, widths, strict=True)
+    ]
+    # In a pipe nothing is known about the reader: wide enough for a table of a sweep.
+    available = shutil.get_terminal_size(fallback=(160, 24)).columns
+    while sum(widths) + 2 * (len(widths) - 1) > available:
+        longest = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
+        if widths[longest] > least[longest]:
+            widths[longest] -= 1
+        elif len(widths) > 1:
+            widths.pop()
+        else:
+            break
+    lines = zip(*([name, *column] for name, column in zip(columns, cells, strict=True)), strict=True)
+    return "\n".join("  ".join(map(_fit, line, widths, is_number)).rstrip() for line in lines)
+
+
+def _fit(cell: str, width: int, to_the_right: bool) -> str:
+    cell = cell if len(cell) <= width else cell[: width - 2] + ".."
+    return cell.rjust(width) if to_the_right else cell.ljust(width)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else escape(str(value))
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb"

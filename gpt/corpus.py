@@ -1,0 +1,293 @@
+"""Raw files -> cleaned records -> splits -> JSONL and token files, in one directory that is complete or not there.
+
+In it: the token files of gpt/tokenfiles.py, the same records as JSON Lines, meta.json (settings, counts, sizes,
+sha256), README.md (the data card) and token_lengths.png.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt import cards, readers, records, sources, splits, tokenfiles, tokenizer
+from gpt.errors import ENVIRONMENT, UserError
+from gpt.records import Record
+from gpt.schema import DataConfig
+from gpt.sources import Source
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+# A change of one of these needs new files; the other keys of DataConfig are about batches.
+SETTINGS = ("name", "kind", "columns", "tokenizer", "template", "max_tokens", "split", "val_fraction", "test_fraction",
+            "split_seed", "on_bad_row", "card")  # fmt: skip
+N_SHOWN = 10  # bad rows in the log; all of them are in bad_rows.txt
+
+
+def ensure(cfg: DataConfig, root: Path) -> Path:
+    """The directory of prepared data, prepared now if it is missing, incomplete, of other settings or of another
+    source. Relative paths begin at `root`."""
+    directory = _directory(cfg, root)
+    if _why_unready(cfg, root, directory):
+        with _locked(directory):
+            reason = _why_unready(cfg, root, directory)  # another start may have prepared it meanwhile
+            if reason:
+                _prepare(cfg, root, directory, reason)
+    return directory
+
+
+def prepare(cfg: DataConfig, root: Path) -> Path:
+    """Prepares the data, whether or not it is there already. Returns the directory."""
+    directory = _directory(cfg, root)
+    with _locked(directory):
+        _prepare(cfg, root, directory)
+    return directory
+
+
+def read_meta(directory: Path) -> dict[str, Any]:
+    """meta.json: settings, source, counts, splits, files and the fingerprint."""
+    return json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+
+
+def _directory(cfg: DataConfig, root: Path) -> Path:
+    return Path(os.path.realpath(root / Path(cfg.prepared_dir).expanduser()))
+
+
+def _settings(cfg: DataConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(cfg).items() if name in SETTINGS}
+
+
+def _why_unready(cfg: DataConfig, root: Path, directory: Path) -> str | None:
+    """Why the prepared data cannot be used as it is; None when it can."""
+    try:
+        meta = read_meta(directory)
+    except (OSError, ValueError):
+        return "no prepared data yet"
+    if meta.get("format") != FORMAT:
+        return f"it is in format {meta.get('format')}, this program writes {FORMAT}"
+    for name, value in _settings(cfg).items():
+        before = meta["settings"][name]
+        if before != value:
+            return f"data.{name} changed" + ("" if isinstance(value, dict) else f" from {before} to {value}")
+    for name, file in meta["files"].items():
+        path = directory / name
+        if not path.is_file() or path.stat().st_size != file["bytes"]:
+            return f"{name} is incomplete"
+    source = sources.local(cfg, root)
+    before = meta["source"]
+    if source is None and "hub" in before:
+        return None if before["hub"] == cfg.hub else f"data.hub changed from {before['hub']} to {cfg.hub}"
+    if source is None:
+        log.info(f"{sources.path_of(cfg, root)} has gone; using the data prepared from it in {directory}")
+        return None
+    if "hub" in before:
+        return f"{source.label()} is there now"
+    return None if source.identity() == before["files"] else f"{source.label()} changed"
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Only one process prepares a directory at a time; the lock of a killed one is free."""
+    lock = directory.with_name(directory.name + ".lock")
+    with _writing(directory):
+        _refuse_others_files(directory)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    with open(lock) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info(f"waiting for another process that prepares {directory}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {directory}", error.strerror or str(error), "data.prepared_dir=<folder> chooses another",
+            ENVIRONMENT,
+        ) from error  # fmt: skip
+
+
+def _refuse_others_files(directory: Path) -> None:
+    """The directory is replaced as a whole: nobody's own files may be in it."""
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise UserError(f"{directory} is a file", "data.prepared_dir", "choose a folder")
+    ours = {"meta.json", "README.md", "token_lengths.png", "bad_rows.txt"}
+    ours |= {f"{split}{ending}" for split in splits.NAMES for ending in (".bin", ".index.npy", ".jsonl")}
+    for path in sorted(directory.iterdir()):
+        if path.is_dir() or (path.name not in ours and not path.name.endswith("_alpaca.jsonl")):
+            raise UserError(
+                f"{directory} has something in it that is not prepared data: {path.name}",
+                "data.prepared_dir", "choose another folder, or empty this one",
+            )  # fmt: skip
+
+
+def _prepare(cfg: DataConfig, root: Path, directory: Path, reason: str = "") -> None:
+    """Writes everything to a temporary sibling and puts it into place with a rename."""
+    source = sources.find(cfg, root)
+    log.info(f"preparing data={cfg.name} from {source.label()}" + (f": {reason}" if reason else ""))
+    new, old = (directory.with_name(f".{directory.name}.{state}") for state in ("new", "old"))
+    with _writing(directory):
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        new.mkdir()
+        try:
+            meta = {"format": FORMAT, "name": cfg.name, "kind": cfg.kind, "settings": _settings(cfg)}
+            meta |= {"tokenizer": cfg.tokenizer, "n_vocab": tokenizer.load(cfg.tokenizer).n_vocab}
+            meta |= {"template": cfg.template}
+            meta |= (_write_texts if cfg.kind == "text" else _write_records)(cfg, source, new)
+            _finish(cfg, meta, new)
+            if directory.exists():
+                os.rename(directory, old)
+            os.rename(new, directory)
+        finally:
+            for leftover in (new, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _finish(cfg: DataConfig, meta: dict[str, Any], directory: Path) -> None:
+    """The card, then meta.json with the size and hash of every other file."""
+    counts = ", ".join(f"{name} {split['documents']:,}" for name, split in meta["splits"].items())
+    if not meta["splits"]["train"]["tokens"] or not meta["splits"]["val"]["tokens"]:
+        raise UserError(
+            f"a split is empty: {counts} documents",
+            "data.val_fraction, data.test_fraction", "more data or other fractions are needed",
+        )  # fmt: skip
+    (directory / "README.md").write_text(cards.data_card(meta), encoding="utf-8")
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sources.sha256(path)}
+        for path in sorted(directory.iterdir())
+    }
+    tokens = {name: file["sha256"] for name, file in files.items() if name.endswith((".bin", ".npy"))}
+    identity = json.dumps({"tokenizer": cfg.tokenizer, "template": cfg.template, "tokens": tokens}, sort_keys=True)
+    meta |= {"files": files, "fingerprint": hashlib.sha256(identity.encode()).hexdigest()}
+    text = json.dumps(meta, ensure_ascii=False, indent=1)
+    (directory / "meta.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str, Any]:
+    """Records of any kind; returns their part of meta.json."""
+    bad = readers.BadRows(cfg.on_bad_row)
+    if source.hub:
+        revision, rows = sources.hub_rows(source)
+        origin: dict[str, Any] = {"hub": source.hub, "revision": revision}
+    else:
+        rows = chain.from_iterable(readers.rows(path, bad) for path in source.files)
+        origin = {"files": source.identity()}
+    cleaned = records.clean(rows, cfg, bad)
+    _report_bad_rows(bad, directory)
+
+    encoding = tokenizer.load(cfg.tokenizer)
+    prompts = tokenfiles.encode_prompts(cleaned.records, cfg.template, encoding)
+    responses = tokenfiles.encode([record.output for record in cleaned.records], encoding)
+    end = np.array([encoding.eos], dtype=np.uint16)
+    lengths = [len(prompt) + len(response) + 1 for prompt, response in zip(prompts, responses, strict=True)]
+    kept = [i for i, length in enumerate(lengths) if cfg.max_tokens is None or length <= cfg.max_tokens]
+    ladder = list(cleaned.ladder)
+    if cfg.max_tokens is not None:
+        ladder.append((f"at most {cfg.max_tokens:,} tokens", len(kept)))
+    if not kept:
+        raise UserError(f"all {len(lengths):,} records are longer than data.max_tokens {cfg.max_tokens:,}")
+
+    kept_records = [cleaned.records[i] for i in kept]
+    parts = splits.split(kept_records, cfg)
+    leaks = splits.leaks(kept_records, parts)
+    _warn_of_leaks(cfg, leaks)
+    lines = [_json_line(record) for record in cleaned.records]
+    _write_lines(directory / f"{cfg.name}_alpaca.jsonl", lines)
+    counts = {}
+    for name, chosen in parts.items():
+        order = [kept[i] for i in chosen]
+        if name != "train":  # its first documents shall be a fair sample of it
+            random.Random(f"{cfg.split_seed} {name}").shuffle(order)
+        _write_lines(directory / f"{name}.jsonl", [lines[i] for i in order])
+        counts[name] = tokenfiles.write(directory, name, [(prompts[i], responses[i], end) for i in order], response=1)
+    from gpt import figures  # matplotlib takes 0.5 s
+
+    figures.length_histogram(lengths, cfg.max_tokens, directory / "token_lengths.png")
+    return {
+        "source": origin,
+        "ladder": ladder,
+        "splits": counts,
+        "tokens_before_length_filter": sum(lengths),
+        "lengths": {
+            "document": cards.percentiles(lengths),
+            "response": cards.percentiles([len(response) for response in responses]),
+        },
+        "leaks": leaks,
+        "publisher_splits": sorted({record.split for record in kept_records if record.split}),
+        "oddities": {"bad rows left out": len(bad.found), **records.oddities(cleaned)},
+        "scores": records.score_statistics(cleaned.scores),
+    }
+
+
+def _report_bad_rows(bad: readers.BadRows, directory: Path) -> None:
+    if bad.found:
+        _write_lines(directory / "bad_rows.txt", [line + "\n" for line in bad.found])
+        more = f", the first {N_SHOWN} are" if len(bad.found) > N_SHOWN else ""
+        log.warning(f"{len(bad.found):,} bad rows left out, all listed in bad_rows.txt of the prepared data{more}:")
+        for line in bad.found[:N_SHOWN]:
+            log.warning(line)
+
+
+def _warn_of_leaks(cfg: DataConfig, leaks: dict[str, dict[str, float]]) -> None:
+    if cfg.split != "grouped":
+        said = "; ".join(
+            f"{100 * leak['question']:.1f} % of the {name} questions occur in train, "
+            f"{100 * leak['focus']:.1f} % of the {name} rows share their focus with train"
+            for name, leak in leaks.items()
+        )
+        log.warning(f"data.split={cfg.split}: {said}; data.split=grouped keeps them apart")
+
+
+def _json_line(record: Record) -> str:
+    columns = {"instruction": record.instruction, "input": record.input, "output": record.output}
+    return json.dumps(columns, ensure_ascii=False) + "\n"
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(lines)
+
+
+def _write_texts(cfg: DataConfig, source: Source, directory: Path) -> dict[str, Any]:
+    """Running text: cut by characters in the order of splits.IN_ORDER; files are joined by end of text."""
+    encoding = tokenizer.load(cfg.tokenizer)
+    end = np.array([encoding.eos], dtype=np.uint16)
+    texts = [readers.text(path) for path in source.files]
+    n_chars = sum(map(len, texts))
+    held_out = [cfg.val_fraction + cfg.test_fraction, cfg.val_fraction]  # what begins at each border, test or val
+    borders = [0, *(int(n_chars * (1 - share)) for share in held_out), n_chars]
+    counts, n_tokens = {}, 0
+    for name, first, last in zip(splits.IN_ORDER, borders, borders[1:], strict=False):
+        parts, offset = [], 0
+        for text in texts:
+            piece = text[max(0, first - offset) : max(0, last - offset)]
+            offset += len(text)
+            if piece:
+                parts += [tokenfiles.encode_long(piece, encoding), end]
+        counts[name] = tokenfiles.write(directory, name, [parts[:-1]] if parts else [], response=None)
+        n_tokens += counts[name]["tokens"]
+    return {
+        "source": {"files": source.identity()},
+        "ladder": [("files", len(texts)), ("characters", n_chars), ("tokens", n_tokens)],
+        "splits": counts,
+    }

@@ -1,0 +1,18 @@
+"""Errors that a person can cause and mend: one line, no traceback, a documented exit code."""
+
+USAGE, CHECKPOINT, NUMERICAL, ENVIRONMENT, IN_USE = 2, 3, 4, 5, 6
+
+
+class UserError(Exception):
+    """What went wrong, where, and what to do about it; `code` is the exit code of the process.
+
+    Codes: 2 usage, configuration or data; 3 checkpoint unusable; 4 numerical stop; 5 environment (disk, device,
+    network); 6 run directory in use.
+    """
+
+    def __init__(self, what: str, where: str = "", remedy: str = "", code: int = USAGE) -> None:
+        super().__init__(what, where, remedy, code)  # all four, so that the error survives pickling by a launcher
+        self.what, self.where, self.remedy, self.code = what, where, remedy, code
+
+    def __str__(self) -> str:
+        return self.what + (f" ({self.where})" if self.where else "") + (f"; {self.remedy}" if self.remedy else "")

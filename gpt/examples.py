@@ -1,0 +1,127 @@
+"""The loaders of the notebook that this project grew from: windows of a text, and padded batches of records.
+
+They hold everything in memory and return plain (inputs, targets) pairs; train.py uses the token files of gpt/data.py.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from gpt.data import IGNORE
+from gpt.errors import UserError
+from gpt.prompts import format_prompt
+from gpt.tokenizer import ordinary_ids
+
+PAD = 50256  # GPT-2's end of text
+
+
+class GPTDatasetV1(Dataset):
+    """Windows of `max_length` tokens, `stride` apart, over one text; each item is (inputs, targets), targets being
+    the inputs one token later. Raises UserError when the text has no more than `max_length` tokens."""
+
+    def __init__(self, txt: str, tokenizer: Any, max_length: int, stride: int) -> None:
+        ids = ordinary_ids(tokenizer, txt)
+        if len(ids) <= max_length:
+            raise UserError(
+                f"a text of {len(ids)} tokens is too short for windows of {max_length}",
+                remedy=f"max_length must be below {len(ids)}",
+            )
+        self.ids = torch.tensor(ids)
+        self.starts = range(0, len(ids) - max_length, stride)
+        self.max_length = max_length
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        start = self.starts[i]  # raises IndexError past the end, which is what ends an iteration
+        window = self.ids[start : start + self.max_length + 1]
+        return window[:-1], window[1:]
+
+
+class GPTDatasetExamples(Dataset):
+    """Alpaca records as token ids; each item is (ids, response_start): prompt and response, without the end of text.
+
+    Prompt and response are tokenized apart and joined, so that the border between them is exact.
+    """
+
+    def __init__(self, records: Iterable[dict[str, str]], tokenizer: Any, template: str = "alpaca") -> None:
+        self.items: list[tuple[list[int], int]] = []
+        for record in records:
+            prompt = ordinary_ids(tokenizer, format_prompt(template, record["instruction"], record.get("input", "")))
+            self.items.append((prompt + ordinary_ids(tokenizer, record["output"]), len(prompt)))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> tuple[list[int], int]:
+        return self.items[i]
+
+
+def collate_examples(
+    items: Sequence[tuple[Sequence[int], int]],
+    pad: int = PAD,
+    max_length: int | None = None,
+    mask_prompt: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(ids, response_start) items -> inputs and targets, both (B, T), T the longest item.
+
+    Each row is followed by one `pad`, which it learns to predict as the end of the text; the padding after that is
+    IGNORE. Masking goes by position, not by value: a real end of text inside a row stays a target. `max_length` cuts
+    rows. Raises UserError when no target remains in the batch.
+    """
+    rows = [[*ids, pad] for ids, _ in items]
+    longest = max(len(row) for row in rows) - 1
+    width = min(longest, max_length) if max_length else longest
+    inputs = torch.full((len(rows), width), pad)
+    targets = torch.full((len(rows), width), IGNORE)
+    for b, (row, (_, response_start)) in enumerate(zip(rows, items, strict=True)):
+        length = min(len(row) - 1, width)
+        inputs[b, :length] = torch.tensor(row[:length])
+        targets[b, :length] = torch.tensor(row[1 : length + 1])
+        if mask_prompt:
+            targets[b, : max(0, response_start - 1)] = IGNORE
+    if not (targets != IGNORE).any():
+        raise UserError(
+            f"a batch of {len(rows)} rows has no supervised token within {width} tokens",
+            remedy="raise max_length above the longest prompt, or do not mask prompts",
+        )
+    return inputs, targets
+
+
+def create_dataloader_from_examples(
+    examples: str | Path | Iterable[dict[str, str]],
+    tokenizer: Any,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    template: str = "alpaca",
+    mask_prompt: bool = False,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    seed: int = 0,
+) -> DataLoader:
+    """Records, or the path of a JSONL file with keys instruction, input, output -> padded (inputs, targets) batches.
+
+    The order comes from a generator of its own, seeded with `seed`: no other random number changes it.
+    """
+    if isinstance(examples, str | Path):
+        with open(examples, encoding="utf-8") as lines:
+            examples = [json.loads(line) for line in lines if line.strip()]
+    return DataLoader(
+        GPTDatasetExamples(examples, tokenizer, template),
+        batch_size=batch_size,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        collate_fn=lambda items: collate_examples(items, tokenizer_eos(tokenizer), max_length, mask_prompt),
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def tokenizer_eos(tokenizer: Any) -> int:
+    """The end-of-text id of one of our tokenizers, or of a tiktoken encoding."""
+    return tokenizer.eos if hasattr(tokenizer, "eos") else tokenizer.eot_token

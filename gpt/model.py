@@ -1,0 +1,174 @@
+"""The network: GPT-2 in plain PyTorch, in reading order.
+
+Letters in shape comments:
+    B rows of a batch        T tokens of a row         S tokens attended to (T, or T plus what a cache holds)
+    C n_embd, the width      H n_head                  D = C / H, the width of one head
+    V tokens in the vocabulary
+
+Sources: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), and OpenAI's released code for
+it. Parameters carry the names of that code (wte, wpe, h, ln_1, c_attn, ...), so weights from elsewhere map one to one.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gpt.schema import ModelConfig
+
+INIT_STD = 0.02  # GPT-2's
+LAYER_NORM_EPS = 1e-5
+
+
+class Cache(Protocol):
+    """Keys and values of the tokens seen before, kept by the sampler; see gpt/sampling.py."""
+
+    length: int
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends (B, H, T, D) keys and values of one layer; returns all of that layer's, (B, H, S, D)."""
+        ...
+
+
+class Attention(nn.Module):
+    """Causal self-attention with H heads (Vaswani et al., 2017, section 3.2)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # queries, keys and values in one product
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.residual_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).split(C, dim=-1)  # each (B, T, C)
+        q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in (q, k, v))  # each (B, H, T, D)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
+        x = F.scaled_dot_product_attention(  # softmax(q k^T / sqrt(D)) v, never holding all of (T, S) at once
+            q, k, v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=mask is None and T > 1,  # one new token may see everything before it
+        )  # (B, H, T, D)  # fmt: skip
+        x = x.transpose(1, 2).reshape(B, T, C)
+        return self.residual_dropout(self.c_proj(x))
+
+
+class MLP(nn.Module):
+    """Two linear layers with the tanh form of GELU between them, as in GPT-2."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.residual_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, 4C)
+        return self.residual_dropout(self.c_proj(x))  # (B, T, C)
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each on the normalised stream, each added back to it (pre-norm)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
+        self.attn = Attention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), mask, cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """Token ids in, logits over the next token out."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.wte = nn.Embedding(vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.context_length, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
+        # A tied head is the embedding matrix itself: there is no second tensor that could drift from it.
+        self.lm_head = None if config.tie_weights else nn.Linear(config.n_embd, vocab_size, bias=False)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """N(0, 0.02), biases 0, and N(0, 0.02 / sqrt(2 n_layer)) for the 2 n_layer projections into the stream.
+
+        The stream is a sum of those projections; scaled so, its variance does not grow with depth (GPT-2, section
+        2.3). The loss of a model in this state is ln V.
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() == 2:  # all but the weights of the norms, which stay 1
+                into_stream = name.endswith("c_proj.weight")
+                parameter.normal_(0.0, INIT_STD / math.sqrt(2 * self.config.n_layer) if into_stream else INIT_STD)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """(B, T) ids -> (B, T, V) logits. Arguments as in `hidden`."""
+        return self.logits(self.hidden(tokens, positions, documents, cache))
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """(B, T) ids -> (B, T, C), the normalised stream that the head reads.
+
+        positions: (B, T) place of each token in its document; default: in its row, after what the cache holds.
+        documents: (B, T) number of the document that each token belongs to, for rows that hold several; tokens see
+        only their own. Raises ValueError when the row and the cache together exceed the context length.
+        """
+        T = tokens.shape[1]
+        past = 0 if cache is None else cache.length
+        if past + T > self.config.context_length:
+            raise ValueError(f"{past + T} tokens exceed the context length {self.config.context_length}")
+        if positions is None:
+            positions = torch.arange(past, past + T, device=tokens.device)  # (T,)
+        mask = None
+        if documents is not None:
+            mask = same_document(documents)  # (B, 1, T, T)
+        elif past > 0 and T > 1:
+            mask = torch.ones(T, past + T, dtype=torch.bool, device=tokens.device).tril(past)  # (T, S)
+        x = self.drop(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
+        for block in self.h:
+            x = block(x, mask, cache)
+        return self.ln_f(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (..., V)"""
+        return F.linear(hidden, self.wte.weight if self.lm_head is None else self.lm_head.weight)
+
+    def n_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def same_document(documents: Tensor) -> Tensor:
+    """(B, T) document numbers -> (B, 1, T, T) mask, true where a token may look: its own document, not the future."""
+    T = documents.shape[1]
+    same = documents[:, :, None] == documents[:, None, :]  # (B, T, T)
+    causal = torch.ones(T, T, dtype=torch.bool, device=documents.device).tril()
+    return (same & causal)[:, None]

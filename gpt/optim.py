@@ -1,0 +1,129 @@
+"""Optimizers, the groups that weight decay applies to, and the learning rate as a function of the step."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from gpt.errors import UserError
+from gpt.schema import AdamWConfig, MuonConfig, OptimizerConfig, ScheduleConfig, SGDConfig
+
+Groups = list[dict[str, Any]]
+
+
+def decay_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> Groups:
+    """Two groups: matrices and embeddings, which are decayed, and biases and norms, which are not."""
+    trained = [parameter for _, parameter in parameters if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_adamw(model: nn.Module, cfg: AdamWConfig) -> torch.optim.Optimizer:
+    groups = decay_groups(model.named_parameters(), cfg.weight_decay)
+    return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
+
+
+def build_sgd(model: nn.Module, cfg: SGDConfig) -> torch.optim.Optimizer:
+    return torch.optim.SGD(decay_groups(model.named_parameters(), cfg.weight_decay), lr=cfg.lr, momentum=cfg.momentum)
+
+
+class MuonWithAdamW:
+    """Muon for the matrices inside the blocks, AdamW for everything else, under the interface of one optimizer."""
+
+    def __init__(self, model: nn.Module, cfg: MuonConfig) -> None:
+        named = list(model.named_parameters())
+        matrices = [(name, p) for name, p in named if name.startswith("h.") and p.dim() == 2]
+        others = [(name, p) for name, p in named if not (name.startswith("h.") and p.dim() == 2)]
+        self.parts = {
+            "muon": torch.optim.Muon(
+                [p for _, p in matrices if p.requires_grad],
+                lr=cfg.lr, weight_decay=cfg.weight_decay, momentum=cfg.momentum,
+            ),
+            "adamw": torch.optim.AdamW(
+                decay_groups(others, cfg.weight_decay),
+                lr=cfg.adamw_lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True,
+            ),
+        }  # fmt: skip
+
+    @property
+    def param_groups(self) -> Groups:
+        return [group for part in self.parts.values() for group in part.param_groups]
+
+    def step(self) -> None:
+        for part in self.parts.values():
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts.values():
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+
+
+Optimizer = torch.optim.Optimizer | MuonWithAdamW
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, Any], Optimizer]] = {
+    "adamw": build_adamw,
+    "muon": MuonWithAdamW,
+    "sgd": build_sgd,
+}
+
+
+def build(model: nn.Module, cfg: OptimizerConfig) -> Optimizer:
+    """The optimizer that `cfg` names. Each group remembers its learning rate in "peak_lr", for `set_lr`."""
+    optimizer = OPTIMIZERS[cfg.name](model, cfg)
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+    return optimizer
+
+
+def set_lr(optimizer: Optimizer, factor: float) -> None:
+    """Sets the learning rate of each group to `factor` times its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["peak_lr"]
+
+
+def in_steps(length: float, total_steps: int) -> int:
+    """A length given as a fraction of the run (below 1) or in steps (from 1 on), in steps."""
+    return round(length * total_steps) if length < 1 else int(length)
+
+
+def check_schedule(cfg: ScheduleConfig, total_steps: int) -> None:
+    """Raises UserError when warm-up or decay is longer than the run."""
+    for key, length in (("warmup", cfg.warmup), ("decay", cfg.decay)):
+        if in_steps(length, total_steps) > total_steps:
+            raise UserError(f"schedule.{key}={length:g} is longer than the run of {total_steps} steps")
+
+
+def lr_factor(cfg: ScheduleConfig, step: int, total_steps: int) -> float:
+    """The learning rate of step `step` (from 0), as a fraction of the peak.
+
+    Warm-up is linear and reaches 1 at its last step. Then, with x from 0 to 1 over the decaying part:
+    cosine (Loshchilov and Hutter, 2017): final + (1 - final) (1 + cos(pi x)) / 2; linear: 1 - (1 - final) x;
+    wsd (Hu et al., 2024): 1, then linear over the last `decay`; constant: 1.
+    """
+    warmup = in_steps(cfg.warmup, total_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    start = total_steps - in_steps(cfg.decay, total_steps) if cfg.name == "wsd" else warmup
+    start = max(start, warmup)
+    x = max(0.0, (step - start) / max(1, total_steps - start))
+    return CURVES[cfg.name](x, cfg.final)
+
+
+CURVES: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda x, final: 1.0,
+    "cosine": lambda x, final: final + (1 - final) * (1 + math.cos(math.pi * x)) / 2,
+    "linear": lambda x, final: 1 - (1 - final) * x,
+    "wsd": lambda x, final: 1 - (1 - final) * x,
+}

@@ -1,0 +1,36 @@
+"""The instruction templates. One function serves training, evaluation and generation."""
+
+from dataclasses import dataclass
+
+ALPACA_HEADER = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+)
+ALPACA_HEADER_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request."
+)
+
+
+@dataclass(frozen=True)
+class Template:
+    """The fixed text around an instruction and an optional input, as Stanford Alpaca introduced it."""
+
+    header: str
+    header_with_input: str
+    instruction: str = "\n\n### Instruction:\n"
+    input: str = "\n\n### Input:\n"
+    response: str = "\n\n### Response:\n"
+
+
+TEMPLATES = {
+    "alpaca": Template(header=ALPACA_HEADER, header_with_input=ALPACA_HEADER),
+    "alpaca_stanford": Template(header=ALPACA_HEADER, header_with_input=ALPACA_HEADER_WITH_INPUT),
+    "plain": Template(header="", header_with_input="", instruction="", input="\n", response="\n"),
+}
+
+
+def format_prompt(template: str, instruction: str, input: str = "") -> str:
+    """Everything up to the point where the response begins; the input block appears only if `input` is not empty."""
+    t = TEMPLATES[template]
+    header = t.header_with_input if input else t.header
+    return header + t.instruction + instruction + (t.input + input if input else "") + t.response

@@ -1,0 +1,227 @@
+"""From logits to text: which token comes next, how a text goes on, and the cache that makes it quick.
+
+Letters in shape comments are those of gpt/model.py: B rows, T tokens, V vocabulary, H heads, D width of a head.
+
+Same seed, same text: a sample depends on the model, the prompt, the settings, the seed and its own number, and not on
+how many samples or prompts there are. To keep that exact, samples are computed one after the other. As rows of one
+batch they would be two to three times as fast, but matrix products round differently for other batch sizes (measured:
+logits differ by up to 3e-6 between 1 and 8 rows), and now and then a token would change.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gpt.errors import NUMERICAL, UserError
+from gpt.model import GPT
+from gpt.prompts import format_prompt
+from gpt.schema import ModelConfig, SampleConfig
+
+log = logging.getLogger(__name__)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """(..., V) logits with all but the k largest set to -inf. Equals of the k-th largest stay (Fan et al., 2018)."""
+    kth_largest = logits.topk(min(k, logits.shape[-1])).values[..., -1:]  # (..., 1)
+    return logits.masked_fill(logits < kth_largest, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """(..., V) logits with all but the nucleus set to -inf: the fewest tokens whose probability reaches p, at least
+    one; of equal ones the lower ids (Holtzman et al., 2020)."""
+    if p >= 1:
+        return logits  # what rounding leaves of the sum must not cut the tail
+    ordered, ids = logits.double().softmax(-1).sort(descending=True, stable=True)  # (..., V)
+    cut = ordered.cumsum(-1) - ordered >= p  # the tokens before this one have reached p already
+    cut[..., 0] = False
+    return logits.masked_fill(torch.zeros_like(cut).scatter(-1, ids, cut), -torch.inf)
+
+
+def probabilities(logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """(..., V) logits -> (..., V) float64 probabilities of the next token: top-k, then temperature, then top-p.
+
+    Temperature 0 is its limit, all on the largest logit; on the lowest id if there are several.
+    """
+    logits = logits.double()
+    if temperature == 0:
+        return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+    if top_k is not None:
+        logits = keep_top_k(logits, top_k)
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # at most 0: no temperature can overflow it
+    if top_p is not None:
+        logits = keep_top_p(logits, top_p)
+    return logits.softmax(-1)
+
+
+def draw(probabilities: Tensor, generator: torch.Generator) -> int:
+    """A token id, drawn from (V,) probabilities by inverting their cumulative sum at one uniform number."""
+    cumulative = probabilities.cumsum(0)  # (V,)
+    uniform = torch.rand((), generator=generator, dtype=torch.float64) * cumulative[-1]
+    return int(torch.searchsorted(cumulative, uniform, right=True))  # right: never a token of probability 0
+
+
+def sample_generator(seed: int, sample: int) -> torch.Generator:
+    """The random numbers of one sample. Seed 0's sample 1 shares nothing with seed 1's sample 0."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, sample]).generate_state(1)[0]))
+
+
+class KVCache:
+    """The keys and values of all tokens seen so far: gpt.model.Cache. Setting `length` back forgets the later ones."""
+
+    def __init__(self, config: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype) -> None:
+        shape = (config.n_layer, rows, config.n_head, config.context_length, config.n_embd // config.n_head)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)  # (n_layer, B, H, context_length, D)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0  # tokens held; moved on by whoever ran the model, once all layers have written theirs
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        end = self.length + keys.shape[2]
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]  # each (B, H, S, D)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """No dropout and nothing compiled inside; afterwards every submodule is in the mode it was in, whatever happened.
+
+    Blocks compiled for training would be compiled again for the shapes of sampling, which takes half a minute.
+    """
+    is_loaded = "torch._dynamo" in sys.modules  # if not, nothing is compiled, and loading it would take a second
+    eager = torch.compiler.set_stance("force_eager") if is_loaded else nullcontext()
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with eager:
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def next_logits(model: GPT, ids: list[int], cache: KVCache | None) -> Tensor:
+    """(V,) logits of the token after `ids`, float32 on the CPU, where all devices draw alike.
+
+    Runs the model on the tokens that the cache does not hold. Of more tokens than the context the model sees the last
+    ones; that moves each to another position, so the cache is of no use then.
+    """
+    context_length = model.config.context_length
+    if cache is None or len(ids) > context_length:
+        cache, unseen = None, ids[-context_length:]
+    else:
+        unseen = ids[cache.length :]
+    hidden = model.hidden(torch.tensor([unseen], device=model.wte.weight.device), cache=cache)  # (1, T, C)
+    if cache is not None:
+        cache.length = len(ids)
+    logits = model.logits(hidden[0, -1:])[0].float().cpu()  # (V,)
+    if not logits.isfinite().all():
+        raise UserError("the model's logits are not finite", remedy="use an earlier checkpoint", code=NUMERICAL)
+    return logits
+
+
+def fit_prompt(prompt_ids: list[int], context_length: int, max_new_tokens: int) -> list[int]:
+    """The end of a prompt that leaves room in the context for the new tokens, but never less than half of it."""
+    return prompt_ids[-max(context_length - max_new_tokens, context_length // 2, 1) :]
+
+
+def generate(
+    model: GPT,
+    prompt_ids: list[int],
+    *,
+    max_new_tokens: int,
+    eos: int | None,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    num_samples: int,
+    seed: int,
+    use_cache: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[list[int]]:
+    """The new ids of each sample, without the prompt and without `eos`, which ends a sample.
+
+    A prompt longer than the context keeps its end, with a warning. `stop` is asked before every token; once it says
+    true, what there is so far is returned. Raises UserError for an empty prompt or max_new_tokens below 1.
+    """
+    context_length = model.config.context_length
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+    if not prompt_ids:
+        raise UserError("the prompt is empty", remedy="give at least one token to go on from")
+    if len(prompt_ids) > context_length:
+        kept = fit_prompt(prompt_ids, context_length, max_new_tokens)
+        log.warning(
+            "the prompt has %d tokens, the context %d: only its last %d are used",
+            len(prompt_ids), context_length, len(kept),
+        )  # fmt: skip
+        prompt_ids = kept
+    samples: list[list[int]] = [[] for _ in range(num_samples)]
+    with eval_mode(model), torch.inference_mode():
+        weight = model.wte.weight
+        cache = KVCache(model.config, 1, weight.device, weight.dtype) if use_cache else None
+        after_prompt = next_logits(model, prompt_ids, cache)
+        for number, new in enumerate(samples):
+            generator = sample_generator(seed, number)
+            logits = after_prompt
+            if cache is not None:
+                cache.length = len(prompt_ids)  # all samples share the prompt's keys and values
+            while not stop():
+                token = draw(probabilities(logits, temperature, top_k, top_p), generator)
+                if token == eos:
+                    break
+                new.append(token)
+                if len(new) == max_new_tokens:
+                    break
+                logits = next_logits(model, prompt_ids + new, cache)
+    return samples
+
+
+def preview(
+    model: GPT,
+    tokenizer: Any,
+    prompts: list[str],
+    template: str | None,
+    sample: SampleConfig,
+    seed: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[dict[str, str]]:
+    """One {"prompt", "text"} per prompt, to watch a model learn. A template of None takes the prompt as it is; a prompt
+    that would leave no room for its answer loses its beginning. `stop` as in `generate`."""
+    previews = []
+    for prompt in prompts:
+        ids = tokenizer.encode(prompt if template is None else format_prompt(template, prompt))
+        [new] = generate(
+            model, fit_prompt(ids, model.config.context_length, sample.max_new_tokens),
+            max_new_tokens=sample.max_new_tokens, eos=tokenizer.eos, temperature=sample.temperature,
+            top_k=sample.top_k, top_p=sample.top_p, num_samples=1, seed=seed, stop=stop,
+        )  # fmt: skip
+        previews.append({"prompt": prompt, "text": tokenizer.decode(new)})
+    return previews
+
+
+def text_to_token_ids(text: str, tokenizer: Any) -> Tensor:
+    """Text -> (1, T) ids, with a tokenizer of gpt/tokenizer.py or an encoding of tiktoken. Text that looks like a
+    control token is text."""
+    encode = getattr(tokenizer, "encode_ordinary", tokenizer.encode)  # tiktoken's encode raises for such text
+    return torch.tensor([encode(text)], dtype=torch.long)
+
+
+def token_ids_to_text(ids: Tensor, tokenizer: Any) -> str:
+    """(1, T) or (T,) ids -> text."""
+    return tokenizer.decode(ids.flatten().tolist())
+
+
+def generate_text_simple(model: nn.Module, idx: Tensor, max_new_tokens: int, context_size: int) -> Tensor:
+    """(B, T) ids -> (B, T + max_new_tokens): each row with its likeliest continuation. For any module that maps (B, T)
+    ids to (B, T, V) logits; it sees the last context_size tokens."""
+    with eval_mode(model), torch.no_grad():  # not inference_mode: what is returned may be trained on
+        for _ in range(max_new_tokens):
+            logits = model(idx[:, -context_size:])[:, -1]  # (B, V)
+            idx = torch.cat([idx, logits.argmax(-1, keepdim=True)], dim=1)
+    return idx

@@ -1,0 +1,228 @@
+"""The type and the allowed range of every configuration value. Values themselves live in conf/ only.
+
+Nothing here imports torch, so that a wrong value is reported before the two seconds that torch takes to load. The
+modules import their section from here; gpt/config.py turns a composed Hydra config into one of the three scripts'
+dataclasses at the bottom.
+"""
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, Strict
+from pydantic.dataclasses import dataclass
+
+# extra: a misspelt key is an error. frozen: nobody changes it later.
+section = dataclass(config=ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False))
+
+# Strict: "3" is not a number and true is not 1. But 1e6 is how people write a million tokens, and that is a float.
+_Int = Annotated[int, BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v), Strict()]
+_Float = Annotated[float, Strict()]
+Flag = Annotated[bool, Strict()]
+Count = Annotated[_Int, Field(ge=1)]
+Seed = Annotated[_Int, Field(ge=0, lt=2**63)]  # where torch.Generator ends
+Positive = Annotated[_Float, Field(gt=0)]
+NonNegative = Annotated[_Float, Field(ge=0)]
+Fraction = Annotated[_Float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[_Float, Field(gt=0, le=1)]
+BelowOne = Annotated[_Float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+TemplateName = Literal["alpaca", "alpaca_stanford", "plain"]
+DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+
+
+@section
+class ModelConfig:
+    """The shape of a GPT. Parameters: V d + T d + L (12 d^2 + 13 d) + 2 d with a tied head (V vocabulary, d n_embd)."""
+
+    name: Text
+    n_layer: Count
+    n_head: Count
+    n_embd: Count
+    context_length: Count
+    dropout: BelowOne
+    tie_weights: Flag
+
+
+@section
+class CardConfig:
+    """What the data card says about where the data comes from."""
+
+    title: Text
+    description: Text
+    license: Text
+    citation: Text
+
+
+@section
+class DataConfig:
+    """Where raw data is, how it becomes token files (upper part), and how these become batches (lower part)."""
+
+    name: Text
+    kind: Literal["qa", "helpsteer", "alpaca", "text"]
+    path: Text | None
+    hub: Text | None
+    columns: dict[str, str | None]
+    prepared_dir: Text
+    tokenizer: Literal["gpt2", "bytes"]
+    template: TemplateName
+    max_tokens: Count | None
+    split: Literal["grouped", "random", "sequential"]
+    val_fraction: BelowOne
+    test_fraction: BelowOne
+    split_seed: Seed
+    on_bad_row: Literal["error", "skip"]
+    card: CardConfig
+
+    mask: Literal["response", "all"]
+    batching: Literal["packed", "bucketed", "padded"]
+    overflow: Literal["split", "truncate", "drop"]
+    prompts: list[Text]
+
+
+@section
+class AdamWConfig:
+    """Decoupled weight decay (Loshchilov and Hutter, 2019)."""
+
+    name: Literal["adamw"]
+    lr: Positive
+    weight_decay: NonNegative
+    beta1: BelowOne
+    beta2: BelowOne
+    eps: Positive
+
+
+@section
+class MuonConfig:
+    """Muon for the matrices inside the blocks, AdamW (lr, betas, eps) for embeddings, head, norms and biases."""
+
+    name: Literal["muon"]
+    lr: Positive
+    weight_decay: NonNegative
+    momentum: BelowOne
+    adamw_lr: Positive
+    beta1: BelowOne
+    beta2: BelowOne
+    eps: Positive
+
+
+@section
+class SGDConfig:
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"]
+    lr: Positive
+    weight_decay: NonNegative
+    momentum: BelowOne
+
+
+OptimizerConfig = Annotated[AdamWConfig | MuonConfig | SGDConfig, Field(discriminator="name")]
+
+
+@section
+class ScheduleConfig:
+    """Learning rate over the run: warm-up, then a curve down to final * optimizer.lr. See gpt/optim.py."""
+
+    name: Literal["constant", "cosine", "linear", "wsd"]
+    warmup: NonNegative
+    decay: NonNegative
+    final: Fraction
+
+
+@section
+class TrainSection:
+    """Budget, batch size and rhythm of a run. All intervals are in optimizer steps."""
+
+    max_steps: Count | None
+    max_epochs: Count | None
+    max_tokens: Count | None
+    tokens_per_step: Count
+    micro_batch: Count
+    grad_clip: Positive | None
+    eval_every: Count
+    eval_tokens: Count
+    log_every: Count
+    sample_every: Count | None
+    save_every: Count
+    keep_checkpoints: Count
+    patience: Count | None
+    one_batch: Flag
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    compile: Flag
+
+
+@section
+class SampleConfig:
+    """How text is drawn from the model while it trains."""
+
+    max_new_tokens: Count
+    temperature: NonNegative
+    top_k: Count | None
+    top_p: PositiveFraction | None
+
+
+@section
+class WandbConfig:
+    """The mirror of the run in Weights & Biases."""
+
+    mode: Literal["auto", "online", "offline", "disabled"]
+    project: Text
+    entity: Text | None
+    group: Text | None
+    tags: list[Text]
+    log_model: Literal["none", "best", "last", "all"]
+
+
+@section
+class SweepConfig:
+    """The sweep that a run belongs to, None outside one; names the folder under outputs/sweeps and the W&B group."""
+
+    name: Text | None
+
+
+@section
+class TrainConfig:
+    """Everything that `train.py` reads."""
+
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    train: TrainSection
+    sample: SampleConfig
+    wandb: WandbConfig
+    sweep: SweepConfig
+    seed: Seed
+    device: DeviceName
+    out_dir: Text
+    resume: Literal["auto", "never"]
+    overrides: list[str]
+
+
+@section
+class GenerateConfig:
+    """Everything that `generate.py` reads."""
+
+    checkpoint: Text
+    prompt: str | None
+    input: str
+    prompts: Text | None
+    template: TemplateName | None
+    max_new_tokens: Count
+    temperature: NonNegative
+    top_k: Count | None
+    top_p: PositiveFraction | None
+    num_samples: Count
+    seed: Seed
+    device: DeviceName
+
+
+@section
+class PrepareConfig:
+    """Everything that `prepare_data.py` reads."""
+
+    data: DataConfig
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain dicts, lists, str, int, float, bool and None, for YAML, W&B and checkpoints."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,171 @@
+"""Where raw data is: in files, or on the Hugging Face hub."""
+
+import contextlib
+import glob
+import hashlib
+import http.client
+import logging
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpt.errors import ENVIRONMENT, UserError
+from gpt.readers import Row
+from gpt.schema import DataConfig
+
+log = logging.getLogger(__name__)
+
+HUB_TIMEOUT = 5  # seconds; whoever has no network should know soon
+HUB_SPLITS = {"validation": "val", "val": "val", "test": "test"}  # the publisher's name -> ours
+
+
+@dataclass(frozen=True)
+class Source:
+    """Raw files, in order, or a data set of the hub. `wanted` is where a file would have been taken from."""
+
+    files: list[Path] = field(default_factory=list)
+    base: Path = Path()  # names of files are relative to it
+    hub: str | None = None
+    wanted: Path | None = None
+
+    def label(self) -> str:
+        """What a log line calls it."""
+        if self.hub:
+            return f"the hub's {self.hub}"
+        return self.files[0].name if len(self.files) == 1 else f"{len(self.files)} files in {self.base.name}/"
+
+    def identity(self) -> list[dict[str, Any]]:
+        """Name, size and sha256 of every file: what makes it this data and no other."""
+        return [
+            {"file": path.relative_to(self.base).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in self.files
+        ]
+
+
+def sha256(path: Path) -> str:
+    with _reading(path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find(cfg: DataConfig, root: Path) -> Source:
+    """What is in files if there are any, else the hub. Raises UserError when there is neither."""
+    source = local(cfg, root)
+    if source:
+        return source
+    if cfg.path is None:
+        if cfg.hub is None:
+            raise UserError(f"data={cfg.name} needs a file", remedy="data.path=<file> says which one")
+        return Source(hub=cfg.hub)
+    wanted = path_of(cfg, root)
+    missing = f"no text file at {wanted}" if cfg.kind == "text" else f"{wanted} does not exist"
+    if cfg.hub is None:
+        raise UserError(missing, "data.path")
+    log.warning(f"{missing}; trying the hub: {cfg.hub}")
+    return Source(hub=cfg.hub, wanted=wanted)
+
+
+def local(cfg: DataConfig, root: Path) -> Source | None:
+    """The files that data.path names, relative to `root`; None when nothing is there."""
+    if cfg.path is None:
+        return None
+    path = path_of(cfg, root)
+    with _reading(path):
+        return _texts(path) if cfg.kind == "text" else _table(path)
+
+
+def path_of(cfg: DataConfig, root: Path) -> Path:
+    return root / Path(cfg.path or "").expanduser()
+
+
+def _table(path: Path) -> Source | None:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder", "data.path", "a file is needed")
+    if not path.exists():
+        return None
+    if not path.is_file():
+        raise UserError(f"{path} is not an ordinary file", "data.path", "an ordinary file is needed")
+    return Source([path], path.parent)
+
+
+def _texts(path: Path) -> Source | None:
+    """One file, every .txt in a folder and below, or what a pattern such as books/*.txt finds."""
+    if path.exists() and not path.is_dir():
+        return _table(path)
+    if not path.is_dir() and not glob.has_magic(str(path)):
+        return None
+    found = path.rglob("*.txt") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
+    files = sorted(file for file in found if file.is_file())
+    return Source(files, Path(os.path.commonpath([file.parent for file in files]))) if files else None
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(
+            f"cannot read {path}", getattr(error, "strerror", None) or str(error), code=ENVIRONMENT
+        ) from error
+
+
+def hub_rows(source: Source) -> tuple[str | None, Iterator[Row]]:
+    """The revision and the rows of a data set of the hub. Raises UserError (5) when it cannot be had."""
+    name = source.hub or ""
+    is_local = Path(name).is_dir()  # a copy of the data set's repository
+    reason = None if is_local else _why_unreachable()
+    try:
+        dataset = _load(name, offline=reason is not None)  # a copy in the cache will do
+    except Exception as error:  # any library below `datasets` may raise whatever it likes
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        by_hand = f"put the file at {source.wanted} (data.path)" if source.wanted else "data.path=<file> takes a file"
+        raise UserError(
+            f"the hub's data set {name} cannot be had: {reason or ' '.join([type(error).__name__, *lines[:1]])}",
+            remedy=f"{by_hand}, and data=sample needs nothing",
+            code=ENVIRONMENT,
+        ) from None
+    return _revision(dataset), _rows(name, dataset)
+
+
+def _why_unreachable() -> str | None:
+    """Why the hub does not answer, None when it does. Proxies of the environment are used."""
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_TIMEOUT).close()
+    except urllib.error.HTTPError:
+        return None  # an answer
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return f"{endpoint}: {getattr(error, 'reason', error)}"
+    return None
+
+
+def _load(name: str, offline: bool) -> Any:
+    import datasets  # 1.7 s
+    import huggingface_hub
+
+    if offline:  # else the library tries six times, which takes 23 s
+        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    return datasets.load_dataset(name)
+
+
+def _revision(dataset: Any) -> str | None:
+    """The commit that the rows come from, as far as the library tells."""
+    urls = " ".join(str(url) for part in dataset.values() for url in part.info.download_checksums or {})
+    found = re.search(r"@([0-9a-f]{40})/", urls)
+    return found[1] if found else None
+
+
+def _rows(name: str, dataset: Any) -> Iterator[Row]:
+    for split, part in dataset.items():
+        line = 0
+        for batch in part.iter(batch_size=1000):
+            for cells in zip(*batch.values(), strict=True):
+                line += 1
+                yield Row(f"{name}/{split}", line, dict(zip(batch, cells, strict=True)), HUB_SPLITS.get(split))

@@ -1,0 +1,66 @@
+"""What several test modules need: small configurations, and a split of made-up documents."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gpt.data import Split
+from gpt.schema import AdamWConfig, DataConfig, ModelConfig, ScheduleConfig, TrainSection
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL_MEDQUAD = ROOT.parent / "shared" / "data" / "medquad.csv"
+THE_VERDICT = ROOT.parent / "shared" / "data" / "the-verdict.txt"
+
+os.environ["WANDB_MODE"] = "offline"  # no test talks to a server, whatever the machine is logged in to
+
+
+def model_config(**changes) -> ModelConfig:
+    return ModelConfig(**{
+        "name": "test", "n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 16, "dropout": 0.0,
+        "tie_weights": True, **changes,
+    })  # fmt: skip
+
+
+def data_config(**changes) -> DataConfig:
+    return DataConfig(**{
+        "name": "test", "kind": "qa", "path": None, "hub": None, "columns": {}, "prepared_dir": "unused",
+        "tokenizer": "bytes", "template": "alpaca", "max_tokens": None, "split": "grouped", "val_fraction": 0.1,
+        "test_fraction": 0.1, "split_seed": 0, "on_bad_row": "error",
+        "card": {"title": "t", "description": "d", "license": "l", "citation": "c"},
+        "mask": "response", "batching": "packed", "overflow": "split", "prompts": [], **changes,
+    })  # fmt: skip
+
+
+def train_section(**changes) -> TrainSection:
+    return TrainSection(**{
+        "max_steps": 10, "max_epochs": None, "max_tokens": None, "tokens_per_step": 64, "micro_batch": 2,
+        "grad_clip": 1.0, "eval_every": 5, "eval_tokens": 100, "log_every": 2, "sample_every": None, "save_every": 5,
+        "keep_checkpoints": 2, "patience": None, "one_batch": False, "dtype": "float32", "compile": False, **changes,
+    })  # fmt: skip
+
+
+def adamw_config(**changes) -> AdamWConfig:
+    return AdamWConfig(**{
+        "name": "adamw", "lr": 1e-3, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, **changes
+    })  # fmt: skip
+
+
+def schedule_config(**changes) -> ScheduleConfig:
+    return ScheduleConfig(**{"name": "cosine", "warmup": 0.1, "decay": 0.2, "final": 0.1, **changes})
+
+
+def made_split(lengths: list[int], prompt: int = 3, vocab_size: int = 50, seed: int = 0, name: str = "train") -> Split:
+    """Documents of the given lengths in tokens, each starting with a prompt of `prompt` tokens."""
+    rng = np.random.default_rng(seed)
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    documents = np.stack([starts, np.minimum(starts + prompt, ends), ends], axis=1).astype(np.int64)
+    return Split(rng.integers(1, vocab_size, ends[-1]).astype(np.uint16), documents, name)
+
+
+@pytest.fixture(autouse=True)
+def one_seed_for_each_test():
+    torch.manual_seed(0)

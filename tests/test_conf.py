@@ -1,0 +1,92 @@
+"""Every file under conf/ and experiments/ composes, is typed, and builds what it describes."""
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from test_config import composed
+
+from gpt import config, optim, schema
+from gpt.model import GPT
+from gpt.prompts import TEMPLATES
+from gpt.schema import as_dict
+
+CONF = ROOT / "conf"
+
+
+def choices(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def loaded(*overrides):
+    cfg = composed(*overrides)
+    assert config.find_problems(cfg, schema.TrainConfig) == []
+    return config.to_dataclass(cfg, schema.TrainConfig)
+
+
+def test_the_groups_hold_what_the_readme_promises():
+    assert set(choices("model")) == {"tiny", "mini", "small", "medium", "large", "xl"}
+    assert set(choices("data")) == {"sample", "medquad", "helpsteer", "alpaca", "text"}
+    assert set(choices("optimizer")) == optim.OPTIMIZERS.keys()
+    assert set(choices("schedule")) == optim.CURVES.keys()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [f"{group}={name}" for group in ("model", "data", "optimizer", "schedule", "debug") for name in choices(group)],
+)
+def test_each_choice_composes_and_is_typed(override):
+    group, name = override.split("=")
+    cfg = loaded(override)
+    if group != "debug":
+        assert getattr(cfg, group).name == name
+
+
+@pytest.mark.parametrize("name", choices("model"))
+def test_each_model_is_built(name):
+    with torch.device("meta"):
+        GPT(loaded(f"model={name}").model, 50257)
+
+
+@pytest.mark.parametrize("optimizer", choices("optimizer"))
+@pytest.mark.parametrize("schedule", choices("schedule"))
+def test_each_optimizer_goes_with_each_schedule(optimizer, schedule):
+    cfg = loaded(f"optimizer={optimizer}", f"schedule={schedule}", "model.n_layer=1", "model.n_embd=8")
+    built = optim.build(GPT(cfg.model, 20), cfg.optimizer)
+    optim.set_lr(built, optim.lr_factor(cfg.schedule, 50, 100))
+
+
+@pytest.mark.parametrize("name", choices("data"))
+def test_each_data_set_names_its_licence_and_its_prompts(name):
+    cfg = loaded(f"data={name}").data
+    assert cfg.card.license and cfg.prompts and cfg.template in TEMPLATES
+
+
+@pytest.mark.parametrize("script", ["generate", "prepare_data"])
+def test_the_other_scripts_configurations_are_typed(script):
+    overrides = ["checkpoint=x", "prompt=y"] if script == "generate" else []
+    assert config.find_problems(composed(*overrides, script=script), config.SCHEMAS[script]) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_experiment_changes_known_keys_and_sweeps_over_known_keys(path):
+    assert path.read_text().startswith("# @package _global_\n")  # anything above it makes Hydra ignore it silently
+    values = yaml.safe_load(path.read_text())
+    axes = values.pop("hydra")["sweeper"]["params"]
+    base = as_dict(loaded())
+    for section, changes in values.items():
+        assert changes.keys() <= base[section].keys()
+    first = [f"{key}={str(axis).split(',')[0]}" for key, axis in axes.items()]
+    last = [f"{key}={str(axis).split(',')[-1]}" for key, axis in axes.items()]
+    assert loaded(*first) != loaded(*last)
+    assert (path.parent / path.stem / "README.md").exists()  # the record of what was learned
+
+
+def test_the_tiny_model_is_the_default_on_the_sample_data():
+    cfg = loaded()
+    assert (cfg.model.name, cfg.data.name) == ("tiny", "sample")
+
+
+def test_mini_has_six_layers_384_wide_with_six_heads_and_a_context_of_256():
+    model = loaded("model=mini").model
+    assert (model.n_layer, model.n_embd, model.n_head, model.context_length) == (6, 384, 6, 256)

@@ -1,0 +1,331 @@
+"""Raw files become one complete directory, the same bytes each time, and nothing is prepared twice or half."""
+
+import csv
+import fcntl
+import json
+import logging
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import REAL_MEDQUAD, ROOT, THE_VERDICT, data_config
+
+from gpt import corpus, tokenizer
+from gpt.errors import UserError
+from gpt.prompts import format_prompt
+
+SAMPLE = {"name": "sample", "path": str(ROOT / "gpt" / "sample.csv"), "prepared_dir": "data/sample"}
+
+
+def sample(**changes):
+    return data_config(**{**SAMPLE, "max_tokens": 1024, "val_fraction": 0.1, "test_fraction": 0.05, **changes})
+
+
+def small_csv(path, n_topics=20):
+    rows = [f"What is topic {i} ?,It is number {i}.,src,topic {i}" for i in range(n_topics)]
+    path.write_text("\n".join(["question,answer,source,focus_area", *rows]) + "\n")
+    return data_config(name="small", path=path.name, prepared_dir="prepared")
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def problem(cfg, root, code):
+    with pytest.raises(UserError) as caught:
+        corpus.prepare(cfg, root)
+    assert caught.value.code == code
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def medquad(tmp_path_factory):
+    """The directory prepared from the real medquad.csv, as conf/data/medquad.yaml says."""
+    if not REAL_MEDQUAD.exists():
+        pytest.skip(f"{REAL_MEDQUAD} is not there")
+    root = tmp_path_factory.mktemp("medquad")
+    return corpus.prepare(real_config(), root)
+
+
+def real_config():
+    return data_config(
+        name="medquad", path=str(REAL_MEDQUAD), prepared_dir="medquad", tokenizer="gpt2", max_tokens=1024,
+        val_fraction=0.05, test_fraction=0.1,
+    )  # fmt: skip
+
+
+def test_the_ladder_on_the_real_medquad(medquad):
+    meta = corpus.read_meta(medquad)
+    assert meta["ladder"] == [
+        ["rows", 16_412], ["with an answer", 16_407], ["without exact duplicates", 16_359],
+        ["at most 1,024 tokens", 15_941],
+    ]  # fmt: skip
+    assert meta["tokens_before_length_filter"] == 5_070_428
+    assert meta["oddities"]["rows without a focus area"] == 14
+    assert meta["oddities"]["questions with several answers"] == 875
+    assert meta["oddities"]["times the most frequent answer occurs"] == 348
+    assert sum(split["documents"] for split in meta["splits"].values()) == 15_941
+
+
+def test_no_question_and_no_focus_area_of_the_real_medquad_is_in_two_splits(medquad):
+    """Judged from the files: the focus of a record is looked up in the raw CSV by its question and answer."""
+    with open(REAL_MEDQUAD, encoding="utf-8", newline="") as file:
+        focus_of = {
+            (" ".join(row["question"].split()), " ".join(row["answer"].split())): row["focus_area"].casefold().strip()
+            for row in csv.DictReader(file)
+        }
+    questions, focuses = {}, {}
+    for split in ("train", "val", "test"):
+        rows = read_lines(medquad / f"{split}.jsonl")
+        assert all(set(row) == {"instruction", "input", "output"} for row in rows)
+        questions[split] = {row["instruction"].casefold() for row in rows}
+        focuses[split] = {focus_of[row["instruction"], row["output"]] for row in rows} - {""}
+    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
+        assert not questions[a] & questions[b]
+        assert not focuses[a] & focuses[b]
+
+
+def test_the_splits_of_the_real_medquad_have_the_shares_and_sources_asked_for(medquad):
+    documents = {name: split["documents"] for name, split in corpus.read_meta(medquad)["splits"].items()}
+    assert documents["val"] / 15_941 == pytest.approx(0.05, abs=0.002)
+    assert documents["test"] / 15_941 == pytest.approx(0.1, abs=0.002)
+
+
+def test_token_files_hold_prompt_response_and_end_of_text_of_each_line(medquad):
+    gpt2 = tokenizer.load("gpt2")
+    ids = np.fromfile(medquad / "val.bin", dtype="<u2")
+    index = np.load(medquad / "val.index.npy")
+    rows = read_lines(medquad / "val.jsonl")
+    assert len(rows) == len(index) and index[-1, 2] == len(ids)
+    for row, (start, response, end) in list(zip(rows, index, strict=True))[:50]:
+        assert ids[start:response].tolist() == gpt2.encode(format_prompt("alpaca", row["instruction"]))
+        assert ids[response:end].tolist() == [*gpt2.encode(row["output"]), 50256]
+
+
+def test_the_whole_export_has_what_the_splits_have_and_what_was_too_long(medquad):
+    assert len(read_lines(medquad / "medquad_alpaca.jsonl")) == 16_359
+
+
+def test_the_same_input_and_seed_give_the_same_bytes_anywhere(tmp_path):
+    first, second = (corpus.prepare(sample(), tmp_path / name) for name in ("here", "there"))
+    assert contents(first) == contents(second)
+    other = corpus.prepare(sample(split_seed=1), tmp_path / "other")
+    assert contents(first)["val.bin"] != contents(other)["val.bin"]
+    assert contents(first)["sample_alpaca.jsonl"] == contents(other)["sample_alpaca.jsonl"]
+
+
+def test_the_sample_is_large_enough_and_in_medquads_schema(tmp_path):
+    with open(ROOT / "gpt" / "sample.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["question", "answer", "source", "focus_area"]
+    assert len(rows) >= 240 and len({row["focus_area"] for row in rows}) == 48
+    assert all(row["question"].endswith(" ?") and row["focus_area"] in row["question"] for row in rows)
+    meta = corpus.read_meta(corpus.prepare(sample(tokenizer="gpt2"), tmp_path))
+    assert meta["tokens_before_length_filter"] > 25_000
+    assert meta["ladder"][-1][1] == 288
+
+
+def test_a_prepared_directory_says_what_it_is(tmp_path):
+    directory = corpus.prepare(sample(), tmp_path)
+    meta = corpus.read_meta(directory)
+    assert meta["files"].keys() == {path.name for path in directory.iterdir()} - {"meta.json"}
+    assert {"README.md", "token_lengths.png", "sample_alpaca.jsonl", "train.bin", "val.index.npy"} < meta[
+        "files"
+    ].keys()
+    assert len(meta["fingerprint"]) == 64 and meta["n_vocab"] == 257
+    assert str(tmp_path) not in (directory / "meta.json").read_text() + (directory / "README.md").read_text()
+
+
+@pytest.fixture
+def lines(caplog):
+    caplog.set_level(logging.INFO, logger="gpt")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def test_what_is_prepared_is_used_and_batches_may_change(tmp_path, lines):
+    cfg = small_csv(tmp_path / "small.csv")
+    corpus.ensure(cfg, tmp_path)
+    assert lines() == ["preparing data=small from small.csv: no prepared data yet"]
+    for change in ({"mask": "all"}, {"batching": "padded"}, {"overflow": "drop"}, {"prompts": ["x"]}):
+        corpus.ensure(data_config(**{**vars(cfg), **change}), tmp_path)
+    assert len(lines()) == 1
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"max_tokens": 500}, "data.max_tokens changed from None to 500"),
+        ({"split": "random"}, "data.split changed from grouped to random"),
+        ({"split_seed": 3}, "data.split_seed changed from 0 to 3"),
+        ({"card": {"title": "t", "description": "d", "license": "other", "citation": "c"}}, "data.card changed"),
+    ],
+)
+def test_other_settings_prepare_anew(tmp_path, lines, change, reason):
+    cfg = small_csv(tmp_path / "small.csv")
+    corpus.ensure(cfg, tmp_path)
+    corpus.ensure(data_config(**{**vars(cfg), **change}), tmp_path)
+    assert lines()[1] == f"preparing data=small from small.csv: {reason}"
+
+
+def test_an_incomplete_file_a_missing_file_and_a_torn_meta_prepare_anew(tmp_path, lines):
+    cfg = small_csv(tmp_path / "small.csv")
+    directory = corpus.ensure(cfg, tmp_path)
+    whole = contents(directory)
+    os.truncate(directory / "train.bin", 10)
+    corpus.ensure(cfg, tmp_path)
+    (directory / "val.jsonl").unlink()
+    corpus.ensure(cfg, tmp_path)
+    os.truncate(directory / "meta.json", 100)
+    corpus.ensure(cfg, tmp_path)
+    assert [line.partition(": ")[2] for line in lines()[1:]] == [
+        "train.bin is incomplete", "val.jsonl is incomplete", "no prepared data yet",
+    ]  # fmt: skip
+    assert contents(directory) == whole
+
+
+def test_a_changed_source_prepares_anew_and_a_vanished_one_does_not(tmp_path, lines):
+    cfg = small_csv(tmp_path / "small.csv")
+    directory = corpus.ensure(cfg, tmp_path)
+    before = corpus.read_meta(directory)["fingerprint"]
+    small_csv(tmp_path / "small.csv", n_topics=21)
+    corpus.ensure(cfg, tmp_path)
+    assert lines()[1] == "preparing data=small from small.csv: small.csv changed"
+    assert corpus.read_meta(directory)["fingerprint"] != before
+    (tmp_path / "small.csv").unlink()
+    assert corpus.ensure(cfg, tmp_path) == directory
+    assert lines()[2].startswith(f"{tmp_path}/small.csv has gone; using the data prepared from it")
+
+
+def test_a_failed_preparation_leaves_what_was_there_and_no_rubbish(tmp_path):
+    cfg = small_csv(tmp_path / "small.csv")
+    directory = corpus.prepare(cfg, tmp_path)
+    before = contents(directory)
+    (tmp_path / "small.csv").write_text("question,answer\nq,a,b\n")
+    problem(cfg, tmp_path, 2)
+    assert contents(directory) == before
+    assert sorted(os.listdir(tmp_path)) == ["prepared", "prepared.lock", "small.csv"]
+
+
+def test_remains_of_a_killed_preparation_are_cleared_away(tmp_path):
+    cfg = small_csv(tmp_path / "small.csv")
+    (tmp_path / ".prepared.new").mkdir()
+    (tmp_path / ".prepared.new" / "train.bin").write_text("half")
+    corpus.prepare(cfg, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["prepared", "prepared.lock", "small.csv"]
+
+
+def test_a_second_start_waits_and_then_uses_what_the_first_prepared(tmp_path, lines):
+    cfg = small_csv(tmp_path / "small.csv")
+    with open(tmp_path / "prepared.lock", "w") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        second = threading.Thread(target=corpus.ensure, args=(cfg, tmp_path))
+        second.start()
+        time.sleep(0.2)
+        assert second.is_alive() and not (tmp_path / "prepared").exists()
+    second.join(10)
+    assert lines() == [
+        f"waiting for another process that prepares {tmp_path}/prepared",
+        "preparing data=small from small.csv: no prepared data yet",
+    ]
+
+
+def test_a_folder_with_anything_else_in_it_is_never_replaced(tmp_path):
+    cfg = small_csv(tmp_path / "small.csv")
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "thesis.txt").write_text("mine")
+    assert "not prepared data: thesis.txt (data.prepared_dir)" in problem(cfg, tmp_path, 2)
+    assert (tmp_path / "prepared" / "thesis.txt").read_text() == "mine"
+    (tmp_path / "plain").write_text("a file")
+    assert "is a file" in problem(data_config(**{**vars(cfg), "prepared_dir": "plain"}), tmp_path, 2)
+
+
+@pytest.mark.parametrize("place", ["small.csv/below/a/file", "/proc/prepared"])
+def test_a_place_that_cannot_be_written_is_an_error_of_the_environment(tmp_path, place):
+    cfg = small_csv(tmp_path / "small.csv")
+    assert "cannot write" in problem(data_config(**{**vars(cfg), "prepared_dir": place}), tmp_path, 5)
+
+
+def test_an_empty_split_is_an_error_with_the_counts(tmp_path):
+    cfg = small_csv(tmp_path / "small.csv", n_topics=3)
+    assert "a split is empty: train 3, val 0, test 0 documents (data.val_fraction" in problem(cfg, tmp_path, 2)
+
+
+def test_a_limit_below_every_record_is_an_error(tmp_path):
+    cfg = small_csv(tmp_path / "small.csv")
+    text = problem(data_config(**{**vars(cfg), "max_tokens": 10}), tmp_path, 2)
+    assert "all 20 records are longer than data.max_tokens 10" in text
+
+
+def test_bad_rows_that_are_left_out_are_counted_and_listed(tmp_path, lines):
+    cfg = small_csv(tmp_path / "small.csv")
+    with open(tmp_path / "small.csv", "a") as file:
+        file.write("q,a\n" * 12)
+    assert "small.csv:22: 2 fields, the header has 4" in problem(cfg, tmp_path, 2)
+    directory = corpus.prepare(data_config(**{**vars(cfg), "on_bad_row": "skip"}), tmp_path)
+    assert corpus.read_meta(directory)["ladder"][:2] == [["rows", 32], ["well-formed", 20]]
+    listed = (directory / "bad_rows.txt").read_text().splitlines()
+    assert len(listed) == 12 and listed[-1] == "small.csv:33: 2 fields, the header has 4"
+    shown = [line for line in lines() if line.startswith("small.csv:")]
+    assert shown == listed[:10]
+
+
+@pytest.mark.parametrize("split", ["random", "sequential"])
+def test_a_split_that_leaks_is_warned_of(tmp_path, caplog, split):
+    corpus.prepare(sample(split=split), tmp_path)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert f"data.split={split}: 0.0 % of the val questions occur in train" in warning
+    assert "of the test rows share their focus with train" in warning
+
+
+def test_helpsteer_from_json_lines_groups_prompts_and_describes_the_scores(tmp_path):
+    rows = [{"prompt": f"p{i // 4}\n", "response": f" r{i}", "helpfulness": i % 5, "coherence": 4} for i in range(80)]
+    (tmp_path / "h.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    directory = corpus.prepare(data_config(kind="helpsteer", path="h.jsonl", prepared_dir="out"), tmp_path)
+    prompts = [
+        {row["instruction"] for row in read_lines(directory / f"{name}.jsonl")} for name in ("train", "val", "test")
+    ]
+    assert [len(found) for found in prompts] == [16, 2, 2] and len(set.union(*prompts)) == 20
+    assert read_lines(directory / "test_alpaca.jsonl")[0] == {"instruction": "p0\n", "input": "", "output": " r0"}
+    assert corpus.read_meta(directory)["scores"]["helpfulness"]["mean"] == 2
+    assert "| helpfulness | 80 | 2 |" in (directory / "README.md").read_text()
+
+
+def test_alpaca_from_a_json_array_uses_the_template_with_input(tmp_path):
+    rows = [{"instruction": f"i{i}", "input": "x" if i % 2 else "", "output": "o"} for i in range(20)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    directory = corpus.prepare(data_config(kind="alpaca", path="a.json", prepared_dir="out"), tmp_path)
+    ids, index = np.fromfile(directory / "val.bin", dtype="<u2"), np.load(directory / "val.index.npy")
+    row = read_lines(directory / "val.jsonl")[0]
+    prompt = format_prompt("alpaca", row["instruction"], row["input"])
+    assert bytes(ids[: index[0, 1]].tolist()).decode() == prompt
+
+
+@pytest.mark.skipif(not THE_VERDICT.exists(), reason=f"{THE_VERDICT} is not there")
+def test_the_verdict_gives_4612_and_534_tokens(tmp_path):
+    cfg = data_config(kind="text", path=str(THE_VERDICT), prepared_dir="out", tokenizer="gpt2", test_fraction=0.0)
+    directory = corpus.prepare(cfg, tmp_path)
+    assert [np.load(directory / f"{name}.index.npy").tolist() for name in ("train", "val", "test")] == [
+        [[0, 0, 4612]], [[0, 0, 534]], [],
+    ]  # fmt: skip
+
+
+def test_several_texts_are_joined_by_the_end_of_text_and_cut_by_characters(tmp_path):
+    (tmp_path / "books").mkdir()
+    for name, text in (("a", "a" * 50), ("b", ""), ("c", "c" * 50)):
+        (tmp_path / "books" / f"{name}.txt").write_text(text)
+    cfg = data_config(kind="text", path="books", prepared_dir="out", val_fraction=0.2, test_fraction=0.1)
+    directory = corpus.prepare(cfg, tmp_path)
+    ids = [np.fromfile(directory / f"{name}.bin", dtype="<u2").tolist() for name in ("train", "val", "test")]
+    assert ids == [[97] * 50 + [256] + [99] * 20, [99] * 20, [99] * 10]
+
+
+def test_an_empty_text_is_an_error(tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    cfg = data_config(kind="text", path="a.txt", prepared_dir="out")
+    assert "a split is empty" in problem(cfg, tmp_path, 2)

@@ -1,0 +1,264 @@
+"""generate.py, in this process where an error or a text is looked at, as a command where the command line matters."""
+
+import logging
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, model_config
+
+import generate
+from gpt import checkpoint, config, tokenizer
+from gpt.checkpoint import Identity
+from gpt.errors import UserError
+from gpt.loop import Progress
+from gpt.model import GPT
+from gpt.schema import GenerateConfig
+
+BYTES = tokenizer.load("bytes")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+MODEL = model_config(context_length=64, tie_weights=False)
+QUESTION = 'What is (are) Asthma, the doctor\'s "a = b" ?'
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """For matrices this small a second thread only waits, for long when the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    torch.manual_seed(0)
+    return GPT(MODEL, BYTES.n_vocab)
+
+
+@pytest.fixture(scope="module")
+def run_dir(model, tmp_path_factory) -> Path:
+    """A run of two checkpoints, the first of which is the better one, with last_model.pt as of the second."""
+    run_dir = tmp_path_factory.mktemp("run")
+    identity = Identity(MODEL, BYTES.n_vocab, "bytes", "plain")
+    for step, is_best in [(3, True), (6, False)]:
+        progress = Progress(step=step, best=2.0, best_step=step if is_best else 3)
+        checkpoint.publish(run_dir, model, torch.optim.SGD(model.parameters()), progress, identity, {}, keep=2)
+    checkpoint.save_model(run_dir / "last_model.pt", model, identity, step=6)
+    return run_dir
+
+
+def settings(path: Path, **changes) -> GenerateConfig:
+    defaults = {"prompt": None, "input": "", "prompts": None, "template": None, "max_new_tokens": 8, "temperature": 1.0}
+    more = {"top_k": None, "top_p": None, "num_samples": 1, "seed": 0, "device": "cpu"}
+    return GenerateConfig(**{"checkpoint": str(path), **defaults, **more, **changes})
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """`python generate.py ...` from another directory."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "generate.py"), *arguments],
+        cwd="/", env=ENVIRONMENT | environment, capture_output=True, text=True, encoding="utf-8",
+    )  # fmt: skip
+
+
+def always(char: str, path: Path) -> Path:
+    """A model that has learned to say one character, for ever."""
+    model = GPT(MODEL, BYTES.n_vocab)
+    with torch.no_grad():
+        model.ln_f.weight.zero_()
+        model.ln_f.bias.fill_(1.0)
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[BYTES.encode(char)] = 100.0
+    checkpoint.save_model(path, model, Identity(MODEL, BYTES.n_vocab, "bytes", None), step=1)
+    return path
+
+
+class TestTheCommand:
+    def test_a_checkpoint_and_a_prompt_are_enough_from_any_directory_and_for_any_punctuation(self, run_dir):
+        done = run(f"checkpoint={run_dir}", f"prompt={QUESTION}", PYTHONIOENCODING="ascii", LC_ALL="C")
+        assert done.returncode == 0, done.stderr
+        heading, _, prompt, *text = done.stdout.split("\n")
+        assert heading.startswith(f"{run_dir}/checkpoints/step_00000003: step 3, template plain, temperature 0.8")
+        assert prompt == f"prompt: {QUESTION}"
+        assert "".join(text)
+        assert done.stderr.count("\n") == 1
+        assert "must not guide clinical decisions" in done.stderr
+
+    def test_a_reader_that_stops_reading_is_no_error(self, run_dir):
+        command = f"{sys.executable} {ROOT}/generate.py checkpoint={run_dir} prompt=Croup num_samples=9 | head -1"
+        done = subprocess.run(command, shell=True, cwd="/", env=ENVIRONMENT, capture_output=True, text=True)
+        assert done.stdout.count("\n") == 1
+        assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "line"),
+        [
+            (["prompt=hello", "top_q=1"], 2, "error: missing key checkpoint; unknown key top_q, did you mean top_p?"),
+            (["checkpoint=/nowhere", "prompt=hello"], 3, "error: no such file or directory (/nowhere)"),
+        ],
+    )
+    def test_an_error_is_one_line_with_its_exit_code(self, arguments, code, line):
+        done = run(*arguments)
+        assert done.returncode == code
+        assert done.stdout == ""
+        assert done.stderr.startswith(line)
+        assert done.stderr.count("\n") == 1
+
+    def test_help_explains_itself_without_loading_torch(self):
+        command = [sys.executable, "-X", "importtime", str(ROOT / "generate.py"), "--help"]
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True)
+        assert done.returncode == 0
+        assert "| torch" not in done.stderr
+        assert 'python generate.py checkpoint=outputs/runs/mine prompt="What are the symptoms' in done.stdout
+        assert "must not guide clinical decisions" in done.stdout
+        assert "max_new_tokens: " in done.stdout
+
+
+class TestText:
+    def test_samples_are_numbered_and_come_out_the_same_each_time(self, run_dir, capsys):
+        generate.generate(settings(run_dir, prompt="Croup", num_samples=2))
+        once = capsys.readouterr()
+        assert [line for line in once.out.split("\n") if "sample" in line] == ["sample 1 of 2:", "sample 2 of 2:"]
+        generate.generate(settings(run_dir, prompt="Croup", num_samples=2))
+        assert capsys.readouterr() == once
+
+    def test_every_prompt_of_a_file_gets_the_text_that_it_gets_alone(self, run_dir, tmp_path, capsys):
+        file = tmp_path / "prompts.txt"
+        file.write_text("Croup\r\n\nWhat is Asthma ?\n")
+        generate.generate(settings(run_dir, prompts=str(file)))
+        heading, together = capsys.readouterr().out.split("\n", 1)
+        alone = []
+        for prompt in ["Croup", "What is Asthma ?"]:
+            generate.generate(settings(run_dir, prompt=prompt))
+            alone.append(capsys.readouterr().out.removeprefix(heading + "\n"))
+        assert together == "".join(alone)
+
+    def test_records_bring_their_own_input_and_it_enters_the_template(self, run_dir, tmp_path, capsys):
+        file = tmp_path / "prompts.jsonl"
+        file.write_text('{"instruction": "Sort.", "input": "b, a"}\n{"instruction": "Croup", "output": "ignored"}\n')
+        generate.generate(settings(run_dir, prompts=str(file)))
+        from_file = capsys.readouterr().out
+        assert "prompt: Sort.\ninput: b, a\n" in from_file
+        generate.generate(settings(run_dir, prompt="Sort.\nb, a"))  # what the plain template makes of it
+        text = capsys.readouterr().out.split("\n")[3]
+        assert from_file.split("\n")[4] == text
+
+    def test_the_last_model_and_a_checkpoint_directory_work_like_a_run_directory(self, run_dir, capsys):
+        texts = []
+        for path in [run_dir, run_dir / "checkpoints" / "step_00000006", run_dir / "last_model.pt"]:
+            generate.generate(settings(path, prompt="Croup"))
+            texts.append(capsys.readouterr().out.split("\n")[2:])
+        assert texts[0] == texts[1] == texts[2]
+
+    def test_another_template_than_the_checkpoints_own_can_be_chosen(self, run_dir, capsys):
+        generate.generate(settings(run_dir / "last_model.pt", prompt="Croup", template="alpaca"))
+        assert "template alpaca" in capsys.readouterr().out
+
+    def test_control_characters_of_model_and_prompt_are_shown_not_sent_to_the_terminal(self, tmp_path, capsys):
+        generate.generate(settings(always("\x1b", tmp_path / "esc.pt"), prompt="a\x07b\u202e", max_new_tokens=2))
+        out = capsys.readouterr().out
+        assert out.endswith("prompt: a\\x07b\\u202e\n\\x1b\\x1b\n")
+
+    def test_line_ends_in_the_text_stay(self, tmp_path, capsys):
+        generate.generate(settings(always("\n", tmp_path / "lines.pt"), prompt="a", max_new_tokens=3))
+        assert capsys.readouterr().out.endswith("prompt: a\n\n\n\n\n")
+
+
+class TestErrors:
+    def fails(self, code: int, message: str, path: Path, **changes) -> None:
+        with pytest.raises(UserError, match=message) as error:
+            generate.generate(settings(path, **changes))
+        assert error.value.code == code
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("both_or_none", [{}, {"prompt": "a", "prompts": "b.txt"}])
+    def test_exactly_one_of_prompt_and_prompts(self, run_dir, both_or_none):
+        self.fails(2, "exactly one of prompt and prompts", run_dir, **both_or_none)
+
+    @pytest.mark.parametrize("prompt", ["", " \n"])
+    def test_an_empty_prompt(self, run_dir, prompt):
+        self.fails(2, "the prompt is empty", run_dir, prompt=prompt)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("empty.txt", b"\n \n", "the prompt is empty"),
+            ("latin.txt", b"Croup\nM\xe9ni\xe8re", "latin.txt:2: not UTF-8 at byte 7"),
+            ("broken.jsonl", b'{"instruction": "a"}\n{"instr', "broken.jsonl:2: invalid JSON"),
+            ("other.jsonl", b'{"question": "a"}\n', "other.jsonl:1: instruction"),
+            ("number.jsonl", b'{"instruction": "a", "input": 3}\n', "number.jsonl:1: instruction"),
+            ("surrogate.jsonl", b'{"instruction": "\\ud800"}\n', "surrogate.jsonl:1: .*lone surrogate"),
+            ("nothing.jsonl", b"", "is empty"),
+        ],
+    )
+    def test_a_file_of_prompts_that_cannot_be_used(self, run_dir, tmp_path, name, content, message):
+        (tmp_path / name).write_bytes(content)
+        self.fails(2, message, run_dir, prompts=str(tmp_path / name))
+
+    def test_a_file_of_prompts_that_is_not_there(self, run_dir, tmp_path):
+        self.fails(2, f"no such file .{tmp_path}/prompts.txt", run_dir, prompts=str(tmp_path / "prompts.txt"))
+
+    def test_an_input_for_a_model_of_plain_text(self, tmp_path):
+        self.fails(2, "an input needs a template", always("a", tmp_path / "a.pt"), prompt="Sort.", input="b, a")
+
+    def test_a_device_that_is_not_there(self, run_dir):
+        self.fails(5, "device=cuda:99 is not available", run_dir, prompt="a", device="cuda:99")
+
+    def test_a_path_where_nothing_is(self, tmp_path):
+        self.fails(3, "no such file or directory", tmp_path / "nothing", prompt="a")
+
+    def test_a_directory_and_a_file_that_are_no_checkpoints(self, tmp_path):
+        self.fails(3, "not a checkpoint", tmp_path, prompt="a")
+        (tmp_path / "notes.txt").write_text("not a model")
+        self.fails(3, "not a", tmp_path / "notes.txt", prompt="a")
+
+    def test_a_hostile_pickle_is_refused_and_not_executed(self, tmp_path):
+        class Hostile:
+            def __reduce__(self):
+                return (Path.touch, (tmp_path / "executed",))
+
+        (tmp_path / "hostile.pt").write_bytes(pickle.dumps(Hostile(), protocol=2))
+        torch.save({"format": 1, "model": Hostile(), "weights": {}}, tmp_path / "hostile_zip.pt")
+        for name in ["hostile.pt", "hostile_zip.pt"]:
+            self.fails(3, name, tmp_path / name, prompt="a")
+        assert not (tmp_path / "executed").exists()
+
+    def test_a_prompt_longer_than_the_context_is_a_warning_with_both_counts(self, run_dir, capsys, caplog, monkeypatch):
+        monkeypatch.setattr(logging.getLogger("gpt"), "propagate", True)  # console.setup() turns it off
+        generate.generate(settings(run_dir / "last_model.pt", prompt="x" * 100))
+        assert caplog.messages == ["the prompt has 101 tokens, the context 64: only its last 56 are used"]
+
+
+class TestFreeTextOnTheCommandLine:
+    @pytest.mark.parametrize(
+        "text",
+        ["What are the symptoms of Glaucoma?", "Hello, I am", "What's this?", "a=b", "a: b", "What is (are) Asthma ?",
+         "'tis", "5", "true", "[1, 2]", "{a: b}", "naïve 漢字!", '"quoted" word', "${seed}", r"a\${b", r"\\${b} \ '",
+         "two\nlines", " space ", "ends in \\", "'a' or 'b'", "", "~/x (1)/y,z"],
+        ids=ascii,
+    )  # fmt: skip
+    def test_what_is_typed_after_prompt_is_what_the_model_reads(self, text):
+        assert self.composed(f"prompt={text}") == text
+
+    @pytest.mark.parametrize("typed", ["'What, exactly?'", '"What, exactly?"'])
+    def test_quotes_of_hydra_are_still_understood(self, typed):
+        assert self.composed(f"prompt={typed}") == "What, exactly?"
+
+    def test_null_is_no_prompt(self):
+        assert self.composed("prompt=null") is None
+
+    def test_other_keys_keep_hydras_grammar(self):
+        assert config.quote_text("temperature=0,1", config.TEXT_KEYS["generate"]) == "temperature=0,1"
+
+    def composed(self, argument: str) -> str | None:
+        from hydra import compose, initialize_config_dir
+        from omegaconf import OmegaConf
+
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            quoted = config.quote_text(argument, config.TEXT_KEYS["generate"])
+            return OmegaConf.to_container(compose("generate", overrides=[quoted]), resolve=True)["prompt"]

@@ -1,0 +1,248 @@
+"""The training loop."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from conftest import adamw_config, data_config, made_split, model_config, schedule_config, train_section
+from torch.utils.data import DataLoader
+
+from gpt import optim, tokenizer
+from gpt.data import Batch, TrainBatches, collate, cut, eval_batches
+from gpt.errors import UserError
+from gpt.examples import GPTDatasetV1
+from gpt.loop import Progress, batch_loss, count_steps, evaluate, fit, train_model_simple, train_step
+from gpt.model import GPT
+
+CPU = torch.device("cpu")
+SPLIT = made_split([5, 9, 17, 4, 30, 12, 8, 8, 6, 21, 7, 11] * 3)
+VAL = made_split([7, 19, 12], seed=1, name="val")
+
+
+def run(model=None, progress=None, total_steps=10, optimizer_cfg=None, data=None, interrupt=None, **changes):
+    """A small run from start to end, or to step `interrupt`: (events, model, optimizer, progress)."""
+    train = train_section(**changes)
+    cfg = data_config(**(data or {}))
+    torch.manual_seed(0)
+    model = model or GPT(model_config(dropout=0.1), 50)
+    optimizer = optim.build(model, optimizer_cfg or adamw_config(lr=1e-2))
+    progress = progress or Progress()
+    batches = TrainBatches(SPLIT, cfg, 16, train, seed=3)
+    events = fit(
+        model, optimizer, batches, eval_batches(VAL, cfg, 16, train), train, schedule_config(), total_steps, progress,
+        seed=3, device=CPU,
+    )  # fmt: skip
+    if interrupt is not None:
+        events = itertools.takewhile(lambda _: progress.step < interrupt, events)
+    return list(events), model, optimizer, progress
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_one_batch_is_overfitted():
+    events, *_ = run(total_steps=150, one_batch=True, tokens_per_step=32, model=GPT(model_config(), 50))
+    assert events[-1].row["train/loss"] < 0.1
+
+
+def test_one_step_gives_these_values():
+    """A refactor does not change the loss. If this fails and the change was meant (another initialisation, another
+    order of batches, another torch), say why in the commit and put the new values here."""
+    events, *_ = run(total_steps=2, log_every=1)
+    assert [event.row["train/loss"] for event in events[1:]] == pytest.approx([3.90988, 3.92883], abs=1e-4)
+
+
+def test_micro_batches_of_any_size_give_the_gradient_of_one_batch():
+    """Losses are weighted by targets: rows here have between 1 and 13 of them."""
+    segments, _ = cut(SPLIT, 16, "response", "split")
+    rows = [[i] for i in range(8)]
+    gradients = []
+    for size in (8, 4, 2, 1):
+        torch.manual_seed(0)
+        model = GPT(model_config(), 50)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        before = weights(model)
+        batches = [collate(SPLIT.ids, segments, rows[i : i + size]) for i in range(0, 8, size)]
+        loss, _ = train_step(model, optimizer, batches, CPU)
+        gradients.append((loss, before - weights(model)))
+    for loss, gradient in gradients[1:]:
+        assert loss == pytest.approx(gradients[0][0], rel=1e-5)
+        assert torch.allclose(gradient, gradients[0][1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "knob", [{"eval_every": 1}, {"eval_tokens": 10}, {"log_every": 1}, {"save_every": 1}, {"sample_every": 1}]
+)
+def test_evaluating_logging_sampling_and_saving_change_no_weight(knob):
+    expected = weights(run()[1])
+    assert torch.equal(weights(run(**knob)[1]), expected)
+
+
+def test_random_numbers_drawn_between_steps_change_no_weight():
+    expected = weights(run()[1])
+    train, cfg = train_section(), data_config()
+    torch.manual_seed(0)
+    model = GPT(model_config(dropout=0.1), 50)
+    batches, val = TrainBatches(SPLIT, cfg, 16, train, 3), eval_batches(VAL, cfg, 16, train)
+    optimizer = optim.build(model, adamw_config(lr=1e-2))
+    for _ in fit(model, optimizer, batches, val, train, schedule_config(), 10, Progress(), seed=3, device=CPU):
+        torch.rand(7)
+    assert torch.equal(weights(model), expected)
+
+
+@pytest.mark.parametrize("at", [2, 4, 5, 6])
+def test_stopping_and_going_on_gives_the_weights_and_rows_of_one_run(at):
+    """At every yield the state is whole: also in the middle of an epoch, and of an interval between log rows."""
+    events, model, *_ = run()
+    _, half_model, half_optimizer, half_progress = run(interrupt=at)
+    assert half_progress.step == at
+    continued = GPT(model_config(dropout=0.1), 50)
+    continued.load_state_dict(half_model.state_dict())
+    state = copy.deepcopy(half_optimizer.state_dict())
+    train, cfg = train_section(), data_config()
+    optimizer = optim.build(continued, adamw_config(lr=1e-2))
+    optimizer.load_state_dict(state)
+    rest = list(fit(
+        continued, optimizer, TrainBatches(SPLIT, cfg, 16, train, 3), eval_batches(VAL, cfg, 16, train), train,
+        schedule_config(), 10, half_progress, seed=3, device=CPU,
+    ))  # fmt: skip
+    assert torch.equal(weights(continued), weights(model))
+    timing = {"tokens_per_second", "memory_gb"}
+    rows = [{k: v for k, v in event.row.items() if k not in timing} for event in events]
+    continued_rows = [{k: v for k, v in event.row.items() if k not in timing} for event in rest]
+    assert continued_rows == [row for row in rows if row["step"] > at]
+
+
+def test_rows_come_when_they_are_due():
+    events, *_ = run(total_steps=7, log_every=3, eval_every=5, save_every=4, sample_every=7)
+    assert [e.row["step"] for e in events if "train/loss" in e.row] == [3, 6, 7]
+    assert [e.row["step"] for e in events if "val/loss" in e.row] == [0, 5, 7]
+    assert [e.row["step"] for e in events if e.sample_due] == [0, 7]
+    assert {4, 7} <= {e.row["step"] for e in events if e.checkpoint_due}
+    assert [e.row["step"] for e in events if e.last] == [7]
+
+
+def test_the_logged_loss_is_the_mean_over_all_targets_since_the_last_row():
+    each = [event.row for event in run(log_every=1)[0] if "train/loss" in event.row]
+    batches = TrainBatches(SPLIT, data_config(), 16, train_section(), 3)
+    targets = [sum(b.n_targets for b in batches.step(s)) for s in range(10)]
+    pairs = zip(each[:5], targets[:5], strict=True)
+    expected = sum(row["train/loss"] * n for row, n in pairs) / sum(targets[:5])
+    assert run(log_every=5)[0][1].row["train/loss"] == pytest.approx(expected)
+
+
+def test_an_evaluation_that_is_the_best_so_far_asks_for_a_checkpoint():
+    events, _, _, progress = run(eval_every=1, save_every=100)
+    losses = [event.row["val/loss"] for event in events]
+    assert progress.best == min(losses)
+    assert progress.best_step == losses.index(min(losses))
+    for i, event in enumerate(events[1:-1], start=1):
+        assert event.checkpoint_due == (losses[i] < min(losses[:i]))
+
+
+def test_training_stops_early_when_nothing_gets_better():
+    events, *_ = run(optimizer_cfg=adamw_config(lr=1e-12), total_steps=50, eval_every=1, patience=3)
+    assert events[-1].last and events[-1].row["step"] < 50
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_is_in_the_metrics():
+    model = GPT(model_config(), 50)
+    with torch.no_grad():
+        model.ln_f.weight[0] = math.nan
+    before = weights(model)
+    rows = []
+    train, cfg = train_section(eval_every=100), data_config()
+    events = fit(
+        model, optim.build(model, adamw_config()), TrainBatches(SPLIT, cfg, 16, train, 3),
+        eval_batches(VAL, cfg, 16, train), train, schedule_config(), 10, Progress(), seed=3, device=CPU,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="stopped at step 1: loss nan") as caught:
+        rows.extend(event.row for event in events)
+    assert caught.value.code == 4
+    assert math.isnan(rows[-1]["train/loss"]) and rows[-1]["step"] == 1
+    assert torch.equal(weights(model).nan_to_num(0), before.nan_to_num(0))
+
+
+def test_evaluation_weighs_tokens_and_restores_the_training_mode():
+    model = GPT(model_config(dropout=0.5), 50).train()
+    batches = eval_batches(VAL, data_config(), 16, train_section(eval_tokens=1000))
+    loss = evaluate(model, batches, CPU)["val/loss"]
+    assert model.training
+    model.eval()
+    with torch.no_grad():
+        total = sum(batch_loss(model, batch).item() for batch in batches)
+    assert loss == pytest.approx(total / sum(batch.n_targets for batch in batches))
+
+
+def test_bits_per_byte_of_a_uniform_model_over_bytes_is_log2_of_its_vocabulary():
+    model = GPT(model_config(), 64)
+    with torch.no_grad():
+        model.wte.weight.zero_()  # tied head: all logits 0, every token has probability 1/64, which is 6 bits
+    batch = Batch(torch.zeros(1, 4, dtype=torch.long), torch.tensor([[1, 2, 63, 3]]), None, None, 4, 4)
+    bytes_per_token = torch.ones(64, dtype=torch.long)
+    assert evaluate(model, [batch], CPU, bytes_per_token=bytes_per_token)["val/bpb"] == pytest.approx(6.0)
+    bytes_per_token[3] = 2  # a token of two bytes halves the bits of each
+    assert evaluate(model, [batch], CPU, bytes_per_token=bytes_per_token)["val/bpb"] == pytest.approx(24 / 5)
+    bytes_per_token[63] = 0  # the end of a text is no byte, and its bits do not count
+    assert evaluate(model, [batch], CPU, bytes_per_token=bytes_per_token)["val/bpb"] == pytest.approx(18 / 4)
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"),
+    [
+        ({"max_steps": 7}, (7, "train.max_steps")),
+        ({"max_steps": None, "max_epochs": 2}, (2, "train.max_epochs")),  # in epochs of this split, see below
+        ({"max_steps": None, "max_tokens": 640}, (10, "train.max_tokens")),
+        ({"max_steps": 7, "max_tokens": 64}, (7, "train.max_steps")),
+    ],
+)
+def test_the_budget_is_steps_or_epochs_or_else_tokens(budget, steps):
+    train = train_section(**budget)
+    batches = TrainBatches(SPLIT, data_config(), 16, train, 0)
+    factor = batches.steps_per_epoch if "epochs" in steps[1] else 1
+    assert count_steps(train, batches) == (steps[0] * factor, steps[1])
+
+
+def test_a_run_without_a_budget_is_an_error():
+    train = train_section(max_steps=None)
+    with pytest.raises(UserError, match="needs a budget"):
+        count_steps(train, TrainBatches(SPLIT, data_config(), 16, train, 0))
+
+
+def simple_loaders(n_train=96, shuffle=True):
+    tokens = tokenizer.load("bytes")
+    text = "the quick brown fox jumps over the lazy dog. " * 100
+    train = GPTDatasetV1(text[: 8 * n_train * 2 + 1], tokens, 8, 8)
+    assert len(train) == 2 * n_train
+    generator = torch.Generator().manual_seed(5)
+    return (
+        DataLoader(train, batch_size=2, shuffle=shuffle, generator=generator),
+        DataLoader(GPTDatasetV1(text[-200:], tokens, 8, 8), batch_size=2, generator=torch.Generator()),
+    )
+
+
+def simple_run(eval_freq, eval_iter, num_epochs=2):
+    torch.manual_seed(1)
+    model = GPT(model_config(), 257)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    train, val = simple_loaders()
+    start = "the quick"
+    results = train_model_simple(
+        model, train, val, optimizer, "cpu", num_epochs, eval_freq, eval_iter, start, tokenizer.load("bytes")
+    )
+    return results, weights(model)
+
+
+def test_the_notebooks_loop_evaluates_at_steps_0_5_10_and_so_on(capsys):
+    (train_losses, val_losses, tokens_seen), _ = simple_run(eval_freq=5, eval_iter=1)
+    assert len(train_losses) == len(val_losses) == len(tokens_seen) == 39  # of 192 batches
+    assert tokens_seen[:2] == [16, 96]
+    assert train_losses[-1] < train_losses[0] - 1
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("the quick")]) == 2
+
+
+def test_how_often_the_notebooks_loop_evaluates_changes_no_weight(capsys):
+    assert torch.equal(simple_run(eval_freq=5, eval_iter=3)[1], simple_run(eval_freq=50, eval_iter=1)[1])

@@ -1,0 +1,105 @@
+"""Optimizers, decay groups and schedules."""
+
+import copy
+
+import pytest
+import torch
+from conftest import adamw_config, model_config, schedule_config
+
+from gpt import optim
+from gpt.errors import UserError
+from gpt.model import GPT
+from gpt.schema import MuonConfig, SGDConfig
+
+CONFIGS = [
+    adamw_config(),
+    MuonConfig(name="muon", lr=0.02, weight_decay=0.1, momentum=0.95, adamw_lr=1e-3, beta1=0.9, beta2=0.95, eps=1e-8),
+    SGDConfig(name="sgd", lr=0.1, weight_decay=0.01, momentum=0.9),
+]
+by_name = pytest.mark.parametrize("cfg", CONFIGS, ids=lambda cfg: cfg.name)
+
+
+def test_every_optimizer_has_a_configuration_here():
+    assert {cfg.name for cfg in CONFIGS} == optim.OPTIMIZERS.keys()
+
+
+@by_name
+def test_each_parameter_is_in_one_group_and_biases_and_norms_are_not_decayed(cfg):
+    model = GPT(model_config(tie_weights=False), 50)
+    groups = optim.build(model, cfg).param_groups
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    for group in groups:
+        assert all((p.dim() >= 2) == (group["weight_decay"] > 0) for p in group["params"])
+
+
+@by_name
+def test_a_frozen_parameter_is_left_out(cfg):
+    model = GPT(model_config(), 50)
+    model.wpe.weight.requires_grad_(False)
+    grouped = [p for group in optim.build(model, cfg).param_groups for p in group["params"]]
+    assert all(p is not model.wpe.weight for p in grouped)
+
+
+@by_name
+def test_steps_lower_the_loss_and_saved_state_goes_on_in_the_same_way(cfg):
+    def run(model, optimizer, steps):
+        tokens = torch.arange(32).view(2, 16)
+        for _ in range(steps):
+            loss = torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.item()
+
+    model = GPT(model_config(), 50)
+    optimizer = optim.build(model, cfg)
+    assert run(model, optimizer, 5) < 3.9  # ln 50 = 3.91
+    twin = GPT(model_config(), 50)
+    twin.load_state_dict(model.state_dict())
+    twin_optimizer = optim.build(twin, cfg)
+    twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # as a file would be
+    assert run(model, optimizer, 3) == run(twin, twin_optimizer, 3)
+
+
+def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else():
+    model = GPT(model_config(tie_weights=False), 50)
+    muon = optim.build(model, CONFIGS[1]).parts["muon"]
+    names = {name for name, p in model.named_parameters() if any(p is q for q in muon.param_groups[0]["params"])}
+    assert names == {
+        f"h.{i}.{name}.weight" for i in (0, 1) for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    }
+
+
+def test_the_schedule_scales_every_group_from_its_own_peak():
+    optimizer = optim.build(GPT(model_config(), 50), CONFIGS[1])
+    optim.set_lr(optimizer, 0.5)
+    optim.set_lr(optimizer, 0.5)  # from the peak, not from what it was
+    assert {group["lr"] for group in optimizer.param_groups} == {0.01, 0.0005}
+
+
+@pytest.mark.parametrize(
+    ("name", "at_half", "at_end"),
+    [("constant", 1.0, 1.0), ("cosine", 0.55, 0.1), ("linear", 0.55, 0.1), ("wsd", 1.0, 0.1)],
+)
+def test_the_schedule_warms_up_to_one_and_ends_at_its_final_value(name, at_half, at_end):
+    cfg = schedule_config(name=name, warmup=10, decay=20, final=0.1)
+    assert optim.lr_factor(cfg, 0, 110) == pytest.approx(0.1)
+    assert optim.lr_factor(cfg, 9, 110) == 1.0
+    assert optim.lr_factor(cfg, 60, 110) == pytest.approx(at_half)  # half of the hundred steps after warm-up
+    assert optim.lr_factor(cfg, 110, 110) == pytest.approx(at_end)
+
+
+def test_wsd_decays_over_its_last_part_only():
+    cfg = schedule_config(name="wsd", warmup=0, decay=0.2, final=0.0)
+    assert [optim.lr_factor(cfg, step, 100) for step in (0, 80, 90)] == [1.0, 1.0, 0.5]
+
+
+def test_lengths_below_one_are_fractions_of_the_run_and_others_steps():
+    assert [optim.in_steps(length, 200) for length in (0, 0.05, 1, 30)] == [0, 10, 1, 30]
+
+
+@pytest.mark.parametrize("key", ["warmup", "decay"])
+def test_a_part_longer_than_the_run_is_an_error(key):
+    with pytest.raises(UserError, match=f"schedule.{key}=30 is longer than the run of 20 steps"):
+        optim.check_schedule(schedule_config(**{key: 30}), 20)

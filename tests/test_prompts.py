@@ -1,0 +1,54 @@
+import pytest
+
+from gpt import tokenizer
+from gpt.prompts import ALPACA_HEADER, TEMPLATES, format_prompt
+
+
+def test_the_alpaca_prompt_is_exactly_this_text():
+    assert format_prompt("alpaca", "What is Asthma ?") == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n"
+        "\n"
+        "### Instruction:\n"
+        "What is Asthma ?\n"
+        "\n"
+        "### Response:\n"
+    )
+
+
+def test_the_input_block_appears_only_when_there_is_an_input():
+    assert format_prompt("alpaca", "Sort them.", "b, a") == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n"
+        "\n"
+        "### Instruction:\n"
+        "Sort them.\n"
+        "\n"
+        "### Input:\n"
+        "b, a\n"
+        "\n"
+        "### Response:\n"
+    )
+    assert "### Input" not in format_prompt("alpaca", "Sort them.", "")
+
+
+def test_stanfords_header_speaks_of_the_input_when_there_is_one():
+    assert format_prompt("alpaca_stanford", "Sort them.", "b, a").startswith(
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n### Instruction:\nSort them.\n\n### Input:\nb, a"
+    )
+    assert format_prompt("alpaca_stanford", "Sort them.") == format_prompt("alpaca", "Sort them.")
+
+
+def test_the_plain_prompt_is_the_instruction_and_a_line_end():
+    assert format_prompt("plain", "What is Asthma ?") == "What is Asthma ?\n"
+    assert format_prompt("plain", "Sort them.", "b, a") == "Sort them.\nb, a\n"
+
+
+def test_the_alpaca_header_has_24_tokens_with_the_instruction_line_and_the_response_line_6():
+    gpt2 = tokenizer.load("gpt2")
+    assert len(gpt2.encode(ALPACA_HEADER + TEMPLATES["alpaca"].instruction)) == 24
+    assert gpt2.encode(TEMPLATES["alpaca"].response) == [198, 198, 21017, 18261, 25, 198]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_braces_and_percent_signs_in_a_prompt_stay_as_they_are(template):
+    assert "100 % of {input} and {0}" in format_prompt(template, "100 % of {input} and {0}")

@@ -1,0 +1,96 @@
+"""What is held out shares no question and no topic with what is learned."""
+
+import random
+
+import pytest
+from conftest import data_config
+
+from gpt import splits
+from gpt.records import Record
+
+
+def made(n_topics=100, rows_each=4, sources=("A", "B")):
+    """`rows_each` questions about each topic, the topics in turn from each source, shuffled."""
+    found = [
+        Record(f"q{i} of {topic} ?", "", "a", source=sources[topic % len(sources)], focus=f"Topic {topic}")
+        for topic in range(n_topics)
+        for i in range(rows_each)
+    ]
+    random.Random(0).shuffle(found)
+    return found
+
+
+def split(records, **config):
+    return splits.split(records, data_config(**config))
+
+
+def topics(records, indices):
+    return {records[i].focus for i in indices}
+
+
+@pytest.mark.parametrize("method", ["grouped", "random", "sequential"])
+def test_every_record_is_in_one_split_and_the_shares_are_kept(method):
+    records = made()
+    parts = split(records, split=method, val_fraction=0.1, test_fraction=0.05)
+    assert sorted(i for part in parts.values() for i in part) == list(range(400))
+    assert {name: len(part) for name, part in parts.items()} == {"train": 340, "val": 40, "test": 20}
+
+
+def test_a_topic_is_never_in_two_splits():
+    records = made()
+    parts = split(records)
+    train, val, test = (topics(records, part) for part in parts.values())
+    assert not train & val and not train & test and not val & test
+    assert splits.leaks(records, parts) == {name: {"question": 0.0, "focus": 0.0} for name in ("val", "test")}
+
+
+def test_each_source_is_split_in_the_same_shares():
+    records = made(n_topics=200)
+    in_val = [records[i].source for i in split(records, val_fraction=0.1)["val"]]
+    assert in_val.count("A") == in_val.count("B") == 40
+
+
+def test_sources_of_a_single_row_still_fill_every_split():
+    records = made(n_topics=50, rows_each=1, sources=tuple(f"source {i}" for i in range(50)))
+    assert len(split(records, val_fraction=0.1)["val"]) == 5
+
+
+def test_rows_are_tied_by_topic_and_by_question_in_chains():
+    rows = [
+        Record("q1", "", "a", focus="Gout"),
+        Record("q2", "", "a", focus=" gout "),
+        Record("Q2 ", "", "b", focus="Other"),
+        Record("q3", "", "a"),
+        Record("q4", "", "a"),
+        Record("q4", "with input", "a"),
+    ]
+    assert splits.groups(rows) == [[0, 1, 2], [3], [4], [5]]
+
+
+def test_the_seed_decides():
+    records = made()
+    assert split(records, split_seed=1) == split(records, split_seed=1) != split(records, split_seed=2)
+
+
+def test_random_and_sequential_splits_leak_and_the_report_says_how_much():
+    records = made()
+    at_random = splits.leaks(records, split(records, split="random"))
+    assert at_random["test"]["focus"] > 0.9 and at_random["test"]["question"] == 0.0
+    records += [Record("What is it ?", "", f"answer {i}") for i in range(400)]
+    assert 0.3 < splits.leaks(records, split(records, split="random"))["val"]["question"] < 0.7
+
+
+def test_sequential_takes_the_end_of_the_file():
+    parts = split(made(), split="sequential", val_fraction=0.1, test_fraction=0.05)
+    assert (parts["test"], parts["val"]) == (list(range(340, 360)), list(range(360, 400)))
+
+
+def test_the_publishers_validation_rows_stay_and_what_asks_the_same_joins_them():
+    records = made()
+    for i in range(10):
+        records[i].split = "val"
+    parts = split(records, val_fraction=0.3, test_fraction=0.1)
+    assert topics(records, parts["val"]) == topics(records, range(10))
+    assert len(parts["test"]) == pytest.approx(40, abs=6)
+    parts = split(records, split="random", val_fraction=0.3, test_fraction=0.1)
+    assert parts["val"] == list(range(10)) and len(parts["test"]) == 39

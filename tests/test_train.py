@@ -1,0 +1,236 @@
+"""train.py as its user runs it: from another directory, resumed, in a sweep, with mistakes."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import ROOT, THE_VERDICT
+from test_conf import loaded
+
+from gpt import track
+from train import train
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+SMALL = [
+    "model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.context_length=64", "train.tokens_per_step=128",
+    "train.max_steps=4", "train.eval_every=2", "train.eval_tokens=256", "train.log_every=1", "train.save_every=2",
+    "train.sample_every=4", "sample.max_new_tokens=4", "device=cpu",
+]  # fmt: skip
+TIMING = {"tokens_per_second", "memory_gb"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """For matrices this small a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(script, *arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        capture_output=True, text=True, cwd=cwd, timeout=120, env=ENVIRONMENT | environment,
+    )  # fmt: skip
+
+
+def settings(tmp_path, *changes):
+    """A configuration for `train` called in this process."""
+    cfg = loaded(*SMALL, "wandb.mode=disabled", f"data.prepared_dir={tmp_path / 'data'}", *changes)
+    return cfg
+
+
+def in_directory(cfg, path):
+    path.mkdir(exist_ok=True)
+    return type(cfg)(**{**vars(cfg), "out_dir": str(path)})
+
+
+def final_weights(run_dir):
+    return safetensors.torch.load_file(run_dir / "checkpoints" / "step_00000004" / "model.safetensors")
+
+
+def rows(run_dir):
+    return [{k: v for k, v in r.items() if k not in TIMING} for r in track.read_rows(run_dir / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def workflow(tmp_path_factory):
+    """prepare_data.py, train.py, train.py again and generate.py, one after the other, from another directory."""
+    tmp_path = tmp_path_factory.mktemp("workflow")
+    run_dir, data = tmp_path / "run", f"data.prepared_dir={tmp_path / 'data'}"
+    elsewhere = {"cwd": tmp_path, "WANDB_DIR": str(tmp_path / "wandb")}
+    results = {
+        "prepare": run("prepare_data.py", data, **elsewhere),
+        "train": run("train.py", *SMALL, data, f"out_dir={run_dir}", **elsewhere),
+        "again": run("train.py", *SMALL, data, f"out_dir={run_dir}", **elsewhere),
+        "generate": run(
+            "generate.py", f"checkpoint={run_dir}", "prompt=What causes Gout ?", "max_new_tokens=5", **elsewhere
+        ),
+    }
+    return run_dir, results
+
+
+def test_each_command_succeeds_and_prints_no_traceback(workflow):
+    for result in workflow[1].values():
+        assert result.returncode == 0, result.stderr
+        assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_a_run_leaves_its_configuration_metrics_samples_figure_card_checkpoints_and_model(workflow):
+    run_dir, _ = workflow
+    names = {path.name for path in run_dir.iterdir()}
+    assert names >= {
+        "config.yaml", "metrics.jsonl", "samples.jsonl", "loss.png", "README.md", "checkpoints", "last_model.pt",
+        "train.log", "wandb.json",
+    }  # fmt: skip
+    assert [row["step"] for row in rows(run_dir)] == [0, 1, 2, 3, 4]
+    assert {"train/loss", "val/loss", "val/bpb", "val/perplexity", "lr", "grad_norm", "tokens"} <= rows(run_dir)[
+        -1
+    ].keys()
+    assert (run_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_last_line_is_the_run_directory(workflow):
+    run_dir, results = workflow
+    assert results["train"].stdout.splitlines()[-1] == str(run_dir)
+
+
+def test_prepared_data_is_used_and_a_finished_run_is_not_trained_again(workflow):
+    _, results = workflow
+    assert "preparing" not in results["train"].stdout
+    assert "resuming from step_00000004" in results["again"].stdout
+    assert "already at step 4 of 4" in results["again"].stdout
+
+
+def test_train_prepares_what_is_missing_and_says_so(tmp_path, caplog):
+    caplog.set_level("INFO", "gpt")
+    train(in_directory(settings(tmp_path, "train.max_steps=1"), tmp_path / "run"))
+    assert "preparing data=sample" in caplog.text
+    assert (tmp_path / "data" / "train.bin").exists()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("uninterrupted")
+    cfg = settings(tmp_path, "model.dropout=0.1")
+    return cfg, train(in_directory(cfg, tmp_path / "run")), tmp_path / "run"
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_weights_and_rows(uninterrupted, tmp_path):
+    cfg, best, straight = uninterrupted
+    shutil.copytree(straight, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000004")  # killed after the row, before the checkpoint
+    assert train(in_directory(cfg, tmp_path / "run")) == best
+    assert rows(tmp_path / "run") == rows(straight)
+    for name, tensor in final_weights(straight).items():
+        assert torch.equal(tensor, final_weights(tmp_path / "run")[name]), name
+
+
+@pytest.mark.parametrize(
+    "knob",
+    ["train.sample_every=1", "train.save_every=1", "train.eval_every=1", "train.log_every=3", "wandb.mode=offline"],
+)
+def test_watching_a_run_more_closely_changes_no_weight(uninterrupted, tmp_path, knob, monkeypatch):
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    _, _, straight = uninterrupted
+    cfg = settings(tmp_path, "model.dropout=0.1", knob)
+    train(in_directory(cfg, tmp_path / "run"))
+    for name, tensor in final_weights(straight).items():
+        assert torch.equal(tensor, final_weights(tmp_path / "run")[name]), name
+
+
+@pytest.mark.parametrize("batching", ["packed", "bucketed", "padded"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+def test_every_optimizer_and_batching_trains(tmp_path, batching, optimizer):
+    cfg = settings(tmp_path, f"data.batching={batching}", f"optimizer={optimizer}", "train.max_steps=2")
+    assert train(in_directory(cfg, tmp_path / "run")) < 11
+
+
+@pytest.mark.skipif(not THE_VERDICT.exists(), reason=f"{THE_VERDICT.name} is not beside the repository")
+def test_plain_text_trains_too(tmp_path):
+    cfg = settings(tmp_path, "data=text", f"data.path={THE_VERDICT}", "train.max_steps=2")
+    assert train(in_directory(cfg, tmp_path / "run")) < 11
+
+
+def test_a_sweep_goes_on_after_a_failed_job_and_ends_with_a_table_of_all(workflow, tmp_path):
+    run_dir, _ = workflow
+    arguments = [
+        *SMALL, "train.max_steps=2", "-m", "optimizer.lr=1e-3,-1", "model.context_length=32,64",
+        f"sweep.name={tmp_path / 'sweep'}", f"data.prepared_dir={run_dir.parent / 'data'}",
+    ]  # fmt: skip
+    result = run("train.py", *arguments, cwd=tmp_path, WANDB_DIR=str(tmp_path / "wandb"))
+    sweep = tmp_path / "sweep"
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    assert result.stderr.count("optimizer.lr=-1") >= 2  # reported when they fail ...
+    assert result.stdout.count("failed") >= 2  # ... and in the closing table
+    assert result.stdout.splitlines()[-1] == str(sweep)
+    with open(sweep / "sweep.csv", newline="") as file:
+        jobs = list(csv.DictReader(file))
+    assert [job["status"] for job in jobs] == ["completed", "completed", "failed", "failed"]
+    assert (sweep / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    for number in (0, 1):
+        assert json.loads((sweep / str(number) / "wandb.json").read_text())["mode"] == "offline"
+
+
+def test_a_job_of_a_sweep_trains_what_it_would_train_alone(workflow, tmp_path):
+    run_dir, _ = workflow
+    data = f"data.prepared_dir={run_dir.parent / 'data'}"
+    arguments = [*SMALL, "wandb.mode=disabled", data, "-m", "seed=7,1337", f"sweep.name={tmp_path / 'sweep'}"]
+    assert run("train.py", *arguments, cwd=tmp_path).returncode == 0
+    assert rows(tmp_path / "sweep" / "1") == rows(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["data=text"], 2, "data.path"),
+        (["data=alpaca", "data.path=/nowhere.jsonl"], 2, "/nowhere.jsonl"),
+        (["device=cuda:63"], 5, "device=cuda:63 is not available"),
+        (["train.dtype=float16"], 5, "float16"),
+        (["schedule.warmup=9", "train.max_steps=null", "train.max_tokens=512"], 2, "schedule.warmup=9 is longer"),
+        (["data.overflow=drop", "data.mask=all"], 2, "no segment of split train"),
+    ],
+)
+def test_a_mistake_is_one_line_and_an_exit_code(workflow, tmp_path, arguments, code, part):
+    run_dir, _ = workflow
+    out = [f"out_dir={tmp_path / 'run'}", f"data.prepared_dir={tmp_path / 'data'}"]
+    if "overflow" in arguments[0]:
+        out[1] = f"data.prepared_dir={run_dir.parent / 'data'}"
+    result = run("train.py", *SMALL, *out, *arguments, cwd=tmp_path)
+    assert result.returncode == code, result.stderr
+    assert len(result.stderr.splitlines()) == 1 and part in result.stderr
+
+
+def test_another_architecture_in_the_same_directory_is_refused(workflow):
+    run_dir, _ = workflow
+    arguments = [*SMALL, "model.n_embd=32", f"out_dir={run_dir}", f"data.prepared_dir={run_dir.parent / 'data'}"]
+    result = run("train.py", *arguments, cwd=run_dir)
+    assert result.returncode == 3 and "model.n_embd 16 != 32" in result.stderr
+
+
+def test_a_reader_that_leaves_after_one_line_does_not_stop_the_run(workflow, tmp_path):
+    run_dir, _ = workflow
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL, f"out_dir={tmp_path / 'run'}", "wandb.mode=disabled"]
+    command.append(f"data.prepared_dir={run_dir.parent / 'data'}")
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT | {"LC_ALL": "C"}
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(60) == 0
+    assert (tmp_path / "run" / "last_model.pt").exists()
+
+
+@pytest.mark.exhaustive
+def test_one_batch_is_learned_by_heart(tmp_path):
+    result = run("train.py", "debug=overfit", f"out_dir={tmp_path / 'run'}", cwd=tmp_path)
+    assert result.returncode == 0
+    assert rows(tmp_path / "run")[-1]["train/loss"] < 0.1
