@@ -5,6 +5,7 @@ All that is wrong with a command line is reported together, in one line, with ex
 
 import dataclasses
 import difflib
+import gc
 import os
 import re
 import secrets
@@ -127,6 +128,7 @@ def launch(main: Callable[[], Any], script: str) -> None:
     An error that a person can mend is one line on stderr; anything else is a bug, whose traceback goes to a file.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise what goes wrong, not print it and exit with 1
+    gc.set_threshold(200_000)  # by default imports alone cause hundreds of collections: most of a second at the start
     JobReturn.return_value = property(_result_or_raise, JobReturn.return_value.fset)
     console.survive_closed_output()
     console.setup()

@@ -167,7 +167,7 @@ def fit(
 
     model.train()
     if progress.step == 0:
-        yield Event({"step": 0, "tokens": 0, **evaluated()}, sample_due=cfg.sample_every is not None)
+        yield Event({"step": 0, "tokens": 0, **evaluated()})
     seconds, tokens_before = 0.0, progress.tokens  # since the last logged step, training only
     while progress.step < total_steps:
         started = time.perf_counter()

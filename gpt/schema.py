@@ -176,7 +176,7 @@ class WandbConfig:
 class SweepConfig:
     """The sweep that a run belongs to, None outside one; names the folder under outputs/sweeps and the W&B group."""
 
-    name: Text | None
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None
 
 
 @section

@@ -106,7 +106,7 @@ def test_misspelt_keys_and_bad_values_end_with_one_line_and_code_2_before_torch_
     ],
 )
 def test_a_command_line_that_hydra_refuses_is_one_line_too(arguments, expected, tmp_path):
-    result = run_script(*arguments, f"sweep.name={tmp_path / 'sweep'}")
+    result = run_script(*arguments, f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert expected in result.stderr
     assert "Traceback" not in result.stderr + result.stdout
     if "out_dir=here" not in arguments:  # that one is seen by each job, and a sweep with a failed job ends with 1

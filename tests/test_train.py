@@ -162,8 +162,8 @@ def test_plain_text_trains_too(tmp_path):
 def test_a_sweep_goes_on_after_a_failed_job_and_ends_with_a_table_of_all(workflow, tmp_path):
     run_dir, _ = workflow
     arguments = [
-        *SMALL, "train.max_steps=2", "-m", "optimizer.lr=1e-3,-1", "model.context_length=32,64",
-        f"sweep.name={tmp_path / 'sweep'}", f"data.prepared_dir={run_dir.parent / 'data'}",
+        *SMALL, "-m", "optimizer.lr=1e-3,-1", "seed=1,2",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}", f"data.prepared_dir={run_dir.parent / 'data'}",
     ]  # fmt: skip
     result = run("train.py", *arguments, cwd=tmp_path, WANDB_DIR=str(tmp_path / "wandb"))
     sweep = tmp_path / "sweep"
@@ -183,7 +183,7 @@ def test_a_sweep_goes_on_after_a_failed_job_and_ends_with_a_table_of_all(workflo
 def test_a_job_of_a_sweep_trains_what_it_would_train_alone(workflow, tmp_path):
     run_dir, _ = workflow
     data = f"data.prepared_dir={run_dir.parent / 'data'}"
-    arguments = [*SMALL, "wandb.mode=disabled", data, "-m", "seed=7,1337", f"sweep.name={tmp_path / 'sweep'}"]
+    arguments = [*SMALL, "wandb.mode=disabled", data, "-m", "seed=7,1337", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     assert run("train.py", *arguments, cwd=tmp_path).returncode == 0
     assert rows(tmp_path / "sweep" / "1") == rows(run_dir)
 

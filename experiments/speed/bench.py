@@ -1,7 +1,7 @@
 """Training throughput beside transformers' GPT2LMHeadModel: `python experiments/speed/bench.py [--help]`.
 
 Both models take the same full steps (forward, backward, clip, AdamW) on the same rows without padding, in one process,
-one after the other in turns, so that a machine that slows down slows both. Writes results.csv beside this file.
+one after the other in turns, so that a machine that slows down slows both. Appends to results.csv beside this file.
 """
 
 import argparse
@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
 
 from gpt.data import Batch  # noqa: E402
-from gpt.device import choose_device, choose_dtype  # noqa: E402
+from gpt.device import choose_device, choose_dtype, keep_memory  # noqa: E402
 from gpt.loop import memory_gb, train_step  # noqa: E402
 from gpt.model import GPT  # noqa: E402
 from gpt.optim import build  # noqa: E402
@@ -72,7 +72,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--steps", type=int, default=2, help="steps in each turn")
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--keep-memory", action="store_true", help="the allocator setting that train.py makes")
     args = parser.parse_args()
+    if args.keep_memory and not keep_memory():
+        sys.exit("the allocator cannot be told to keep memory here")
     device = choose_device("auto")
     dtype = choose_dtype(args.dtype, device)
     steps = {"this project": ours(args, device, dtype), "transformers": transformers_eager(args, device, dtype)}
@@ -93,13 +96,17 @@ def main() -> None:
     print(f"{args.model}, {args.rows} x {args.context}, {dtype}, {where}, torch {torch.__version__}")
     table = []
     for name, values in rates.items():
-        table.append([name, args.model, args.rows, args.context, str(dtype), where, *spread(values)])
+        table.append([name, args.model, args.rows, args.context, str(dtype), args.keep_memory, where, *spread(values)])
         print(f"{name:>14}: {statistics.median(values):8.0f} tokens/s  ({min(values):.0f} to {max(values):.0f})")
     print(f"ratio in each turn: median {statistics.median(ratios):.2f}  ({min(ratios):.2f} to {max(ratios):.2f})")
     print(f"peak memory of the process, both models: {memory_gb(device):.2f} GB")
-    with open(HERE / "results.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["who", "model", "rows", "context", "dtype", "where", "tokens_per_second_median", "min", "max"])
+    results = HERE / "results.csv"
+    is_new = not results.exists()
+    with open(results, "a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if is_new:
+            shape = ["who", "model", "rows", "context", "dtype", "keep_memory", "where"]
+            writer.writerow([*shape, "tokens_per_second_median", "min", "max"])
         writer.writerows(table)
 
 

@@ -1,0 +1,44 @@
+"""Every command in the README is one that works."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+from test_config import composed
+
+from gpt import config
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = sorted(set(re.findall(r"^ *(?:\$ )?python ((?:train|generate|prepare_data)\.py[^\n#]*)", README, re.M)))
+
+
+def first_of_each_axis(override):
+    key, _, value = override.partition("=")
+    return f"{key}={value.split(',')[0]}"
+
+
+def test_there_are_commands_for_all_three_scripts():
+    assert {command.split(".py")[0] for command in COMMANDS} == {"train", "generate", "prepare_data"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_composes_to_a_valid_configuration(command):
+    script, *arguments = shlex.split(command)
+    script = script.removesuffix(".py")
+    is_sweep = "-m" in arguments
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    if is_sweep:
+        overrides = [first_of_each_axis(override) for override in overrides]
+    overrides = [config.quote_text(override, config.TEXT_KEYS.get(script, ())) for override in overrides]
+    assert config.find_problems(composed(*overrides, script=script), config.SCHEMAS[script]) == []
+
+
+def test_the_test_command_is_the_one_that_continuous_integration_runs():
+    assert re.search(r"^ *pip install -r requirements-dev.txt && pytest", README, re.M)
+    assert "README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_file_that_the_readme_names_exists():
+    for name in re.findall(r"`((?:conf|gpt|experiments|tests)/[\w/.-]+)`", README):
+        assert (ROOT / name).exists(), name
