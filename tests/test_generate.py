@@ -25,15 +25,6 @@ MODEL = model_config(context_length=64, tie_weights=False)
 QUESTION = 'What is (are) Asthma, the doctor\'s "a = b" ?'
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For matrices this small a second thread only waits, for long when the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model() -> GPT:
     torch.manual_seed(0)

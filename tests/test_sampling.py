@@ -31,15 +31,6 @@ PROMPT = BYTES.encode("Asthma")
 LOGITS = torch.tensor([4.51, 0.89, -1.9, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For matrices this small a second thread only waits, for long when the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model() -> GPT:
     torch.manual_seed(0)

@@ -14,6 +14,7 @@ from conftest import ROOT, THE_VERDICT
 from test_conf import loaded
 
 from gpt import track
+from gpt.errors import UserError
 from train import train
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -23,15 +24,6 @@ SMALL = [
     "train.sample_every=4", "sample.max_new_tokens=4", "device=cpu",
 ]  # fmt: skip
 TIMING = {"tokens_per_second", "memory_gb"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For matrices this small a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(script, *arguments, cwd, **environment):
@@ -159,33 +151,38 @@ def test_plain_text_trains_too(tmp_path):
     assert train(in_directory(cfg, tmp_path / "run")) < 11
 
 
-def test_a_sweep_goes_on_after_a_failed_job_and_ends_with_a_table_of_all(workflow, tmp_path):
-    run_dir, _ = workflow
+@pytest.fixture(scope="module")
+def sweep(workflow):
+    """Four jobs, two of which cannot run: (directory, finished process)."""
+    root = workflow[0].parent
     arguments = [
-        *SMALL, "-m", "optimizer.lr=1e-3,-1", "seed=1,2",
-        f"hydra.sweep.dir={tmp_path / 'sweep'}", f"data.prepared_dir={run_dir.parent / 'data'}",
+        *SMALL, "-m", "optimizer.lr=1e-3,-1", "seed=1,1337", f"hydra.sweep.dir={root / 'sweep'}",
+        f"data.prepared_dir={root / 'data'}",
     ]  # fmt: skip
-    result = run("train.py", *arguments, cwd=tmp_path, WANDB_DIR=str(tmp_path / "wandb"))
-    sweep = tmp_path / "sweep"
+    return root / "sweep", run("train.py", *arguments, cwd=root, WANDB_DIR=str(root / "wandb"))
+
+
+def test_a_sweep_goes_on_after_a_failed_job_and_ends_with_a_table_of_all(sweep):
+    directory, result = sweep
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stdout + result.stderr
     assert result.stderr.count("optimizer.lr=-1") >= 2  # reported when they fail ...
     assert result.stdout.count("failed") >= 2  # ... and in the closing table
-    assert result.stdout.splitlines()[-1] == str(sweep)
-    with open(sweep / "sweep.csv", newline="") as file:
+    assert result.stdout.splitlines()[-1] == str(directory)
+    with open(directory / "sweep.csv", newline="") as file:
         jobs = list(csv.DictReader(file))
     assert [job["status"] for job in jobs] == ["completed", "completed", "failed", "failed"]
-    assert (sweep / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    for number in (0, 1):
-        assert json.loads((sweep / str(number) / "wandb.json").read_text())["mode"] == "offline"
+    assert (directory / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_job_of_a_sweep_trains_what_it_would_train_alone(workflow, tmp_path):
-    run_dir, _ = workflow
-    data = f"data.prepared_dir={run_dir.parent / 'data'}"
-    arguments = [*SMALL, "wandb.mode=disabled", data, "-m", "seed=7,1337", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    assert run("train.py", *arguments, cwd=tmp_path).returncode == 0
-    assert rows(tmp_path / "sweep" / "1") == rows(run_dir)
+def test_each_job_of_a_sweep_is_a_wandb_run_of_its_own(sweep):
+    states = [json.loads((sweep[0] / number / "wandb.json").read_text()) for number in "01"]
+    assert [state["mode"] for state in states] == ["offline", "offline"]
+    assert states[0]["id"] != states[1]["id"]
+
+
+def test_a_job_of_a_sweep_trains_what_it_would_train_alone(workflow, sweep):
+    assert rows(sweep[0] / "1") == rows(workflow[0]) != rows(sweep[0] / "0")
 
 
 @pytest.mark.parametrize(
@@ -200,20 +197,21 @@ def test_a_job_of_a_sweep_trains_what_it_would_train_alone(workflow, tmp_path):
     ],
 )
 def test_a_mistake_is_one_line_and_an_exit_code(workflow, tmp_path, arguments, code, part):
-    run_dir, _ = workflow
-    out = [f"out_dir={tmp_path / 'run'}", f"data.prepared_dir={tmp_path / 'data'}"]
-    if "overflow" in arguments[0]:
-        out[1] = f"data.prepared_dir={run_dir.parent / 'data'}"
-    result = run("train.py", *SMALL, *out, *arguments, cwd=tmp_path)
-    assert result.returncode == code, result.stderr
-    assert len(result.stderr.splitlines()) == 1 and part in result.stderr
+    cfg = settings(workflow[0].parent, *arguments)
+    if "data=" in arguments[0]:
+        cfg = settings(tmp_path, *arguments)
+    with pytest.raises(UserError) as caught:
+        train(in_directory(cfg, tmp_path / "run"))
+    assert caught.value.code == code
+    assert part in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_another_architecture_in_the_same_directory_is_refused(workflow):
     run_dir, _ = workflow
     arguments = [*SMALL, "model.n_embd=32", f"out_dir={run_dir}", f"data.prepared_dir={run_dir.parent / 'data'}"]
     result = run("train.py", *arguments, cwd=run_dir)
-    assert result.returncode == 3 and "model.n_embd 16 != 32" in result.stderr
+    assert result.returncode == 3 and len(result.stderr.splitlines()) == 1
+    assert "model.n_embd 16 != 32" in result.stderr
 
 
 def test_a_reader_that_leaves_after_one_line_does_not_stop_the_run(workflow, tmp_path):
