@@ -180,7 +180,7 @@ def quote_text(argument: str, keys: tuple[str, ...]) -> str:
 def explain(script: str, error: Exception) -> str:
     """What is wrong with this process's command line, in one line. Hydra itself stops at the first unknown key."""
     lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()]
-    message = " ".join(dict.fromkeys(line for line in lines if line))
+    message = " ".join(dict.fromkeys(line for line in lines if line)).partition(" Config search path:")[0]
     if isinstance(error, OverrideParseException):
         message = f"{error.override}: {message}"
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]

