@@ -19,14 +19,14 @@ def train(cfg: TrainConfig) -> float:
 
     run_dir = Path(cfg.out_dir)
     with console.log_to(run_dir / "train.log"):
-        config.save(cfg, run_dir / "config.yaml")
         device.keep_memory()
         where = device.choose_device(cfg.device)
         dtype = device.choose_dtype(cfg.train.dtype, where)
         tokens = tokenizer.load(cfg.data.tokenizer)
         prepared = corpus.ensure(cfg.data, config.PROJECT_ROOT)
         train_split, val_split = (Split.open(prepared, name) for name in ("train", "val"))
-        train_split.check_vocabulary(tokens.n_vocab)
+        for split in (train_split, val_split):
+            split.check_vocabulary(tokens.n_vocab)
         batches = TrainBatches(train_split, cfg.data, cfg.model.context_length, cfg.train, cfg.seed)
         val_batches = eval_batches(val_split, cfg.data, cfg.model.context_length, cfg.train)
         total_steps, budget = loop.count_steps(cfg.train, batches)
@@ -37,7 +37,9 @@ def train(cfg: TrainConfig) -> float:
         optimizer = optim.build(model, cfg.optimizer)
         template = None if cfg.data.kind == "text" else cfg.data.template
         identity = checkpoint.Identity(cfg.model, tokens.n_vocab, tokens.name, template)
-        progress = checkpoint.resume(run_dir, cfg.resume, model, optimizer, identity)
+        settings = as_dict(cfg) | {"data_fingerprint": corpus.read_meta(prepared)["fingerprint"]}
+        progress = checkpoint.resume(run_dir, cfg.resume, model, optimizer, identity, settings)
+        config.save(cfg, run_dir / "config.yaml")
         if cfg.train.compile:
             for block in model.h:  # one block is compiled, the others reuse it
                 block.compile()
@@ -48,9 +50,12 @@ def train(cfg: TrainConfig) -> float:
             budget=f"{total_steps} steps ({budget}) of about {cfg.train.tokens_per_step:,} tokens",
             device=device.describe(where, dtype),
         )
-        if progress.step >= total_steps:
+        last_model = run_dir / "last_model.pt"
+        if loop.is_finished(progress, cfg.train, total_steps):
             console.say(f"already at step {progress.step} of {total_steps}")
-            return progress.best
+            if last_model.exists():  # else the run was killed at its very end: what is missing is made below
+                console.say(str(run_dir))
+                return progress.best
 
         events = loop.fit(
             model, optimizer, batches, val_batches, cfg.train, cfg.schedule, total_steps, progress, cfg.seed,
@@ -67,15 +72,14 @@ def train(cfg: TrainConfig) -> float:
                     samples = sampling.preview(model, tokens, cfg.data.prompts, template, cfg.sample, cfg.seed)
                     log.samples(event.row["step"], samples)
                     console.show_samples(samples)
-                if event.checkpoint_due:
+                if event.checkpoint_due or log.stop_requested:
                     path = checkpoint.publish(
-                        run_dir, model, optimizer, progress, identity, as_dict(cfg), cfg.train.keep_checkpoints
+                        run_dir, model, optimizer, progress, identity, settings, cfg.train.keep_checkpoints
                     )
                     log.checkpoint(path, progress)
                 if log.stop_requested:
                     console.say(f"stopped from the W&B dashboard after step {progress.step}")
                     break
-            last_model = run_dir / "last_model.pt"
             checkpoint.save_model(last_model, model, identity, progress.step)
             rows = track.read_rows(run_dir / "metrics.jsonl")
             figures.loss_curve(rows, run_dir / "loss.png", title=f"{cfg.model.name} on {cfg.data.name}")

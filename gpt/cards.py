@@ -78,11 +78,11 @@ def _how_split(meta: dict[str, Any]) -> str:
     settings = meta["settings"]
     shares = f"val {settings['val_fraction']:.0%}, test {settings['test_fraction']:.0%}"
     if meta["kind"] == "text":
-        return f"The text is cut by characters, {shares}: train first, then val, then test."
+        return f"The text is cut by characters, {shares}: train first, then test, then val."
     how = {
         "grouped": "Rows with the same focus area or the same question are kept together; every source is split alike.",
         "random": "Rows are split at random, whatever they have in common.",
-        "sequential": "Rows are split in the order of the source: train first, then val, then test.",
+        "sequential": "Rows are split in the order of the source: train first, then test, then val.",
     }[settings["split"]]
     given = meta.get("publisher_splits")
     if given:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import pickle
 import shutil
 import warnings
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import nn
 
@@ -28,11 +27,17 @@ from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError
 from gpt.loop import Progress
 from gpt.model import GPT
 from gpt.optim import Optimizer
+from gpt.prompts import TEMPLATES
 from gpt.schema import ModelConfig
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+# Settings that a run cannot change on the way and still be one run; its length may be changed.
+DECISIVE = (
+    "optimizer.", "schedule.", "seed", "data_fingerprint", "data.mask", "data.batching", "data.overflow",
+    "train.tokens_per_step", "train.grad_clip", "train.one_batch",
+)  # fmt: skip
 WEIGHTS, STATE, CONFIG, MANIFEST = "model.safetensors", "state.pt", "config.json", "manifest.json"
 
 
@@ -99,13 +104,16 @@ def publish(
             f"checkpoint {progress.step} not written: {str(error).splitlines()[0]}",
             f"{folder}, {free:.1f} GB free", "earlier checkpoints are intact", ENVIRONMENT,
         ) from error  # fmt: skip
-    prune(folder, keep)
+    prune(folder, keep, progress.step)
     return final
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Removes old checkpoints: all but the newest `keep` and the best one."""
-    steps = listed(folder)
+def prune(folder: Path, keep: int, step: int) -> None:
+    """Removes old checkpoints: all but the newest `keep` up to `step` and the best one.
+
+    What is newer than `step` is left alone: checkpoints found damaged, which the run has gone back behind.
+    """
+    steps = [path for path in listed(folder) if path.name <= f"step_{step:08d}"]
     kept = {*steps[-keep:], best(steps)}
     for path in steps:
         if path not in kept:
@@ -172,22 +180,49 @@ def newest_valid(run_dir: Path) -> Path | None:
     return None
 
 
-def resume(run_dir: Path, mode: str, model: GPT, optimizer: Optimizer, identity: Identity) -> Progress:
+def resume(
+    run_dir: Path, mode: str, model: GPT, optimizer: Optimizer, identity: Identity, config: dict[str, Any]
+) -> Progress:
     """Goes on from the newest valid checkpoint of a run directory: fills model and optimizer, returns how far it was.
 
-    Without any checkpoint, that is step 0. mode "never" refuses a directory that has some, with UserError.
+    Without any checkpoint, that is step 0. mode "never" refuses a directory that has some, with UserError; so does
+    any mode when `config` differs from the checkpoint's in a value that the course of training depends on.
     """
     if mode == "never" and listed(run_dir / "checkpoints"):
         raise UserError(
             "the run directory holds checkpoints already", str(run_dir), "use resume=auto, or another out_dir"
         )
     path = newest_valid(run_dir)
-    return restore(path, model, optimizer, identity) if path else Progress()
+    if path is None:
+        return Progress()
+    check_identity(path, identity)
+    check_settings(path, config)
+    return restore(path, model, optimizer)
 
 
-def restore(path: Path, model: GPT, optimizer: Optimizer, identity: Identity) -> Progress:
-    """Fills model and optimizer from a verified checkpoint. Raises UserError (3) naming all fields that differ."""
-    manifest = verify(path)
+def check_settings(path: Path, config: dict[str, Any]) -> None:
+    """Raises UserError naming every setting that decides batches or updates and is not what it was."""
+    before = flatten(json.loads((path / CONFIG).read_bytes()))
+    now = flatten(json.loads(json.dumps(config)))  # as they look after a file: lists for tuples
+    keys = sorted(key for key in before.keys() | now.keys() if key.startswith(DECISIVE))
+    changed = [f"{key} {before.get(key)} != {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
+    if changed:
+        raise UserError(
+            "the run was started with other settings: " + ", ".join(changed), str(path), "choose another out_dir"
+        )
+
+
+def restore(path: Path, model: GPT, optimizer: Optimizer) -> Progress:
+    """Fills model and optimizer, which must be of the same shape, from a verified checkpoint."""
+    load_weights(model, safetensors.torch.load_file(path / WEIGHTS), path)
+    state = load_tensors(path / STATE)
+    optimizer.load_state_dict(state["optimizer"])
+    return Progress(**state["progress"])
+
+
+def check_identity(path: Path, identity: Identity) -> None:
+    """Raises UserError (3) naming all fields in which a checkpoint is of another model."""
+    manifest = read_manifest(path)
     mine, theirs = flatten(identity.as_dict()), flatten({key: manifest[key] for key in identity.as_dict()})
     differing = [f"{key} {theirs.get(key)} != {mine[key]}" for key in mine if theirs.get(key) != mine[key]]
     if differing:
@@ -195,10 +230,6 @@ def restore(path: Path, model: GPT, optimizer: Optimizer, identity: Identity) ->
             "the checkpoint is of another model: " + ", ".join(differing), str(path),
             "use the run's own settings, or another out_dir", CHECKPOINT,
         )  # fmt: skip
-    load_weights(model, safetensors.torch.load_file(path / WEIGHTS), path)
-    state = load_tensors(path / STATE)
-    optimizer.load_state_dict(state["optimizer"])
-    return Progress(**state["progress"])
 
 
 def save_model(path: Path, model: GPT, identity: Identity, step: int) -> None:
@@ -229,15 +260,16 @@ def load_model(path: Path, device: torch.device) -> Loaded:
         weights = safetensors.torch.load_file(path / WEIGHTS)
     else:
         raise UserError("no such file or directory", str(path), "give a run directory or a .pt file", CHECKPOINT)
+    check_format(path, about)
     try:
-        check_format(path, about)
         config = TypeAdapter(ModelConfig).validate_python(about["model"])
+        if about["template"] not in (None, *TEMPLATES):
+            raise ValueError(f"template {about['template']}")
         model = GPT(config, about["vocab_size"])
         load_weights(model, weights, path)
-        loaded = Loaded(model.to(device).eval(), about["tokenizer"], about["template"], about["step"], path)
-    except (KeyError, TypeError, ValidationError) as error:
+        return Loaded(model.to(device).eval(), about["tokenizer"], about["template"], about["step"], path)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise unusable(path, f"not a model that this project wrote: {str(error).splitlines()[0]}") from error
-    return loaded
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -260,7 +292,7 @@ def load_tensors(path: Path) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"):  # about the protocol of a pickle, which is refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # the unpickler stumbles over what is no pickle in many ways
         raise unusable(path, "not a file of tensors and plain values") from error
 
 

@@ -74,9 +74,11 @@ def in_its_directory(cfg: DictConfig) -> DictConfig:
     is_job = hydra.mode == RunMode.MULTIRUN
     if is_job and any(override.startswith("out_dir=") for override in hydra.overrides.task):
         raise UserError("out_dir is one directory, and each job of a sweep needs its own", remedy="use sweep.name=...")
+    if not os.access(hydra.runtime.output_dir, os.W_OK):  # now, and not after the model has been built
+        raise UserError("cannot write to the run directory", hydra.runtime.output_dir, "set out_dir=...", ENVIRONMENT)
     found = {"out_dir": hydra.runtime.output_dir}
     if is_job:
-        found["sweep"] = {"name": Path(hydra.sweep.dir).name}
+        found["sweep"] = {"name": cfg.sweep.name or re.sub(r"[^\w.-]", "_", Path(hydra.sweep.dir).name)}
     return OmegaConf.merge(cfg, found)
 
 
@@ -144,9 +146,9 @@ def launch(main: Callable[[], Any], script: str) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         code = USAGE
         console.error(explain(script, error))
-    except OSError as error:
+    except OSError as error:  # while a directory or a file of the run is made
         code = ENVIRONMENT
-        console.error(f"{error.strerror} ({error.filename})")
+        console.error(f"{error.strerror} ({error.filename}); choose another out_dir, or make room there")
     except KeyboardInterrupt:
         code = 130
         console.error("interrupted")

@@ -218,7 +218,7 @@ class ProgressBar:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             terminal = Console(highlight=False)
-            details = [TextColumn("{task.fields[details]}", markup=False)] if terminal.width >= 60 else []
+            details = [TextColumn("{task.fields[details]}", markup=False)] if terminal.width >= 80 else []
             self._bar = Progress(
                 TextColumn("step"),
                 MofNCompleteColumn(),

@@ -89,6 +89,8 @@ def _why_unready(cfg: DataConfig, root: Path, directory: Path) -> str | None:
     if source is None and "hub" in before:
         return None if before["hub"] == cfg.hub else f"data.hub changed from {before['hub']} to {cfg.hub}"
     if source is None:
+        if cfg.path is None or Path(cfg.path).name not in [file["file"] for file in before["files"]]:
+            return "it was made from another source"
         log.info(f"{sources.path_of(cfg, root)} has gone; using the data prepared from it in {directory}")
         return None
     if "hub" in before:

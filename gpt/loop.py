@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -169,13 +170,13 @@ def fit(
     if progress.step == 0:
         yield Event({"step": 0, "tokens": 0, **evaluated()})
     seconds, tokens_before = 0.0, progress.tokens  # since the last logged step, training only
-    while progress.step < total_steps:
+    while not is_finished(progress, cfg, total_steps):
         started = time.perf_counter()
         optim.set_lr(optimizer, optim.lr_factor(schedule, progress.step, total_steps))
         micro_batches = batches.step(0 if cfg.one_batch else progress.step)
         # Dropout draws from the global generator: with a seed of its own for each step, whatever else draws from it
         # in between (samples, evaluation) changes nothing, and a resumed run draws the same.
-        torch.manual_seed(seed * 1_000_003 + progress.step)
+        torch.manual_seed(int(np.random.SeedSequence([seed, progress.step]).generate_state(1, np.uint64)[0]))
         loss, grad_norm = train_step(model, optimizer, micro_batches, device, dtype, cfg.grad_clip)
         seconds += time.perf_counter() - started
 
@@ -215,10 +216,13 @@ def fit(
         if eval_due:
             row |= evaluated()
             checkpoint_due = checkpoint_due or progress.best_step == step
-            last = last or (cfg.patience is not None and progress.stale >= cfg.patience)
+            last = is_finished(progress, cfg, total_steps)
         yield Event(row, sample_due or (last and cfg.sample_every is not None), checkpoint_due or last, last)
-        if last:
-            return
+
+
+def is_finished(progress: Progress, cfg: TrainSection, total_steps: int) -> bool:
+    """Whether a run has come to its end: all steps taken, or `cfg.patience` evaluations without a better one."""
+    return progress.step >= total_steps or (cfg.patience is not None and progress.stale >= cfg.patience)
 
 
 def memory_gb(device: torch.device) -> float:

@@ -22,6 +22,7 @@ from gpt.errors import NUMERICAL, UserError
 from gpt.model import GPT
 from gpt.prompts import format_prompt
 from gpt.schema import ModelConfig, SampleConfig
+from gpt.tokenizer import ordinary_ids
 
 log = logging.getLogger(__name__)
 
@@ -208,8 +209,7 @@ def preview(
 def text_to_token_ids(text: str, tokenizer: Any) -> Tensor:
     """Text -> (1, T) ids, with a tokenizer of gpt/tokenizer.py or an encoding of tiktoken. Text that looks like a
     control token is text."""
-    encode = getattr(tokenizer, "encode_ordinary", tokenizer.encode)  # tiktoken's encode raises for such text
-    return torch.tensor([encode(text)], dtype=torch.long)
+    return torch.tensor([ordinary_ids(tokenizer, text)], dtype=torch.long)
 
 
 def token_ids_to_text(ids: Tensor, tokenizer: Any) -> str:

@@ -36,9 +36,6 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         return self.encoding.encode_ordinary(text)
 
-    def encode_batch(self, texts: list[str], num_threads: int = 2) -> list[list[int]]:
-        return self.encoding.encode_ordinary_batch(texts, num_threads=num_threads)
-
     def decode(self, ids: list[int]) -> str:
         """Ids -> text. Bytes that do not form UTF-8 become U+FFFD. Raises KeyError for an id outside 0..n_vocab-1."""
         return self.encoding.decode(ids)

@@ -64,7 +64,7 @@ def test_ten_steps_equal_five_then_save_and_load_then_five_bit_for_bit(tmp_path,
     progress = Progress(step=5, tokens=50, best=3.5, best_step=4, stale=1, loss_sum=1.25, loss_targets=7)
     path = checkpoint.publish(tmp_path, model, optimizer, progress, IDENTITY, {}, keep=1)
     resumed, resumed_optimizer = made(cfg, steps=0, seed=99)
-    assert checkpoint.restore(path, resumed, resumed_optimizer, IDENTITY) == progress
+    assert checkpoint.restore(path, resumed, resumed_optimizer) == progress
     train(resumed, resumed_optimizer, 5)
     for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -98,6 +98,25 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".")]
 
 
+def test_a_run_that_went_back_behind_damaged_checkpoints_keeps_what_it_saves(tmp_path):
+    publish(tmp_path, 80)
+    damage(publish(tmp_path, 120) / "state.pt", "truncated")
+    new = publish(tmp_path, 90, keep=1)
+    assert checkpoint.verify(new)["step"] == 90
+
+
+def test_a_changed_setting_is_refused_with_both_values_and_the_length_of_the_run_is_not(tmp_path):
+    model, optimizer = made()
+    before = {"seed": 1, "optimizer": {"lr": 0.1}, "train": {"tokens_per_step": 64, "max_steps": 5}}
+    checkpoint.publish(tmp_path, model, optimizer, Progress(step=5), IDENTITY, before, keep=1)
+    longer = before | {"train": {"tokens_per_step": 64, "max_steps": 50}}
+    assert checkpoint.resume(tmp_path, "auto", model, optimizer, IDENTITY, longer).step == 5
+    other = before | {"seed": 2, "optimizer": {"lr": 0.2}}
+    with pytest.raises(UserError, match=r"optimizer.lr 0.1 != 0.2, seed 1 != 2") as caught:
+        checkpoint.resume(tmp_path, "auto", model, optimizer, IDENTITY, other)
+    assert caught.value.code == 2
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "config.json", "manifest.json"])
 @pytest.mark.parametrize("how", ["missing", "truncated", "zero-filled", "one bit flipped"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caplog, name, how):
@@ -105,7 +124,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capl
     publish(tmp_path, 100)
     damage(publish(tmp_path, 120) / name, how)
     model, optimizer = made(steps=0)
-    assert checkpoint.resume(tmp_path, "auto", model, optimizer, IDENTITY).step == 100
+    assert checkpoint.resume(tmp_path, "auto", model, optimizer, IDENTITY, {"seed": 1}).step == 100
     text = caplog.text
     assert "step_00000120 damaged" in text and name in text
     assert "resuming from step_00000100 (newest valid of 2)" in text
@@ -115,25 +134,24 @@ def test_no_valid_checkpoint_is_an_error_and_never_a_silent_start_from_the_begin
     damage(publish(tmp_path, 120) / "state.pt", "truncated")
     model, optimizer = made(steps=0)
     with pytest.raises(UserError, match=r"no usable checkpoint.*step_00000120") as caught:
-        checkpoint.resume(tmp_path, "auto", model, optimizer, IDENTITY)
+        checkpoint.resume(tmp_path, "auto", model, optimizer, IDENTITY, {"seed": 1})
     assert caught.value.code == 3
     assert (tmp_path / "checkpoints" / "step_00000120" / "state.pt").exists()
 
 
 def test_a_new_directory_starts_at_step_0_and_resume_never_refuses_an_old_one(tmp_path):
     model, optimizer = made(steps=0)
-    assert checkpoint.resume(tmp_path, "never", model, optimizer, IDENTITY) == Progress()
+    assert checkpoint.resume(tmp_path, "never", model, optimizer, IDENTITY, {"seed": 1}) == Progress()
     publish(tmp_path, 1)
     with pytest.raises(UserError, match="holds checkpoints already"):
-        checkpoint.resume(tmp_path, "never", model, optimizer, IDENTITY)
+        checkpoint.resume(tmp_path, "never", model, optimizer, IDENTITY, {"seed": 1})
 
 
 def test_another_architecture_is_refused_with_every_field_that_differs(tmp_path):
     path = publish(tmp_path, 1)
     other = Identity(model_config(n_layer=3, n_embd=32), 257, "bytes", "plain")
-    model = GPT(other.model, 257)
     with pytest.raises(UserError) as caught:
-        checkpoint.restore(path, model, optim.build(model, adamw_config()), other)
+        checkpoint.check_identity(path, other)
     assert caught.value.code == 3
     for difference in ("model.n_layer 2 != 3", "model.n_embd 16 != 32", "vocab_size 50 != 257", "alpaca != plain"):
         assert difference in str(caught.value)
@@ -171,7 +189,7 @@ def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path, monkeypatch, sav
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x04N."])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x04N.", b"README", b"."])
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(UserError) as caught:

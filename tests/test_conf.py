@@ -4,6 +4,8 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.types import RunMode
 from test_config import composed
 
 from gpt import config, optim, schema
@@ -80,6 +82,14 @@ def test_each_experiment_changes_known_keys_and_sweeps_over_known_keys(path):
     last = [f"{key}={str(axis).split(',')[-1]}" for key, axis in axes.items()]
     assert loaded(*first) != loaded(*last)
     assert (path.parent / path.stem / "README.md").exists()  # the record of what was learned
+
+
+def test_an_experiment_is_composed_by_name_and_brings_its_own_axes():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=["experiments=lr_vs_context"], return_hydra_config=True)
+    assert cfg.hydra.mode == RunMode.MULTIRUN
+    assert set(cfg.hydra.sweeper.params) == {"optimizer.lr", "model.context_length"}
+    assert cfg.train.max_tokens == 102_400
 
 
 def test_the_tiny_model_is_the_default_on_the_sample_data():

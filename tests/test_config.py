@@ -8,7 +8,6 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
 from gpt import config, schema
-from gpt.errors import UserError
 
 
 def composed(*overrides, script="train"):
@@ -61,9 +60,6 @@ def test_a_bad_value_is_named_by_its_full_key(overrides, expected):
 
 def test_all_problems_are_reported_together():
     bad = ["optimizer.lr=-1", "model.dropout=1.5", "++train.max_step=1", "model.n_head=5", "seed=-1"]
-    with pytest.raises(UserError) as caught:
-        config.load(composed(*bad, script="train").copy(), schema.GenerateConfig)  # any schema: nothing fits it
-    assert caught.value.code == 2
     assert len(problems(*bad)) == 5
 
 

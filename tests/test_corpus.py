@@ -97,6 +97,16 @@ def test_the_splits_of_the_real_medquad_have_the_shares_and_sources_asked_for(me
     assert documents["test"] / 15_941 == pytest.approx(0.1, abs=0.002)
 
 
+def test_the_lengths_of_the_real_medquad_are_those_measured_before(medquad):
+    """The counts include the rows above the limit of 1,024: lengths of all cleaned documents."""
+    records = read_lines(medquad / "medquad_alpaca.jsonl")
+    gpt2 = tokenizer.load("gpt2")
+    prompts = [len(gpt2.encode(format_prompt("alpaca", record["instruction"]))) for record in records]
+    lengths = [n + len(gpt2.encode(record["output"])) for n, record in zip(prompts, records, strict=True)]
+    counts = {limit: sum(n + 1 <= limit for n in lengths) for limit in (768, 512, 256, 128)}
+    assert counts == {768: 15_556, 512: 14_305, 256: 9_292, 128: 3_419}
+
+
 def test_token_files_hold_prompt_response_and_end_of_text_of_each_line(medquad):
     gpt2 = tokenizer.load("gpt2")
     ids = np.fromfile(medquad / "val.bin", dtype="<u2")

@@ -49,11 +49,6 @@ def test_every_text_comes_back_as_it_was(name, text):
     assert t.decode(t.encode(text)) == text
 
 
-def test_many_texts_at_once_get_the_ids_that_each_gets_alone():
-    texts = ["What is Asthma ?", "", "<|endoftext|>", "\U0001f912"]
-    assert GPT2.encode_batch(texts) == [GPT2.encode(text) for text in texts]
-
-
 def test_half_a_character_becomes_a_replacement_character():
     assert GPT2.decode(GPT2.encode("漢")[:1]) == "\ufffd"
 

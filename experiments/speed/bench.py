@@ -40,7 +40,7 @@ def ours(args, device, dtype):
 
 
 def transformers_eager(args, device, dtype):
-    """The same step on transformers' GPT-2, with its own loss and torch's AdamW."""
+    """The same step on transformers' GPT-2: its logits, torch's cross-entropy and AdamW."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     n_layer, n_head, n_embd = SHAPES[args.model]
