@@ -7,12 +7,11 @@ import hydra
 from omegaconf import DictConfig
 
 from gpt import config, readers
-from gpt.console import escape, setup
+from gpt.console import escape
 from gpt.errors import UserError
+from gpt.model_card import DISCLAIMER
 from gpt.prompts import format_prompt
 from gpt.schema import GenerateConfig
-
-DISCLAIMER = "note: generated text can be wrong in every detail; as medical text it must not guide clinical decisions"
 
 
 def generate(cfg: GenerateConfig) -> None:
@@ -43,7 +42,7 @@ def generate(cfg: GenerateConfig) -> None:
                 print(f"\nsample {number} of {cfg.num_samples}:")
             print(escape(tokens.decode(ids), keep_newlines=True))
     sys.stdout.flush()
-    print(DISCLAIMER, file=sys.stderr)
+    print(f"note: {DISCLAIMER}", file=sys.stderr)
 
 
 def read_prompts(cfg: GenerateConfig) -> list[tuple[str, str]]:
@@ -81,7 +80,6 @@ def prompts_in(path: Path, given: str) -> list[tuple[str, str]]:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="generate")
 def main(cfg: DictConfig) -> None:
-    setup()
     generate(config.load(cfg, GenerateConfig))
 
 

@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from gpt import config, console
+from gpt import config
 from gpt.schema import PrepareConfig
 
 
@@ -13,7 +13,6 @@ def main(cfg: DictConfig) -> None:
 
     from gpt import cards, corpus  # after the configuration is known to be right: errors in it show at once
 
-    console.setup()
     directory = corpus.prepare(data, config.PROJECT_ROOT)
     print(cards.summary(corpus.read_meta(directory)))
     print(directory)

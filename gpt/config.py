@@ -84,7 +84,7 @@ def in_its_directory(cfg: DictConfig) -> DictConfig:
 
 def save(cfg: Any, path: Path) -> None:
     """Writes a configuration for people to read."""
-    path.write_text(yaml.safe_dump(dataclasses.asdict(cfg), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    path.write_text(yaml.safe_dump(schema.as_dict(cfg), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def find_problems(cfg: DictConfig, kind: type) -> list[str]:

@@ -52,12 +52,18 @@ class Event:
     last: bool = False
 
 
-def batch_loss(model: GPT, batch: Batch) -> Tensor:
-    """Sum of -ln p(target) over the scored targets of a batch. Logits are computed at these positions only."""
+def token_losses(model: GPT, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(N,) -ln p(target) in nats and (N,) ids of the N scored targets. Logits are computed at these positions only."""
     hidden = model.hidden(batch.inputs, batch.positions, batch.documents)  # (B, T, C)
     scored = batch.targets != IGNORE  # (B, T), true N times
+    targets = batch.targets[scored]  # (N,)
     logits = model.logits(hidden[scored])  # (N, V)
-    return F.cross_entropy(logits.float(), batch.targets[scored], reduction="none").sum()
+    return F.cross_entropy(logits.float(), targets, reduction="none"), targets
+
+
+def batch_loss(model: GPT, batch: Batch) -> Tensor:
+    """Sum of the losses of a batch's scored targets."""
+    return token_losses(model, batch)[0].sum()
 
 
 def train_step(
@@ -103,12 +109,8 @@ def evaluate(
     loss_sum, n_targets, nats, n_bytes = 0.0, 0, 0.0, 0
     try:
         for batch in batches:
-            batch = batch.to(device)
-            scored = batch.targets != IGNORE
-            targets = batch.targets[scored]  # (N,)
             with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-                logits = model.logits(model.hidden(batch.inputs, batch.positions, batch.documents)[scored])  # (N, V)
-            losses = F.cross_entropy(logits.float(), targets, reduction="none")
+                losses, targets = token_losses(model, batch.to(device))
             loss_sum += losses.sum(dtype=torch.float64 if device.type != "mps" else None).item()
             n_targets += len(targets)
             if bytes_per_token is not None:

@@ -6,10 +6,7 @@ from typing import Any
 
 from gpt.schema import TrainConfig
 
-DISCLAIMER = (
-    "This is a small language model made for experiments. What it writes about health may be wrong or dangerous and "
-    "must not guide clinical decisions."
-)
+DISCLAIMER = "Generated text can be wrong in every detail; as medical text it must not guide clinical decisions."
 
 
 def write(path: Path, cfg: TrainConfig, rows: list[dict[str, Any]], n_parameters: int, prepared: Path) -> None:
