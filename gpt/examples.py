@@ -3,8 +3,8 @@
 They hold everything in memory and return plain (inputs, targets) pairs; train.py uses the token files of gpt/data.py.
 """
 
-import json
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from gpt.console import escape
 from gpt.data import IGNORE
 from gpt.errors import UserError
 from gpt.prompts import format_prompt
+from gpt.readers import BadRows, json_rows
 from gpt.tokenizer import ordinary_ids
+
+log = logging.getLogger(__name__)
 
 PAD = 50256  # GPT-2's end of text
 
@@ -47,20 +51,32 @@ class GPTDatasetV1(Dataset):
 class GPTDatasetExamples(Dataset):
     """Alpaca records as token ids; each item is (ids, response_start): prompt and response, without the end of text.
 
-    Prompt and response are tokenized apart and joined, so that the border between them is exact.
+    Prompt and response are tokenized apart and joined, so that the border between them is exact. Raises UserError for
+    a record that lacks an instruction or an output, or has something else than text there.
     """
 
     def __init__(self, records: Iterable[dict[str, str]], tokenizer: Any, template: str = "alpaca") -> None:
         self.items: list[tuple[list[int], int]] = []
-        for record in records:
-            prompt = ordinary_ids(tokenizer, format_prompt(template, record["instruction"], record.get("input", "")))
-            self.items.append((prompt + ordinary_ids(tokenizer, record["output"]), len(prompt)))
+        for number, record in enumerate(records):
+            instruction, given, output = example_texts(record, f"record {number}")
+            prompt = ordinary_ids(tokenizer, format_prompt(template, instruction, given))
+            self.items.append((prompt + ordinary_ids(tokenizer, output), len(prompt)))
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, i: int) -> tuple[list[int], int]:
         return self.items[i]
+
+
+def example_texts(record: dict[str, Any], where: str) -> tuple[str, str, str]:
+    """(instruction, input, output) of a record; an input of None or none at all is empty. Raises UserError."""
+    for key in ("instruction", "input", "output"):
+        value = record.get(key)
+        if not isinstance(value, str) and (key != "input" or value is not None):
+            problem = f"{key} is {type(value).__name__}, text is needed" if key in record else f"no key {key}"
+            raise UserError(f"{where}: {problem}", remedy="correct it")
+    return record["instruction"], record.get("input") or "", record["output"]
 
 
 def collate_examples(
@@ -107,19 +123,30 @@ def create_dataloader_from_examples(
 ) -> DataLoader:
     """Records, or the path of a JSONL file with keys instruction, input, output -> padded (inputs, targets) batches.
 
-    The order comes from a generator of its own, seeded with `seed`: no other random number changes it.
+    The order comes from a generator of its own, seeded with `seed`: no other random number changes it. Raises UserError
+    for a file or a record that cannot be used; how many examples `max_length` cuts is logged.
     """
     if isinstance(examples, str | Path):
-        with open(examples, encoding="utf-8") as lines:
-            examples = [json.loads(line) for line in lines if line.strip()]
+        examples = read_examples(Path(examples))
+    dataset = GPTDatasetExamples(examples, tokenizer, template)
+    n_cut = sum(len(ids) > max_length for ids, _ in dataset.items) if max_length else 0
+    if n_cut:
+        log.warning(f"{n_cut:,} of {len(dataset):,} examples are longer than {max_length} tokens and are cut there")
     return DataLoader(
-        GPTDatasetExamples(examples, tokenizer, template),
+        dataset,
         batch_size=batch_size,
         shuffle=shuffle,
         drop_last=drop_last,
         collate_fn=lambda items: collate_examples(items, tokenizer_eos(tokenizer), max_length, mask_prompt),
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def read_examples(path: Path) -> Iterator[dict[str, str]]:
+    """The records of JSON Lines or of a JSON array. Raises UserError, with the line, for one that cannot be used."""
+    for row in json_rows(path, BadRows("error", setting=None)):
+        where = f"{escape(row.where)}:{row.line}"
+        yield dict(zip(("instruction", "input", "output"), example_texts(row.values, where), strict=True))
 
 
 def tokenizer_eos(tokenizer: Any) -> int:

@@ -1,6 +1,7 @@
 """The notebook's loaders, against the reference values of the book's own text."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -79,3 +80,49 @@ def test_the_order_comes_from_the_loaders_own_seed(tmp_path):
         return batches
 
     assert first_epoch(file, seed=1) == first_epoch(RECORDS, seed=1) != first_epoch(RECORDS, seed=2)
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ('{"instruction": "a", "outp', ":2: invalid JSON (Unterminated string"),
+        ('{"instruction": "a"}', ":2: no key output"),
+        ('{"output": "a"}', ":2: no key instruction"),
+        ('{"instruction": "a", "output": null}', ":2: output is NoneType, text is needed"),
+        ('{"instruction": "a", "output": "b", "input": 3}', ":2: input is int, text is needed"),
+        ('{"instruction": "a", "output": "b", "output": "c"}', ":2: key 'output' occurs twice"),
+        ('{"instruction": "a", "output": "\\ud800"}', ":2: 'output': lone surrogate"),
+        ('["a"]', ":2: a list where an object"),
+    ],
+)
+def test_a_file_with_a_record_that_cannot_be_used_is_an_error_with_its_line(tmp_path, line, expected):
+    file = tmp_path / "records.jsonl"
+    file.write_text(json.dumps(RECORDS[0]) + "\n" + line + "\n", encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        create_dataloader_from_examples(file, tokenizer.load("bytes"))
+    assert str(caught.value).startswith(f"{file}{expected}")
+    assert "on_bad_row" not in str(caught.value)  # no setting of these loaders
+
+
+def test_a_record_in_memory_that_cannot_be_used_is_named_by_its_number():
+    with pytest.raises(UserError, match="record 1: no key output"):
+        GPTDatasetExamples([RECORDS[0], {"instruction": "a"}], tokenizer.load("bytes"))
+
+
+def test_no_input_is_an_empty_input(tmp_path):
+    file = tmp_path / "records.jsonl"
+    file.write_text('{"instruction": "a", "input": null, "output": "b"}\n{"instruction": "a", "output": "b"}\n')
+    items = create_dataloader_from_examples(file, tokenizer.load("bytes")).dataset
+    assert items[0] == items[1] == GPTDatasetExamples([RECORDS[0] | {"instruction": "a", "output": "b"}],
+                                                      tokenizer.load("bytes"))[0]  # fmt: skip
+
+
+def test_rows_that_max_length_cuts_are_counted_in_one_line(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("gpt"), "propagate", True)  # console.setup() turns it off
+    lengths = [len(ids) for ids, _ in GPTDatasetExamples(RECORDS, tokenizer.load("bytes"))]
+    limit = sorted(lengths)[6]
+    create_dataloader_from_examples(RECORDS, tokenizer.load("bytes"), max_length=limit)
+    assert caplog.messages == [f"3 of 10 examples are longer than {limit} tokens and are cut there"]
+    caplog.clear()
+    create_dataloader_from_examples(RECORDS, tokenizer.load("bytes"), max_length=max(lengths))
+    assert caplog.messages == []

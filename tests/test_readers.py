@@ -1,12 +1,14 @@
 """Rows come as they stand in the file, or the file and the line that is wrong are named."""
 
 import gzip
+import itertools
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from gpt import readers
+from gpt import readers, textfiles
 from gpt.errors import UserError
 from gpt.readers import BadRows
 
@@ -76,7 +78,10 @@ def test_gzipped_files_are_recognised_by_their_content(tmp_path):
         (b"question,answer\nq\n", "csv:2: 1 field, the header has 2"),
         (b'question,answer\nq,a\n"q"x,a\n', "csv:3: text after the closing quote of a field"),
         (b'question,answer\nq,"a\nb\nc\n', "csv:2: a quoted field is never closed"),
+        (b'question,answer\nq,5" x 7"\n', "csv:2: a quote inside a field without quotes"),
+        (b'question,answer\nq, "a"\n', "csv:2: a quote inside a field without quotes"),
         (b"question,answer\nq,a\rb,c\n", "csv:2: a carriage return inside a field without quotes"),
+        (b"question,answer\nq,a\r\r\n", "csv:2: a carriage return inside a field without quotes"),
         (b"question,answer\nq,a\nq,\xe9t\xe9\n", "csv:3: not UTF-8 at byte 22 of the file: 0xe9"),
         (b"\xef\xbb\xbfquestion,answer\nq,\xe9\n", "csv:2: not UTF-8 at byte 21 of the file: 0xe9"),
         (b'question,answer\nq,"a\n\0b"\n', "csv:3: NUL character at byte 21 of the file"),
@@ -119,6 +124,13 @@ def test_json_lines_and_a_json_array_give_the_same_rows(jsonl, tmp_path):
         (b"[" * 100_000, "data.jsonl:2: invalid JSON (nested too deeply)"),
         (b'{"a":' * 100_000, "data.jsonl:2: invalid JSON (nested too deeply)"),
         (b'{"a": ' + b"1" * 5000 + b"}", "data.jsonl:2: invalid JSON (Exceeds the limit"),
+        (b'{"a": 1, "b": 2, "a": 1}', "data.jsonl:2: key 'a' occurs twice"),
+        (b'{"a": [{"\xc3\xa4": 1, "\\u00e4": 2}]}', "data.jsonl:2: key '\\xe4' occurs twice"),
+        (b'{"a": NaN}', "data.jsonl:2: invalid JSON (NaN is not a number that it can hold)"),
+        (b'{"a": -Infinity}', "data.jsonl:2: invalid JSON (-Infinity is not a number that it can hold)"),
+        (b'{"a": 1e999}', "data.jsonl:2: invalid JSON (1e999 is not a number that it can hold)"),
+        (b'{"a": 1}\x0c', "data.jsonl:2: invalid JSON (Extra data at column 9)"),
+        (b'  {"a": 01}', "data.jsonl:2: invalid JSON (Expecting ',' delimiter at column 10)"),
         (b'"text"', "data.jsonl:2: a string where an object {...} is needed"),
         (b"[1, 2]", "data.jsonl:2: a list where an object {...} is needed"),
         (b"null", "data.jsonl:2: null where an object {...} is needed"),
@@ -152,7 +164,17 @@ def test_bad_json_lines_can_be_left_out_and_are_listed(jsonl, line):
         ("[{}]\n{}", "data.json:2: invalid JSON (text after the end of the array)"),
         ("[{},\n 5]", "data.json:2: a number where an object {...} is needed"),
         ("[" * 100_000, "data.json:1: invalid JSON (nested too deeply)"),
+        ('[{"a": 1,\n "a": 2}]', "data.json:1: key 'a' occurs twice"),
+        ("[{},\n" + "  " * 50_000 + "x]", "data.json:2: invalid JSON (Expecting value at column 100001)"),
+        ('[{"a": "' + "x" * 100_000 + "}]", "data.json:1: invalid JSON (Unterminated string starting at at column 8)"),
+        (
+            '[{},\n{"a": "' + "x" * 100_000 + '\n"}]',
+            "data.json:2: invalid JSON (Invalid control character at at column",
+        ),
+        (b'[{},\n"' + b"x" * 100_000 + b'\n\xff"]', "data.json:3: not UTF-8 at byte 100007 of the file: 0xff"),
+        (b"[{},\n\n" + b" " * 100_000 + b"\0]", "data.json:3: NUL character at byte 100006 of the file"),
     ],
+    ids=range(13),
 )
 def test_what_is_wrong_with_a_json_array_is_named_with_its_line(tmp_path, content, expected):
     assert expected in problem(tmp_path / "data.json", content)
@@ -177,3 +199,88 @@ def test_a_file_that_cannot_be_read_is_an_error_of_the_environment():
     with pytest.raises(UserError, match="cannot read /proc/self/mem") as caught:
         readers.text(Path("/proc/self/mem"))
     assert caught.value.code == 5
+
+
+@pytest.mark.parametrize("shift", range(24))
+def test_an_array_gives_the_same_rows_wherever_its_pieces_end(tmp_path, shift):
+    """Each kind of value and each escape is cut at each of its characters by the end of the first piece."""
+    tokens = ["1.5e+3", "-1E-2", "123456", "true", "null", r'"\ud83d\ude00"', r'"\\\""', '"\U0001f600ä"', '{"b":[]}']
+    row = ",".join(f'"{i}":{token}' for i, token in enumerate(tokens))
+    expected = {str(i): json.loads(token) for i, token in enumerate(tokens)}
+    for pad in range(shift, 24 * 6, 24):
+        start = "[" + " " * (readers.PIECE - pad - 1)
+        rows, _ = read(tmp_path / "data.json", f"{start}{{{row}}},\n{{{row}}}]")
+        assert [(r.line, r.values) for r in rows] == [(1, expected), (2, expected)], pad
+        _, found = read(tmp_path / "data.json", f"{start}{tokens[shift % 6]}, 12345]", "skip")
+        assert len(found) == 2 and "{...} is needed" in found[1], pad
+
+
+def test_an_error_at_the_start_of_an_array_is_found_without_reading_the_rest(tmp_path):
+    """The NUL at the end of the file would be reported if it had been read."""
+    rest = b',\n{"a": "b"}' * 20_000 + b"\0]"
+    assert "NUL character" in problem(tmp_path / "data.json", b'[{"a": "b"}' + rest)
+    assert "json:1: invalid JSON (Expecting ':'" in problem(tmp_path / "data.json", b'[{"a" "b"}' + rest)
+    assert "json:1: invalid JSON (Invalid control" in problem(tmp_path / "data.json", b'[{"a": "b}' + rest)
+
+
+LARGE = 8_000_000
+TEXT = 'Croup, the "cough" of childhood, a \u00e9tude. ' * 50
+
+
+def pieces_of(kind):
+    """The parts of a file of about LARGE bytes; each but the first and the last is a row."""
+    row = {"question": "What is Croup ?", "answer": TEXT}
+    cell = TEXT.replace('"', '""')
+    first, one, last = {
+        "csv": ("question,answer\r\n", f'What is Croup ?,"{cell}"\r\n', ""),
+        "jsonl": ("", json.dumps(row) + "\n", ""),
+        "json": ("[", json.dumps(row) + ", ", json.dumps(row) + "]"),
+        "indented.json": ("[\n", json.dumps(row, indent=2) + ",\n", json.dumps(row) + "\n]\n"),
+    }[kind.removesuffix(".gz")]
+    n_rows = LARGE // len(one.encode())
+    return n_rows + bool(last), itertools.chain([first], itertools.repeat(one, n_rows), [last])
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "indented.json", "csv.gz", "jsonl.gz", "json.gz"])
+def test_memory_is_bounded_by_the_largest_row_not_by_the_file(tmp_path, kind, record_property):
+    n_rows, pieces = pieces_of(kind)
+    path = tmp_path / f"large.{kind}"
+    with gzip.open(path, "wb", 1) if kind.endswith(".gz") else open(path, "wb") as file:
+        for piece in pieces:
+            file.write(piece.encode())
+    tracemalloc.start()
+    found = sum(row.values["answer"] == TEXT for row in readers.rows(path, BadRows("error")))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    record_property("count", f"memory to read {LARGE / 1e6:.0f} MB of {kind}: {peak / 1e6:.2f} MB")
+    assert found == n_rows
+    assert peak < LARGE / 10
+
+
+@pytest.mark.parametrize(
+    "name, start, end",
+    [
+        ("a.csv", 'q,a\nx,"', "one line that is never closed,\n"),
+        ("a.jsonl", '{"q": "x"}\n{"a": "', "never closed, "),
+        ("a.json", '[{"q": "x"},\n{"a": "', "never closed, "),
+    ],
+)
+def test_a_quote_that_is_never_closed_does_not_draw_a_large_file_into_memory(tmp_path, monkeypatch, name, start, end):
+    for module in (readers, textfiles):  # 64 MiB take a second
+        monkeypatch.setattr(module, "ROW_LIMIT", 1_000_000)
+    (tmp_path / name).write_text(start + end * (LARGE // len(end)))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=rf"{name}:2: this row does not end within 1,000,000 bytes"):
+        list(readers.rows(tmp_path / name, BadRows("skip")))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < LARGE / 2, f"{peak:,} bytes"
+
+
+def test_messages_stay_short_whatever_the_file_holds(csv, jsonl):
+    long = "column " * 100_000
+    for path, content in [
+        (csv, long + "\n"), (csv, f"{long},{long}\n1,2\n"), (jsonl, f'{{"{long}": 1, "{long}": 2}}'),
+        (jsonl, f'{{"{long}": "\\ud800"}}'), (jsonl, '{"a": 1' + "0" * 1000 + ".0}"),
+    ]:  # fmt: skip
+        assert len(problem(path, content)) < 700

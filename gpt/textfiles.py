@@ -1,0 +1,107 @@
+"""Files as strict UTF-8 text, gzipped or not, by rows or by pieces; memory is bounded by what is asked for."""
+
+import codecs
+import contextlib
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt.console import escape
+from gpt.errors import ENVIRONMENT, UserError
+
+ROW_LIMIT = 64 << 20  # bytes: a quote that is never closed must not draw the rest of a large file into memory
+
+
+class BadLine(Exception):
+    """A line that is no text."""
+
+    def __init__(self, line: int, problem: str) -> None:
+        super().__init__(problem)
+        self.line = line
+
+
+class TextFile:
+    """A file as text, by rows or by pieces. Raises BadLine for what is not UTF-8 or a NUL; rows can go on after it."""
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self.path, self.file = path, file
+        self.first = 1  # the line where the row that was read last starts
+        self.quotes = 0  # in that row
+        self._lines = 0  # line ends read
+        self._offset = 0  # bytes read; in a gzipped file, after decompression
+        self._cut = b""  # the first bytes of a character whose others are in the next piece
+
+    def row(self, multiline: bool = False) -> str:
+        """The next line with its line end, "" after the last one. With `multiline` a line end between quotes does not
+        end the row."""
+        parts: list[str] = []
+        self.first, self.quotes, start = self._lines + 1, 0, self._offset
+        while not parts or (multiline and self.quotes % 2):
+            raw = self.file.readline(ROW_LIMIT + 1)
+            if not raw:
+                break
+            if self._offset + len(raw) - start > ROW_LIMIT:
+                self.refuse_long_row(self.first)
+            self.quotes += raw.count(b'"')
+            parts.append(self._decode(raw, is_end=True)[0])
+        return "".join(parts)
+
+    def read(self, size: int = -1) -> str:
+        """The next `size` bytes, or the rest; "" at the end."""
+        new = self.file.read(size)
+        raw = self._cut + new
+        text, used = self._decode(raw, is_end=len(new) != size)
+        self._cut = raw[used:]
+        return text
+
+    def refuse_long_row(self, line: int) -> None:
+        raise UserError(
+            f"{escape(str(self.path))}:{line}: this row does not end within {ROW_LIMIT:,} bytes",
+            remedy="is a quote never closed? If not, cut the row into several",
+        )
+
+    def _decode(self, raw: bytes, is_end: bool) -> tuple[str, int]:
+        """Text and the number of bytes that it took: all, unless a character is cut at an end that is not the last."""
+        start, line, mark = self._offset, self._lines + 1, 0
+        if start == 0:
+            if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in raw[:2]:
+                raise UserError(f"{escape(str(self.path))} is UTF-16", remedy="save it as UTF-8")
+            mark = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
+        self._lines += raw.count(b"\n")
+        self._offset += len(raw)
+        at = raw.find(b"\0")
+        if at >= 0:
+            raise BadLine(line + raw.count(b"\n", 0, at), f"NUL character at byte {start + at} of the file")
+        try:
+            text, used = codecs.utf_8_decode(raw[mark:], "strict", is_end)
+        except UnicodeDecodeError as error:
+            at = mark + error.start
+            problem = f"not UTF-8 at byte {start + at} of the file: 0x{raw[at]:02x}"
+            raise BadLine(line + raw.count(b"\n", 0, at), problem) from None
+        self._offset += mark + used - len(raw)
+        return text, mark + used
+
+
+@contextlib.contextmanager
+def open_text(path: Path) -> Iterator[TextFile]:
+    """Errors of the file system, of decompression and of decoding become UserErrors, also while the file is read."""
+    try:
+        with contextlib.ExitStack() as stack:
+            file: Any = stack.enter_context(open(path, "rb"))
+            if file.peek(2)[:2] == b"\x1f\x8b":
+                file = stack.enter_context(io.BufferedReader(gzip.GzipFile(fileobj=file)))
+            yield TextFile(path, file)
+    except BadLine as error:
+        raise UserError(f"{escape(str(path))}:{error.line}: {error}", remedy="correct it") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{escape(str(path))} is damaged: {error}", remedy="get the file again") from error
+    except OSError as error:
+        raise UserError(f"cannot read {escape(str(path))}", error.strerror or str(error), code=ENVIRONMENT) from error
+
+
+def shorten(text: str, length: int = 40) -> str:
+    """For messages: the beginning of a text that may have any length."""
+    return text if len(text) <= length else text[:length] + "..."
