@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError, create_model
 
 from gpt import cards, readers, records, sources, splits, tokenfiles, tokenizer
+from gpt.console import escape
 from gpt.errors import ENVIRONMENT, UserError
 from gpt.records import Record
 from gpt.schema import DataConfig
@@ -33,6 +35,22 @@ FORMAT = 1
 SETTINGS = ("name", "kind", "columns", "tokenizer", "template", "max_tokens", "split", "val_fraction", "test_fraction",
             "split_seed", "on_bad_row", "card")  # fmt: skip
 N_SHOWN = 10  # bad rows in the log; all of them are in bad_rows.txt
+TOKEN_FILES = set(chain.from_iterable(map(tokenfiles.names, splits.NAMES)))
+OTHER_FILES = {"README.md", "token_lengths.png", "bad_rows.txt", *(f"{split}.jsonl" for split in splits.NAMES)}
+META_LIMIT = 2**26  # bytes of meta.json, enough for 500,000 source files
+NONE_YET = "no prepared data yet"
+
+
+def _record(name: str, **types: Any) -> Any:
+    return create_model(name, **{key: (kind, ...) for key, kind in types.items()})
+
+
+# What is read from meta.json again, with its types; the rest of it is for people.
+_FILE, _SPLIT = _record("File", bytes=int, sha256=str), _record("Split", documents=int, tokens=int)
+_SOURCE_FILE = _record("SourceFile", file=str, bytes=int, sha256=str)
+_SOURCE = _record("Hub", hub=str, revision=str | None) | _record("Files", files=list[_SOURCE_FILE])
+_META = _record("Meta", settings=dict[str, Any], source=_SOURCE, tokenizer=str, template=str, n_vocab=int,
+                splits=dict[str, _SPLIT], files=dict[str, _FILE], fingerprint=str)  # fmt: skip
 
 
 def ensure(cfg: DataConfig, root: Path) -> Path:
@@ -56,8 +74,43 @@ def prepare(cfg: DataConfig, root: Path) -> Path:
 
 
 def read_meta(directory: Path) -> dict[str, Any]:
-    """meta.json: settings, source, counts, splits, files and the fingerprint."""
-    return json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+    """meta.json: settings, source, counts, splits, files and the fingerprint.
+
+    Raises UserError (2) when there is none, or none that `prepare` may have written: it names no file outside the
+    directory, and all that is read from it later is there and of its type.
+    """
+    path = directory / "meta.json"
+    if not os.path.lexists(path):
+        raise UserError(NONE_YET, str(directory))
+    try:
+        if not path.is_file() or path.stat().st_size > META_LIMIT:  # opening a pipe would wait for ever
+            raise ValueError(f"not an ordinary file of at most {META_LIMIT:,} bytes")
+        content = path.read_bytes()
+        meta = json.loads(content)
+        if isinstance(meta, dict) and meta.get("format") != FORMAT:
+            written = escape(str(meta.get("format"))[:40])
+            raise UserError(f"it is in format {written}, this program writes {FORMAT}", str(directory))
+        names = _META.model_validate_json(content, strict=True).files.keys()
+        if not all(map(_is_ours, names)) or not names >= TOKEN_FILES or not meta["splits"].keys() >= set(splits.NAMES):
+            raise ValueError("other files than those of prepared data")
+        if meta["fingerprint"] != _fingerprint(meta):
+            raise ValueError("fingerprint differs")
+        return meta
+    except (OSError, ValueError, RecursionError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        raise tokenfiles.damaged(path, " ".join([".".join(map(str, first["loc"])), first["msg"]])) from error
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a file in a prepared directory may have this name."""
+    return name in TOKEN_FILES | OTHER_FILES or (name.endswith("_alpaca.jsonl") and Path(name).name == name)
+
+
+def _fingerprint(meta: dict[str, Any]) -> str:
+    """What makes these tokens and no others."""
+    identity = {name: meta[name] for name in ("tokenizer", "template")}
+    identity["tokens"] = {name: file["sha256"] for name, file in meta["files"].items() if name in TOKEN_FILES}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _directory(cfg: DataConfig, root: Path) -> Path:
@@ -72,22 +125,18 @@ def _why_unready(cfg: DataConfig, root: Path, directory: Path) -> str | None:
     """Why the prepared data cannot be used as it is; None when it can."""
     try:
         meta = read_meta(directory)
-    except (OSError, ValueError):
-        return "no prepared data yet"
-    if meta.get("format") != FORMAT:
-        return f"it is in format {meta.get('format')}, this program writes {FORMAT}"
-    for name, value in _settings(cfg).items():
-        before = meta["settings"][name]
-        if before != value:
-            return f"data.{name} changed" + ("" if isinstance(value, dict) else f" from {before} to {value}")
-    for name, file in meta["files"].items():
-        path = directory / name
-        if not path.is_file() or path.stat().st_size != file["bytes"]:
-            return f"{name} is incomplete"
+        for name, value in _settings(cfg).items():
+            before = meta["settings"].get(name)
+            if before != value:
+                told = "" if isinstance(value, dict) else f" from {escape(str(before)[:80])} to {value}"
+                return f"data.{name} changed{told}"
+        tokenfiles.check(directory, meta["files"])
+    except UserError as error:
+        return error.what
     source = sources.local(cfg, root)
     before = meta["source"]
     if source is None and "hub" in before:
-        return None if before["hub"] == cfg.hub else f"data.hub changed from {before['hub']} to {cfg.hub}"
+        return None if before["hub"] == cfg.hub else f"data.hub changed from {escape(before['hub'])} to {cfg.hub}"
     if source is None:
         if cfg.path is None or Path(cfg.path).name not in [file["file"] for file in before["files"]]:
             return "it was made from another source"
@@ -105,8 +154,8 @@ def _locked(directory: Path) -> Iterator[None]:
     with _writing(directory):
         _refuse_others_files(directory)
         lock.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()
-    with open(lock) as file:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)  # a pipe is no reason to wait either
+    with open(descriptor) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -132,10 +181,8 @@ def _refuse_others_files(directory: Path) -> None:
         return
     if not directory.is_dir():
         raise UserError(f"{directory} is a file", "data.prepared_dir", "choose a folder")
-    ours = {"meta.json", "README.md", "token_lengths.png", "bad_rows.txt"}
-    ours |= {f"{split}{ending}" for split in splits.NAMES for ending in (".bin", ".index.npy", ".jsonl")}
     for path in sorted(directory.iterdir()):
-        if path.is_dir() or (path.name not in ours and not path.name.endswith("_alpaca.jsonl")):
+        if path.is_dir() or not (path.name == "meta.json" or _is_ours(path.name)):
             raise UserError(
                 f"{directory} has something in it that is not prepared data: {path.name}",
                 "data.prepared_dir", "choose another folder, or empty this one",
@@ -144,7 +191,13 @@ def _refuse_others_files(directory: Path) -> None:
 
 def _prepare(cfg: DataConfig, root: Path, directory: Path, reason: str = "") -> None:
     """Writes everything to a temporary sibling and puts it into place with a rename."""
-    source = sources.find(cfg, root)
+    try:
+        source = sources.find(cfg, root)
+    except UserError as error:
+        if reason in ("", NONE_YET):
+            raise
+        what = f"{reason} in {directory}, and it cannot be prepared again: {error.what}"
+        raise UserError(what, error.where, error.remedy, error.code) from error
     log.info(f"preparing data={cfg.name} from {source.label()}" + (f": {reason}" if reason else ""))
     new, old = (directory.with_name(f".{directory.name}.{state}") for state in ("new", "old"))
     with _writing(directory):
@@ -156,7 +209,7 @@ def _prepare(cfg: DataConfig, root: Path, directory: Path, reason: str = "") -> 
             meta |= {"tokenizer": cfg.tokenizer, "n_vocab": tokenizer.load(cfg.tokenizer).n_vocab}
             meta |= {"template": cfg.template}
             meta |= (_write_texts if cfg.kind == "text" else _write_records)(cfg, source, new)
-            _finish(cfg, meta, new)
+            _finish(meta, new)
             if directory.exists():
                 os.rename(directory, old)
             os.rename(new, directory)
@@ -165,7 +218,7 @@ def _prepare(cfg: DataConfig, root: Path, directory: Path, reason: str = "") -> 
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _finish(cfg: DataConfig, meta: dict[str, Any], directory: Path) -> None:
+def _finish(meta: dict[str, Any], directory: Path) -> None:
     """The card, then meta.json with the size and hash of every other file."""
     counts = ", ".join(f"{name} {split['documents']:,}" for name, split in meta["splits"].items())
     if not meta["splits"]["train"]["tokens"] or not meta["splits"]["val"]["tokens"]:
@@ -178,9 +231,8 @@ def _finish(cfg: DataConfig, meta: dict[str, Any], directory: Path) -> None:
         path.name: {"bytes": path.stat().st_size, "sha256": sources.sha256(path)}
         for path in sorted(directory.iterdir())
     }
-    tokens = {name: file["sha256"] for name, file in files.items() if name.endswith((".bin", ".npy"))}
-    identity = json.dumps({"tokenizer": cfg.tokenizer, "template": cfg.template, "tokens": tokens}, sort_keys=True)
-    meta |= {"files": files, "fingerprint": hashlib.sha256(identity.encode()).hexdigest()}
+    meta |= {"files": files}
+    meta |= {"fingerprint": _fingerprint(meta)}
     text = json.dumps(meta, ensure_ascii=False, indent=1)
     (directory / "meta.json").write_text(text + "\n", encoding="utf-8")
 

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt import tokenfiles
 from gpt.errors import UserError
-from gpt.schema import DataConfig, TrainSection
+from gpt.schema import DataConfig, TrainConfig, TrainSection
 
 IGNORE = -100  # the target that F.cross_entropy skips
 PAST_TENSE = {"split": "split", "truncate": "truncated", "drop": "dropped"}
@@ -64,9 +65,8 @@ class Split:
 
     @classmethod
     def open(cls, directory: Path, name: str) -> "Split":
-        documents = np.load(directory / f"{name}.index.npy", allow_pickle=False)
-        ids = np.memmap(directory / f"{name}.bin", dtype="<u2", mode="r")
-        return cls(ids, documents, name)
+        """Raises UserError when the files are not what preparing data writes."""
+        return cls(*tokenfiles.read(directory, name), name)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises UserError when a token id is outside 0..vocab_size-1."""
@@ -126,6 +126,7 @@ class TrainBatches:
                 remedy="give more text or a shorter context",
             )
         self.ids = split.ids
+        self.first_tokens = split.documents[:, 0]  # of each document
         self.segments, self.counts = cut(split, context_length, cfg.mask, cfg.overflow)
         self.batching, self.overflow, self.context_length, self.seed = cfg.batching, cfg.overflow, context_length, seed
         self.tokens_per_step, self.micro_batch = train.tokens_per_step, train.micro_batch
@@ -142,6 +143,12 @@ class TrainBatches:
         lengths = self.segments.lengths
         groups = limit_slots([lengths[row[0]] for row in rows], self.micro_batch * self.context_length)
         return [collate(self.ids, self.segments, [rows[i] for i in group]) for group in groups]
+
+    def documents(self, step: int) -> list[int]:
+        """The numbers (from 0) of the documents that step `step` reads from."""
+        epoch, step = divmod(step, self.steps_per_epoch)
+        starts = self.segments.start[[segment for row in self.plan(epoch)[step] for segment in row]]
+        return np.unique(np.searchsorted(self.first_tokens, starts, side="right") - 1).tolist()
 
     def describe(self) -> str:
         """What training reads, and what became of documents that are longer than the context."""
@@ -310,3 +317,16 @@ def eval_batches(split: Split, cfg: DataConfig, context_length: int, train: Trai
     segments = segments.take(np.argsort(-segments.lengths, kind="stable"))
     groups = limit_slots(segments.lengths.tolist(), train.micro_batch * context_length)
     return [collate(split.ids, segments, [[i] for i in group]) for group in groups]
+
+
+def open_batches(prepared: Path, cfg: TrainConfig, vocab_size: int) -> tuple[TrainBatches, list[Batch]]:
+    """The batches that a run trains on and those that it is scored on, from a directory of prepared data.
+
+    Raises UserError for data that does not suit the model.
+    """
+    train, val = (Split.open(prepared, name) for name in ("train", "val"))
+    for split in (train, val):
+        split.check_vocabulary(vocab_size)
+    context_length = cfg.model.context_length
+    batches = TrainBatches(train, cfg.data, context_length, cfg.train, cfg.seed)
+    return batches, eval_batches(val, cfg.data, context_length, cfg.train)

@@ -123,8 +123,9 @@ def hub_rows(source: Source) -> tuple[str | None, Iterator[Row]]:
     except Exception as error:  # any library below `datasets` may raise whatever it likes
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         by_hand = f"put the file at {source.wanted} (data.path)" if source.wanted else "data.path=<file> takes a file"
+        reason = reason or _without_credentials(" ".join([type(error).__name__, *lines[:1]]))
         raise UserError(
-            f"the hub's data set {name} cannot be had: {reason or ' '.join([type(error).__name__, *lines[:1]])}",
+            f"the hub's data set {name} cannot be had: {reason}",
             remedy=f"{by_hand}, and data=sample needs nothing",
             code=ENVIRONMENT,
         ) from None
@@ -133,7 +134,7 @@ def hub_rows(source: Source) -> tuple[str | None, Iterator[Row]]:
 
 def _why_unreachable() -> str | None:
     """Why the hub does not answer, None when it does. Proxies of the environment are used."""
-    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    endpoint = _without_credentials(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_TIMEOUT).close()
     except urllib.error.HTTPError:
@@ -141,6 +142,11 @@ def _why_unreachable() -> str | None:
     except (OSError, ValueError, http.client.HTTPException) as error:
         return f"{endpoint}: {getattr(error, 'reason', error)}"
     return None
+
+
+def _without_credentials(text: str) -> str:
+    """`text` without the user and the password of the URLs in it."""
+    return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def _load(name: str, offline: bool) -> Any:

@@ -29,6 +29,12 @@ def small_csv(path, n_topics=20):
     return data_config(name="small", path=path.name, prepared_dir="prepared")
 
 
+def small_text(path):
+    """Data that is prepared in milliseconds: it has no figure."""
+    path.write_text("All work and no play makes Jack a dull boy.\n" * 20)
+    return data_config(name="small", kind="text", path=path.name, prepared_dir="prepared")
+
+
 def contents(directory):
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
@@ -183,20 +189,89 @@ def test_other_settings_prepare_anew(tmp_path, lines, change, reason):
     assert lines()[1] == f"preparing data=small from small.csv: {reason}"
 
 
-def test_an_incomplete_file_a_missing_file_and_a_torn_meta_prepare_anew(tmp_path, lines):
-    cfg = small_csv(tmp_path / "small.csv")
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def edit_meta(directory, **changes):
+    meta = json.loads((directory / "meta.json").read_text()) | changes
+    (directory / "meta.json").write_text(json.dumps(meta))
+
+
+def replace_by_a_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGE = {  # what is done to a prepared directory, and what is said about it
+    "train.bin damaged (10 bytes, not ": lambda d: os.truncate(d / "train.bin", 10),
+    "train.bin damaged (sha256 differs)": lambda d: flip_a_bit(d / "train.bin"),
+    "test.bin damaged (sha256 differs)": lambda d: flip_a_bit(d / "test.bin"),
+    "val.index.npy damaged (sha256 differs)": lambda d: flip_a_bit(d / "val.index.npy"),
+    "val.index.npy damaged (not an ordinary file)": lambda d: replace_by_a_pipe(d / "val.index.npy"),
+    "README.md damaged (missing)": lambda d: (d / "README.md").unlink(),
+    "no prepared data yet": lambda d: (d / "meta.json").unlink(),
+    "meta.json damaged (Expecting property name": lambda d: os.truncate(d / "meta.json", 1),
+    "meta.json damaged (maximum recursion depth": lambda d: (d / "meta.json").write_text("[" * 100_000),
+    "meta.json damaged (Input should be an object": lambda d: (d / "meta.json").write_text("[]"),
+    "meta.json damaged ('utf-": lambda d: (d / "meta.json").write_bytes(b"\x80\x04pickle"),
+    "meta.json damaged (not an ordinary file of at most": lambda d: os.truncate(d / "meta.json", 2**40),
+    "meta.json damaged (not an ordinary file of": lambda d: replace_by_a_pipe(d / "meta.json"),
+    "meta.json damaged (files.train.bin.bytes Field required": lambda d: edit_meta(d, files={"train.bin": {}}),
+    "meta.json damaged (fingerprint differs)": lambda d: edit_meta(d, fingerprint="0" * 64),
+    "meta.json damaged (splits.val.tokens Input should": lambda d: edit_meta(
+        d, splits={"val": {"documents": 1, "tokens": "many"}}
+    ),
+    "it is in format 7\\x1b[2J\\n, this program writes 1": lambda d: edit_meta(d, format="7\x1b[2J\n"),
+    "data.split changed from random\\x1b\\n to grouped": lambda d: edit_meta(
+        d, settings=corpus.read_meta(d)["settings"] | {"split": "random\x1b\n"}
+    ),
+}
+
+
+@pytest.mark.parametrize("reason, damage", DAMAGE.items(), ids=[ascii(reason)[:60] for reason in DAMAGE])
+def test_damaged_data_is_prepared_again_from_its_source_with_the_reason(tmp_path, lines, reason, damage):
+    cfg = small_text(tmp_path / "small.txt")
     directory = corpus.ensure(cfg, tmp_path)
     whole = contents(directory)
-    os.truncate(directory / "train.bin", 10)
+    damage(directory)
     corpus.ensure(cfg, tmp_path)
-    (directory / "val.jsonl").unlink()
-    corpus.ensure(cfg, tmp_path)
-    os.truncate(directory / "meta.json", 100)
-    corpus.ensure(cfg, tmp_path)
-    assert [line.partition(": ")[2] for line in lines()[1:]] == [
-        "train.bin is incomplete", "val.jsonl is incomplete", "no prepared data yet",
-    ]  # fmt: skip
+    assert lines()[1].startswith(f"preparing data=small from small.txt: {reason}") and len(lines()) == 2
     assert contents(directory) == whole
+
+
+@pytest.mark.parametrize("damage", [DAMAGE["train.bin damaged (sha256 differs)"], DAMAGE["no prepared data yet"]])
+def test_damaged_data_without_its_source_is_an_error_and_stays_what_it_is(tmp_path, damage):
+    cfg = small_text(tmp_path / "small.txt")
+    directory = corpus.ensure(cfg, tmp_path)
+    (tmp_path / "small.txt").unlink()
+    damage(directory)
+    before = contents(directory)
+    with pytest.raises(UserError, match=r"no text file at .*small\.txt") as caught:
+        corpus.ensure(cfg, tmp_path)
+    assert caught.value.code == 2 and contents(directory) == before
+    if "meta.json" in before:
+        assert str(caught.value).startswith(f"train.bin damaged (sha256 differs) in {directory}, and it cannot be")
+
+
+HOSTILE_NAMES = ["../../x", "/etc/passwd", "a\0", "\x1b[2J", "../x_alpaca.jsonl", "x" * 300, "meta.json"]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_no_file_outside_the_directory_is_looked_at_whatever_meta_json_lists(tmp_path, lines, name):
+    cfg = small_text(tmp_path / "small.txt")
+    directory = corpus.ensure(cfg, tmp_path)
+    edit_meta(directory, files=corpus.read_meta(directory)["files"] | {name: {"bytes": 0, "sha256": ""}})
+    corpus.ensure(cfg, tmp_path)
+    reason = "meta.json damaged (other files than those of prepared data)"
+    assert lines()[1:] == [f"preparing data=small from small.txt: {reason}"]
+
+
+def test_a_pipe_in_place_of_the_lock_stops_nobody(tmp_path):
+    os.mkfifo(tmp_path / "prepared.lock")
+    assert corpus.prepare(small_text(tmp_path / "small.txt"), tmp_path).is_dir()
 
 
 def test_a_changed_source_prepares_anew_and_a_vanished_one_does_not(tmp_path, lines):

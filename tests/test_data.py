@@ -1,11 +1,16 @@
 """Token files -> batches."""
 
+import io
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import data_config, made_split, model_config, train_section
 
-from gpt.data import IGNORE, TrainBatches, collate, cut, eval_batches, eval_segments, limit_slots, pack
+from gpt import tokenfiles
+from gpt.data import IGNORE, Split, TrainBatches, collate, cut, eval_batches, eval_segments, limit_slots, pack
 from gpt.errors import UserError
 from gpt.loop import batch_loss
 from gpt.model import GPT
@@ -186,3 +191,106 @@ def test_eval_batches_hold_all_scored_tokens():
 def test_a_token_id_outside_the_vocabulary_is_an_error():
     with pytest.raises(UserError, match=r"token id 4. .*vocabulary of 30"):
         made_split(LENGTHS, vocab_size=50).check_vocabulary(30)
+
+
+def npy(array, version=(1, 0)):
+    """An .npy file as bytes."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.asarray(array), version)
+    return file.getvalue()
+
+
+def npy_of_header(header):
+    """An .npy file of version 1.0 without any content."""
+    header = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+def save(path, content):
+    """Puts bytes, a larger empty file (a size in bytes) or a pipe (None) in place of a file."""
+    path.unlink()
+    if content is None:
+        os.mkfifo(path)
+    elif isinstance(content, int):
+        path.touch()
+        os.truncate(path, content)
+    else:
+        path.write_bytes(content)
+
+
+HUGE = "{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000, 3)}"
+INDEX = np.array([[0, 1, 3], [3, 4, 7]])
+NOT_AN_INDEX = {
+    "empty": (b"", "not an .npy file"),
+    "text": (b"0,1,3\n", "not an .npy file"),
+    "a pipe": (None, "not an ordinary file"),
+    "a header of 4 GiB": (b"\x93NUMPY\x03\x00\xff\xff\xff\xff", "not an .npy file of version 1.0"),
+    "version 2": (npy(INDEX, version=(2, 0)), "not an .npy file of version 1.0"),
+    "cut short": (npy(INDEX)[:-1], "mmap length is greater"),
+    "longer than it says": (npy(INDEX) + b"more", "4 bytes too long"),
+    "24 TB, it says": (npy_of_header(HUGE), "mmap length is greater"),
+    "more than memory has addresses": (npy_of_header(HUGE.replace("1000000000000", "9" * 40)), ""),
+    "a negative size": (npy_of_header(HUGE.replace("1000000000000", "-1")), ""),
+    "a header that is no dict": (npy_of_header("__import__('os').abort()"), "malformed node"),
+    "a header nested deeply": (npy_of_header("(" * 5000), ""),
+    "a header of Python 2": (npy_of_header(HUGE.replace("000,", "000L,")), ""),
+    "an object array of size 0": (npy_of_header(HUGE.replace("<i8", "|O").replace("1000000000000", "0")), "objects"),
+    "another byte order": (npy(INDEX.astype(">i8")), ">i8 of shape (2, 3), rows of three <i8 are needed"),
+    "floats": (npy(INDEX.astype("f8")), "<f8 of shape (2, 3)"),
+    "a structure": (npy(np.zeros(2, "i8,i8,i8")), "rows of three"),
+    "two columns": (npy(INDEX[:, :2]), "<i8 of shape (2, 2)"),
+    "one dimension": (npy(INDEX[0]), "<i8 of shape (3,)"),
+    "columns first": (npy(np.asfortranarray(INDEX)), "<i8 of shape (2, 3)"),
+    "an end beyond the file": (npy([[0, 1, 3], [3, 4, 8]]), "do not make up the 7 tokens"),
+    "the largest number": (npy([[0, 1, 3], [3, 4, 2**63 - 1]]), "do not make up the 7 tokens"),
+    "a negative start": (npy([[-1, 1, 3], [3, 4, 7]]), "do not make up the 7 tokens"),
+    "overlapping": (npy([[0, 1, 3], [2, 4, 7]]), "do not make up the 7 tokens"),
+    "a gap": (npy([[0, 1, 3], [4, 5, 7]]), "do not make up the 7 tokens"),
+    "a response before its document": (npy([[0, 1, 3], [3, 2, 7]]), "a response outside its document"),
+    "a response after its document": (npy([[0, 4, 3], [3, 4, 7]]), "a response outside its document"),
+    "going back": (npy([[0, 0, 9], [9, 7, 7]]), "a response outside its document"),
+    "an empty document": (npy([[0, 1, 7], [7, 7, 7]]), "a response outside its document"),
+    "no document": (npy(INDEX[:0]), "do not make up the 7 tokens"),
+}
+NOT_IDS = {
+    "odd": (b"\0" * 13, "13 bytes are no whole number of ids"),
+    "empty": (b"", "do not make up the 0 tokens"),
+    "too long": (b"\0" * 16, "do not make up the 8 tokens"),
+    "2 TB of nothing": (2**41, "do not make up the 1099511627776 tokens"),
+    "a pipe": (None, "not an ordinary file"),
+}
+
+
+@pytest.fixture
+def split_files(tmp_path) -> Path:
+    np.save(tmp_path / "val.index.npy", INDEX)
+    np.arange(7, dtype="<u2").tofile(tmp_path / "val.bin")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "name, content, reason",
+    [("val.index.npy", *case) for case in NOT_AN_INDEX.values()] + [("val.bin", *case) for case in NOT_IDS.values()],
+    ids=[f"index-{case}" for case in NOT_AN_INDEX] + [f"ids-{case}" for case in NOT_IDS],
+)
+def test_a_token_file_that_is_damaged_or_hostile_is_an_error_with_its_name(split_files, name, content, reason):
+    save(split_files / name, content)
+    with pytest.raises(UserError) as caught:
+        Split.open(split_files, "val")
+    assert caught.value.code == 2 and " damaged (" in caught.value.what and reason in caught.value.what
+    assert caught.value.where == str(split_files) and "prepare_data.py" in caught.value.remedy
+
+
+def test_token_files_are_read_as_they_were_written_also_when_they_are_empty(tmp_path):
+    documents = [[np.array([5, 6], np.uint16), np.array([7], np.uint16)], [np.array([8, 9], np.uint16)]]
+    tokenfiles.write(tmp_path, "val", documents, response=1)
+    tokenfiles.write(tmp_path, "test", [], response=1)
+    split = Split.open(tmp_path, "val")
+    assert split.ids.tolist() == [5, 6, 7, 8, 9] and split.documents.tolist() == [[0, 2, 3], [3, 5, 5]]
+    assert Split.open(tmp_path, "test").documents.shape == (0, 3)
+
+
+def test_a_missing_token_file_is_an_error_with_its_name(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read val\.bin \(.*No such file") as caught:
+        Split.open(tmp_path, "val")
+    assert caught.value.code == 2
