@@ -3,32 +3,31 @@
 All that is wrong with a command line is reported together, in one line, with exit code 2, before torch is imported.
 """
 
-import dataclasses
-import difflib
 import gc
 import os
 import re
 import secrets
+import shlex
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from gpt import console, schema, sweep
+from gpt import console, guard, interrupt, schema, sweep
+from gpt.command_line import find_faults
 from gpt.errors import ENVIRONMENT, USAGE, UserError
+from gpt.problems import find_problems
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 # Two starts in the same second must not share a directory.
@@ -37,15 +36,19 @@ LAUNCH_ID = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
 TEXT_KEYS = {"generate": ("checkpoint", "prompt", "prompts", "input")}
 QUOTED = re.compile(r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*\"""", re.DOTALL)
 SCHEMAS = {"train": schema.TrainConfig, "generate": schema.GenerateConfig, "prepare_data": schema.PrepareConfig}
+REMEDY = "all keys and groups: --help and --cfg job"
 
 T = TypeVar("T")
 
 
 def absolute(path: str) -> Path:
     """Paths in a configuration are relative to the project, never to where a script was started."""
-    return PROJECT_ROOT / Path(path).expanduser()
+    if b"\0" in os.fsencode(path):  # which raises ValueError for what is no text
+        raise ValueError("a path has no NUL byte")
+    return PROJECT_ROOT / os.path.expanduser(path)
 
 
+guard.install()
 OmegaConf.register_new_resolver("project_root", lambda: str(PROJECT_ROOT), replace=True)
 OmegaConf.register_new_resolver("absolute", lambda path: str(absolute(path)), replace=True)
 OmegaConf.register_new_resolver("launch_id", lambda: LAUNCH_ID, replace=True)
@@ -59,7 +62,7 @@ def load(cfg: DictConfig, kind: type[T]) -> T:
         cfg = in_its_directory(cfg)
     problems = find_problems(cfg, kind)
     if problems:
-        raise UserError("; ".join(problems), remedy="all keys and groups: --help and --cfg job")
+        raise UserError("; ".join(problems), remedy=REMEDY)
     return to_dataclass(cfg, kind)
 
 
@@ -87,43 +90,6 @@ def save(cfg: Any, path: Path) -> None:
     path.write_text(yaml.safe_dump(schema.as_dict(cfg), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def find_problems(cfg: DictConfig, kind: type) -> list[str]:
-    """One phrase for each thing that is wrong with `cfg`, each naming its full key."""
-    problems, bad = [f"missing key {key}" for key in sorted(OmegaConf.missing_keys(cfg))], []
-    try:
-        to_dataclass(cfg, kind)
-    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-        return [str(error).splitlines()[0]]
-    except ValidationError as error:
-        for item in error.errors():
-            # pydantic puts the name of a union's member into the path: ("optimizer", "adamw", "lr")
-            path = [str(part) for i, part in enumerate(item["loc"]) if not (i == 1 and _is_member(item["loc"]))]
-            bad.append(".".join(path))
-            problems.append(_describe(path, item, kind))
-    values = OmegaConf.to_container(cfg, resolve=True)
-    for keys, holds, message in CHECKS:
-        found = [_get(values, key) for key in keys]
-        alone_bad = any(k.startswith(key) or key.startswith(k + ".") for key in keys for k in bad)
-        if None not in found and not alone_bad and not holds(*found):
-            problems.append(message.format(*found))
-    return problems
-
-
-# Values that are fine alone and wrong together; {0}, {1} are the values in the order of the keys.
-CHECKS: list[tuple[tuple[str, ...], Callable[..., bool], str]] = [
-    (("model.n_embd", "model.n_head"), lambda d, h: d % h == 0,
-     "model.n_embd {0} is not divisible by model.n_head {1}"),
-    (("train.tokens_per_step", "model.context_length"), lambda tokens, context: tokens >= context,
-     "train.tokens_per_step {0} is less than one row of model.context_length {1}"),
-    (("schedule.warmup", "train.max_steps"), lambda warmup, steps: warmup <= steps,
-     "schedule.warmup {0} > train.max_steps {1}"),
-    (("schedule.decay", "train.max_steps"), lambda decay, steps: decay <= steps,
-     "schedule.decay {0} > train.max_steps {1}"),
-    (("data.val_fraction", "data.test_fraction"), lambda val, test: val > 0 and val + test < 1,
-     "data.val_fraction {0} and data.test_fraction {1}: the first must be above 0, their sum below 1"),
-]  # fmt: skip
-
-
 def launch(main: Callable[[], Any], script: str) -> None:
     """Runs a `@hydra.main` function and leaves the process with the documented exit code.
 
@@ -132,6 +98,7 @@ def launch(main: Callable[[], Any], script: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise what goes wrong, not print it and exit with 1
     gc.set_threshold(200_000)  # by default imports alone cause hundreds of collections: most of a second at the start
     JobReturn.return_value = property(_result_or_raise, JobReturn.return_value.fset)
+    interrupt.end_at_once()
     console.survive_closed_output()
     console.setup()
     arguments = [quote_text(argument, TEXT_KEYS.get(script, ())) for argument in sys.argv[1:]]
@@ -146,20 +113,29 @@ def launch(main: Callable[[], Any], script: str) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         code = USAGE
         console.error(explain(script, error))
-    except OSError as error:  # while a directory or a file of the run is made
-        code = ENVIRONMENT
-        console.error(f"{error.strerror} ({error.filename}); choose another out_dir, or make room there")
-    except KeyboardInterrupt:
-        code = 130
-        console.error("interrupted")
+    except KeyboardInterrupt as error:
+        code = getattr(error, "code", 130)
+        console.error(str(error) or "interrupted")
     except Exception as error:
-        code = 1
-        log_file = console.save_traceback(error, absolute("outputs") / "errors" / f"{LAUNCH_ID}.txt")
-        console.error(f"{type(error).__name__}: {error} (this is a bug; the traceback is in {log_file})")
+        if isinstance(error, OSError) and error.filename:  # while a directory or a file of the run is made
+            code = ENVIRONMENT
+            console.error(f"{error.strerror} ({error.filename}); choose another out_dir, or make room there")
+        else:
+            code = 1
+            log_file = console.save_traceback(error, absolute("outputs") / "errors" / f"{LAUNCH_ID}.txt")
+            console.error(f"{type(error).__name__}: {error} (this is a bug; the traceback is in {log_file})")
     if sweep.running() and code != USAGE:  # after a bad command line there are no jobs to list
         failed = sweep.close()
         code = code or failed
     console.flush_and_exit(code)
+
+
+def resume_command(cfg: schema.TrainConfig) -> str:
+    """What to type to go on with a run, also with one job of a sweep."""
+    kept = [override for override in cfg.overrides if not override.startswith("out_dir=")]
+    mode = ["hydra.mode=RUN"] if cfg.sweep.name else []  # an experiment would start its sweep again
+    out_dir = quote_text(f"out_dir={cfg.out_dir}", ("out_dir",) if re.search(r"[^\w./-]", cfg.out_dir) else ())
+    return shlex.join(["python", str(PROJECT_ROOT / "train.py"), *kept, *mode, out_dir])
 
 
 def _result_or_raise(job: JobReturn) -> Any:
@@ -180,61 +156,7 @@ def quote_text(argument: str, keys: tuple[str, ...]) -> str:
 
 
 def explain(script: str, error: Exception) -> str:
-    """What is wrong with this process's command line, in one line. Hydra itself stops at the first unknown key."""
+    """What is wrong with this process's command line, in one line; `error` is what Hydra says about it."""
     lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()]
     message = " ".join(dict.fromkeys(line for line in lines if line)).partition(" Config search path:")[0]
-    if isinstance(error, OverrideParseException):
-        message = f"{error.override}: {message}"
-    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    try:
-        forced = [_force(override) for override in OverridesParser.create().parse_overrides(overrides)]
-        with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
-            cfg = compose(script, overrides=forced)
-    except (HydraException, OmegaConfBaseException):
-        return message  # a choice that does not exist, or no override at all: Hydra's own words are clear
-    if "out_dir" in cfg:
-        cfg.out_dir, cfg.overrides = "-", []  # need a running job
-    return "; ".join(find_problems(cfg, SCHEMAS[script])) or message
-
-
-def _force(override: Any) -> str:
-    """An override as text that Hydra accepts whether or not its key exists; of an axis of a sweep, the first value."""
-    is_group = (PROJECT_ROOT / "conf" / override.key_or_group).is_dir() or override.key_or_group == "experiments"
-    if override.is_sweep_override():
-        value = next(iter(override.sweep_string_iterator()))
-        return f"{override.key_or_group}={value}" if is_group else f"++{override.key_or_group}={value}"
-    plain = override.key_or_group.startswith("hydra") or is_group or not override.input_line[0].isalnum()
-    return override.input_line if plain else f"++{override.input_line}"
-
-
-def _is_member(loc: tuple[Any, ...]) -> bool:
-    return loc[0] == "optimizer" and len(loc) > 1 and loc[1] in ("adamw", "muon", "sgd")
-
-
-def _get(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
-
-
-def _describe(path: list[str], item: Any, kind: type) -> str:
-    key, value = ".".join(path), item["input"]
-    if item["type"] == "unexpected_keyword_argument":
-        close = difflib.get_close_matches(key, _all_keys(kind), n=1)
-        return f"unknown key {key}" + (f", did you mean {close[0]}?" if close else "")
-    if item["type"] == "missing":
-        return f"missing key {key}"
-    if item["type"].startswith("union_tag"):
-        return f"{key}.name: {item['msg']}"
-    return f"{key}={value}: {item['msg'][0].lower()}{item['msg'][1:]}"
-
-
-def _all_keys(kind: Any, prefix: str = "") -> list[str]:
-    """Every full key that a schema knows, sections included."""
-    keys = []
-    for field in dataclasses.fields(kind):
-        keys.append(prefix + field.name)
-        for member in (field.type, *get_args(field.type), *(a for t in get_args(field.type) for a in get_args(t))):
-            if dataclasses.is_dataclass(member):
-                keys += _all_keys(member, f"{prefix}{field.name}.")
-    return keys
+    return "; ".join([*(find_faults(PROJECT_ROOT, script, SCHEMAS[script]) or [message]), REMEDY])

@@ -265,8 +265,9 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
     Numbers are never cut: columns that still do not fit are left out, the last ones first.
     """
     cells = [[_cell(row.get(column)) for row in rows] for column in columns]
+    names = [escape(column) for column in columns]
     is_number = [all(isinstance(row.get(column), int | float | None) for row in rows) for column in columns]
-    widths = [max(map(len, [name, *column])) for name, column in zip(columns, cells, strict=True)]
+    widths = [max(map(len, [name, *column])) for name, column in zip(names, cells, strict=True)]
     least = [
         max(map(len, column), default=1) if number else min(4, width)
         for column, number, width in zip(cells, is_number, widths, strict=True)
@@ -281,7 +282,7 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
             widths.pop()
         else:
             break
-    lines = zip(*([name, *column] for name, column in zip(columns, cells, strict=True)), strict=True)
+    lines = zip(*([name, *column] for name, column in zip(names, cells, strict=True)), strict=True)
     return "\n".join("  ".join(map(_fit, line, widths, is_number)).rstrip() for line in lines)
 
 

@@ -1,4 +1,6 @@
-"""Errors that a person can cause and mend: one line, no traceback, a documented exit code."""
+"""What ends a process without a traceback: an error that a person can mend, or a signal; each with its exit code."""
+
+import signal
 
 USAGE, CHECKPOINT, NUMERICAL, ENVIRONMENT, IN_USE = 2, 3, 4, 5, 6
 
@@ -16,3 +18,15 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return self.what + (f" ({self.where})" if self.where else "") + (f"; {self.remedy}" if self.remedy else "")
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has asked the process to end. `code` is the shell's for that signal: 130 for SIGINT, 143 for SIGTERM."""
+
+    def __init__(self, number: int, what: str = "") -> None:
+        super().__init__(number, what)
+        self.code = 128 + number
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"interrupted by {signal.Signals(self.code - 128).name}" + (f": {self.what}" if self.what else "")

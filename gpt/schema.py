@@ -18,21 +18,22 @@ section = dataclass(config=ConfigDict(extra="forbid", frozen=True, allow_inf_nan
 _Int = Annotated[int, BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v), Strict()]
 _Float = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]
-Count = Annotated[_Int, Field(ge=1)]
-Seed = Annotated[_Int, Field(ge=0, lt=2**63)]  # where torch.Generator ends
+Count = Annotated[_Int, Field(ge=1, lt=2**63)]  # where torch's integers end
+Seed = Annotated[_Int, Field(ge=0, lt=2**63)]
 Positive = Annotated[_Float, Field(gt=0)]
 NonNegative = Annotated[_Float, Field(ge=0)]
 Fraction = Annotated[_Float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[_Float, Field(gt=0, le=1)]
 BelowOne = Annotated[_Float, Field(ge=0, lt=1)]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+TokenizerName = Literal["gpt2", "bytes"]
 TemplateName = Literal["alpaca", "alpaca_stanford", "plain"]
 DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 
 
 @section
 class ModelConfig:
-    """The shape of a GPT. Parameters: V d + T d + L (12 d^2 + 13 d) + 2 d with a tied head (V vocabulary, d n_embd)."""
+    """The shape of a GPT."""
 
     name: Text
     n_layer: Count
@@ -41,6 +42,11 @@ class ModelConfig:
     context_length: Count
     dropout: BelowOne
     tie_weights: Flag
+
+    def n_parameters(self, vocab_size: int) -> int:
+        """V d + T d + L (12 d^2 + 13 d) + 2 d with a tied head (V vocabulary, d n_embd), V d more with its own."""
+        V, d, T, L = vocab_size, self.n_embd, self.context_length, self.n_layer
+        return V * d * (1 if self.tie_weights else 2) + T * d + L * (12 * d * d + 13 * d) + 2 * d
 
 
 @section
@@ -63,7 +69,7 @@ class DataConfig:
     hub: Text | None
     columns: dict[str, str | None]
     prepared_dir: Text
-    tokenizer: Literal["gpt2", "bytes"]
+    tokenizer: TokenizerName
     template: TemplateName
     max_tokens: Count | None
     split: Literal["grouped", "random", "sequential"]
@@ -145,6 +151,7 @@ class TrainSection:
     save_every: Count
     keep_checkpoints: Count
     patience: Count | None
+    max_skipped: Annotated[_Int, Field(ge=0)]
     one_batch: Flag
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     compile: Flag
@@ -195,6 +202,7 @@ class TrainConfig:
     device: DeviceName
     out_dir: Text
     resume: Literal["auto", "never"]
+    allow_changed: list[Text]
     overrides: list[str]
 
 
@@ -221,6 +229,19 @@ class PrepareConfig:
     """Everything that `prepare_data.py` reads."""
 
     data: DataConfig
+
+
+def budget(
+    max_steps: int | None, epoch_steps: int | None, max_tokens: int | None, tokens_per_step: int
+) -> tuple[int, str] | None:
+    """The length of a run in optimizer steps and the key that decides it, or None when nothing limits the run.
+
+    `epoch_steps` are those of train.max_epochs epochs. Tokens count when neither steps nor epochs are given.
+    """
+    limits = [(max_steps, "train.max_steps"), (epoch_steps, "train.max_epochs")]
+    if max_steps is None and epoch_steps is None and max_tokens is not None:
+        limits.append((max(1, round(max_tokens / tokens_per_step)), "train.max_tokens"))
+    return min(((steps, key) for steps, key in limits if steps is not None), default=None)
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def train_section(**changes) -> TrainSection:
     return TrainSection(**{
         "max_steps": 10, "max_epochs": None, "max_tokens": None, "tokens_per_step": 64, "micro_batch": 2,
         "grad_clip": 1.0, "eval_every": 5, "eval_tokens": 100, "log_every": 2, "sample_every": None, "save_every": 5,
-        "keep_checkpoints": 2, "patience": None, "one_batch": False, "dtype": "float32", "compile": False, **changes,
+        "keep_checkpoints": 2, "patience": None, "max_skipped": 0, "one_batch": False, "dtype": "float32",
+        "compile": False, **changes,
     })  # fmt: skip
 
 
@@ -66,3 +67,10 @@ def made_split(lengths: list[int], prompt: int = 3, vocab_size: int = 50, seed: 
 @pytest.fixture(autouse=True)
 def one_seed_for_each_test():
     torch.manual_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints what tests counted: `record_property("count", "400 mutations: ...")`."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    for line in sorted(text for report in reports for name, text in report.user_properties if name == "count"):
+        terminalreporter.write_line(f"count: {line}")

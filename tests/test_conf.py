@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.types import RunMode
 from test_config import composed
 
-from gpt import config, optim, schema
+from gpt import config, optim, problems, schema
 from gpt.model import GPT
 from gpt.prompts import TEMPLATES
 from gpt.schema import as_dict
@@ -22,7 +22,7 @@ def choices(group):
 
 def loaded(*overrides):
     cfg = composed(*overrides)
-    assert config.find_problems(cfg, schema.TrainConfig) == []
+    assert problems.find_problems(cfg, schema.TrainConfig) == []
     return config.to_dataclass(cfg, schema.TrainConfig)
 
 
@@ -67,7 +67,7 @@ def test_each_data_set_names_its_licence_and_its_prompts(name):
 @pytest.mark.parametrize("script", ["generate", "prepare_data"])
 def test_the_other_scripts_configurations_are_typed(script):
     overrides = ["checkpoint=x", "prompt=y"] if script == "generate" else []
-    assert config.find_problems(composed(*overrides, script=script), config.SCHEMAS[script]) == []
+    assert problems.find_problems(composed(*overrides, script=script), config.SCHEMAS[script]) == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 from test_config import composed
 
-from gpt import config
+from gpt import config, problems
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(set(re.findall(r"^ *(?:\$ )?python ((?:train|generate|prepare_data)\.py[^\n#]*)", README, re.M)))
@@ -31,7 +31,7 @@ def test_each_command_composes_to_a_valid_configuration(command):
     if is_sweep:
         overrides = [first_of_each_axis(override) for override in overrides]
     overrides = [config.quote_text(override, config.TEXT_KEYS.get(script, ())) for override in overrides]
-    assert config.find_problems(composed(*overrides, script=script), config.SCHEMAS[script]) == []
+    assert problems.find_problems(composed(*overrides, script=script), config.SCHEMAS[script]) == []
 
 
 def test_the_test_command_is_the_one_that_continuous_integration_runs():

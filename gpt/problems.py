@@ -1,0 +1,196 @@
+"""What is wrong with a composed configuration: all of it at once, each thing by its full key, without torch."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, get_args
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from gpt import schema
+
+DEEPEST = 10  # sections within sections; two that refer to each other have no end
+
+
+def find_problems(cfg: DictConfig, kind: type) -> list[str]:
+    """One phrase for each thing that is wrong with `cfg` as a `kind`, one of gpt/schema.py's three dataclasses."""
+    problems: dict[str, str] = {}  # full key: what is wrong with it
+    values = _plain(cfg, "", problems)
+    keys = valid_keys(kind, values)
+    try:
+        TypeAdapter(kind).validate_python(_with_an_optimizer(values, problems))
+    except ValidationError as error:
+        for item in error.errors():
+            # pydantic puts the name of a union's member into the path: ("optimizer", "adamw", "lr")
+            path = [str(part) for i, part in enumerate(item["loc"]) if i != 1 or item["loc"][0] != "optimizer"]
+            for key, problem in _describe(".".join(path), item, keys):
+                if not _is_below(key, problems):
+                    problems[key] = problem
+    return [*problems.values(), *_contradictions(values, problems)]
+
+
+def valid_keys(kind: Any, values: Any = None, prefix: str = "") -> list[str]:
+    """Every full key of a schema, sections included; of the optimizers that one's only which `values` names."""
+    keys = []
+    for field in dataclasses.fields(kind):
+        keys.append(prefix + field.name)
+        sections = _sections(field.type)
+        named = [section for section in sections if section is OPTIMIZERS.get(str(_get(values, "optimizer.name")))]
+        for section in named or sections:
+            keys += valid_keys(section, None, f"{prefix}{field.name}.")
+    return list(dict.fromkeys(keys))
+
+
+def unknown(key: str, valid: Iterable[str]) -> str:
+    """`unknown key optimzer.lr, did you mean optimizer.lr?`"""
+    known = [other for other in valid if other != key and other.startswith("hydra") == key.startswith("hydra")]
+    section, leaf = _split(key)
+    same_leaf = [other for other in known if _split(other)[1] == leaf]
+    siblings = {_split(other)[1]: other for other in known if _split(other)[0] == section}
+    leaves = {_split(other)[1]: other for other in known}
+    close = (
+        difflib.get_close_matches(key, same_leaf, n=1, cutoff=0)
+        or [siblings[name] for name in difflib.get_close_matches(leaf, siblings, n=1)]
+        or ([] if siblings else difflib.get_close_matches(key, known, n=1))
+        or [leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.75)]
+    )
+    return f"unknown key {key}" + (f", did you mean {close[0]}?" if close else "")
+
+
+def one_line(error: BaseException) -> str:
+    """The first sentence of what an exception says, or of its cause where it says nothing itself."""
+    text = str(error).strip() or str(error.__cause__ or "").strip() or type(error).__name__
+    lines = [line.strip() for line in text.splitlines()]
+    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])
+
+
+def shown(value: Any) -> str:
+    """A value as one types it, cut when it is long."""
+    text = {"None": "null", "True": "true", "False": "false"}.get(repr(value), str(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def flatten(values: Any, prefix: str = "") -> Iterator[str]:
+    """The full keys of all values of a nested dict."""
+    if isinstance(values, dict) and values:
+        for key, value in values.items():
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix
+
+
+def _contradictions(values: Any, problems: dict[str, str]) -> Iterator[str]:
+    """Values that are fine alone and wrong together."""
+    for keys, is_wrong, message in CHECKS:
+        known = not any(_is_below(key, problems) or any(_is_below(k, [key]) for k in problems) for key in keys)
+        found = [_get(values, key) for key in keys]
+        if known and None not in found and is_wrong(*found):
+            yield message.format(*found)
+    keys = ["train.max_steps", "train.max_epochs", "train.max_tokens", "train.tokens_per_step"]
+    if "train" not in values or any(_is_below(key, problems) for key in keys):
+        return
+    steps, epochs, tokens, tokens_per_step = (_get(values, key) for key in keys)
+    if steps is None and epochs is not None:
+        return  # how long an epoch is, the data says
+    length = schema.budget(steps, None, tokens, tokens_per_step)
+    if length is None:
+        yield "train.max_steps, train.max_epochs and train.max_tokens are all null: a run needs one of them"
+        return
+    for key in ("schedule.warmup", "schedule.decay"):
+        part = _get(values, key)
+        if part is not None and not _is_below(key, problems) and part >= 1 and int(part) > length[0]:
+            yield f"{key} {part:g} is longer than the run: {length[0]} steps by {length[1]}"
+
+
+# Keys, what must not be, and the phrase for it: {0}, {1} are the values in the order of the keys.
+CHECKS: list[tuple[tuple[str, str], Callable[[Any, Any], bool], str]] = [
+    (("model.n_embd", "model.n_head"), lambda d, h: d % h > 0,
+     "model.n_embd {0} is not divisible by model.n_head {1}"),
+    (("train.tokens_per_step", "model.context_length"), lambda tokens, context: tokens < context,
+     "train.tokens_per_step {0} is less than one row of model.context_length {1}"),
+    (("data.val_fraction", "data.test_fraction"), lambda val, test: val == 0 or val + test >= 1,
+     "data.val_fraction {0} and data.test_fraction {1}: the first must be above 0, their sum below 1"),
+]  # fmt: skip
+
+
+def _plain(node: Any, prefix: str, problems: dict[str, str]) -> Any:
+    """A configuration as dicts, lists and values. What has no value, or leads nowhere, is left out and reported."""
+    if isinstance(node, ListConfig):
+        return list(_resolved(node, range(len(node)), prefix, problems).values())
+    if isinstance(node, DictConfig):
+        return _resolved(node, list(node), prefix, problems)
+    return node
+
+
+def _resolved(node: Any, keys: Iterable[Any], prefix: str, problems: dict[str, str]) -> dict[Any, Any]:
+    values = {}
+    for key in keys:
+        full_key = f"{prefix}.{key}" if prefix else str(key)
+        if OmegaConf.is_missing(node, key):
+            problems[full_key] = f"missing key {full_key}"
+        elif full_key.count(".") > DEEPEST:
+            problems[full_key] = f"{full_key}: nested too deeply"
+        else:
+            try:
+                values[key] = _plain(node[key], full_key, problems)
+            except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or back to where it is
+                problems[full_key] = f"{full_key}: {one_line(error)}"
+    return values
+
+
+def _with_an_optimizer(values: Any, problems: dict[str, str]) -> Any:
+    """`values` with the optimizer that fits its keys best where it names none that exists: pydantic would skip it."""
+    section = values.get("optimizer")
+    if not isinstance(section, dict) or str(section.get("name")) in OPTIMIZERS:
+        return values
+    names = ", ".join(OPTIMIZERS)
+    given = f"optimizer.name={shown(section['name'])}: it is one of {names}" if "name" in section else ""
+    problems.setdefault("optimizer.name", given or "missing key optimizer.name")
+    fields = {name: {field.name for field in dataclasses.fields(member)} for name, member in OPTIMIZERS.items()}
+    return values | {"optimizer": section | {"name": max(fields, key=lambda name: len(fields[name] & section.keys()))}}
+
+
+def _describe(key: str, item: Any, valid: list[str]) -> Iterator[tuple[str, str]]:
+    """(full key, phrase) of what one item of pydantic's list is about."""
+    if item["type"] == "unexpected_keyword_argument":
+        for leaf in flatten(item["input"], key):
+            yield leaf, unknown(leaf, valid)
+    elif item["type"] == "missing":
+        yield key, f"missing key {key}"
+    elif item["type"] in ("dataclass_type", "model_attributes_type"):
+        yield key, f"{key}={shown(item['input'])}: it is a section, and has keys of its own"
+    else:
+        yield key, f"{key}={shown(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _get(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Section and name: `optimizer.lr` -> ("optimizer", "lr")."""
+    section, _, leaf = key.rpartition(".")
+    return section, leaf
+
+
+def _is_below(key: str, others: Iterable[str]) -> bool:
+    """Whether `key` is one of `others` or inside one of them."""
+    return any(key == other or key.startswith(f"{other}.") for other in others)
+
+
+def _sections(annotation: Any) -> list[type]:
+    """The dataclasses that a field's type consists of: none for a number, several for a union."""
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]
+
+
+def _name_of(section: type) -> str:
+    return get_args(section.__annotations__["name"])[0]
+
+
+OPTIMIZERS = {_name_of(section): section for section in _sections(schema.OptimizerConfig)}

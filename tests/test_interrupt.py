@@ -1,0 +1,71 @@
+"""Signals: at once where nothing can be lost, after the current micro-batch where something can."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from conftest import ROOT
+
+from gpt import interrupt
+from gpt.errors import Interrupted
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    before = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_process_at_once_with_the_shells_code(number, code):
+    interrupt.end_at_once()
+    with pytest.raises(Interrupted, match=f"interrupted by {number.name}") as caught:
+        os.kill(os.getpid(), number)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize("number", interrupt.SIGNALS)
+def test_a_deferred_signal_waits_to_be_asked_for_and_handlers_come_back(number):
+    interrupt.end_at_once()
+    with interrupt.deferred() as stop:
+        assert not stop()
+        os.kill(os.getpid(), number)
+        assert stop() and stop.signal == number
+    with pytest.raises(Interrupted):
+        os.kill(os.getpid(), number)
+
+
+def test_another_reason_to_stop_is_no_signal():
+    with interrupt.deferred(lambda: True) as stop:
+        assert stop() and stop.signal is None
+
+
+def test_a_thread_can_be_asked_to_stop_but_gets_no_signals():
+    def body():
+        with interrupt.deferred(lambda: True) as stop:
+            results.append(stop())
+
+    results = []
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert results == [True]
+
+
+def test_a_second_signal_exits_at_once_whatever_hangs():
+    code = (
+        "import time\nfrom gpt import interrupt\n"
+        "with interrupt.deferred():\n    print('ready', flush=True)\n    time.sleep(60)\n    time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 143

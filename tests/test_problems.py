@@ -1,0 +1,151 @@
+"""What is wrong with a composed configuration: each value by its full key, and what does not go together."""
+
+import pytest
+from omegaconf import OmegaConf
+from test_config import composed
+
+from gpt import schema
+from gpt.problems import find_problems, unknown, valid_keys
+
+DELETED = object()
+
+
+@pytest.fixture(scope="module")
+def default():
+    return composed()
+
+
+def problems(default, changes):
+    cfg = default.copy()
+    OmegaConf.set_struct(cfg, False)
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        if value is DELETED:
+            del OmegaConf.select(cfg, section)[name]
+        else:
+            OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+    return find_problems(cfg, schema.TrainConfig)
+
+
+def test_the_default_configuration_has_no_problem(default):
+    assert problems(default, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"optimizer.lr": 0}, "optimizer.lr=0: input should be greater than 0"),
+        ({"optimizer.lr": -1e-3}, "optimizer.lr=-0.001: input should be greater than 0"),
+        ({"optimizer.lr": float("nan")}, "optimizer.lr=nan: input should be a finite number"),
+        ({"optimizer.lr": "fast"}, "optimizer.lr=fast: input should be a valid number"),
+        ({"optimizer.lr": None}, "optimizer.lr=null: input should be a valid number"),
+        ({"optimizer.lr": {"a": 1}}, "optimizer.lr={'a': 1}: input should be a valid number"),
+        ({"optimizer.lr": "???"}, "missing key optimizer.lr"),
+        ({"optimizer.lr": "${nope}"}, "optimizer.lr: Interpolation key 'nope' not found"),
+        ({"optimizer.lr": "${optimizer.lr}"}, "optimizer.lr: Recursive interpolation detected"),
+        ({"wandb.project": "${wandb}"}, "wandb.project: Interpolation to parent node detected"),
+        ({"model.dropout": 1.5}, "model.dropout=1.5: input should be less than 1"),
+        ({"model.n_layer": 2.5}, "model.n_layer=2.5: input should be a valid integer"),
+        ({"model.n_layer": True}, "model.n_layer=true: input should be a valid integer"),
+        ({"model.n_layer": 2**63}, "model.n_layer=9223372036854775808: input should be less than"),
+        ({"model.n_layer": "x" * 500}, f"model.n_layer={'x' * 57}...: input should be a valid integer"),
+        ({"model.n_head": 3}, "model.n_embd 128 is not divisible by model.n_head 3"),
+        ({"train.tokens_per_step": 64}, "train.tokens_per_step 64 is less than one row of model.context_length 128"),
+        ({"optimizer.learning_rate": 1}, "unknown key optimizer.learning_rate"),
+        ({"optimizer.momentum": 0.9}, "unknown key optimizer.momentum"),  # of another optimizer
+        ({"optimzer.lr": 1}, "unknown key optimzer.lr, did you mean optimizer.lr?"),
+        ({"train.max_step": 1}, "unknown key train.max_step, did you mean train.max_steps?"),
+        ({"train": 5}, "train=5: it is a section"),
+        ({"optimizer": [1]}, "optimizer=[1]: it is a section"),
+        ({"train.eval_every": DELETED}, "missing key train.eval_every"),
+        ({"data.mask": "prompt"}, "data.mask=prompt: input should be 'response' or 'all'"),
+        ({"data.prompts": ["a", ""]}, "data.prompts.1=: string should have at least 1 character"),
+        ({"data.path": "a\0b"}, "data.path=a\0b: string should match"),
+        ({"optimizer.name": "adam"}, "optimizer.name=adam: it is one of adamw, muon, sgd"),
+        ({"optimizer.name": DELETED}, "missing key optimizer.name"),
+        ({"device": "gpu"}, "device=gpu"),
+        ({"data.val_fraction": 0}, "data.val_fraction 0 and data.test_fraction"),
+        ({"data.val_fraction": 0.6, "data.test_fraction": 0.4}, "data.val_fraction 0.6 and data.test_fraction 0.4"),
+        ({"train.max_tokens": None}, "train.max_steps, train.max_epochs and train.max_tokens are all null"),
+        ({"train.max_tokens": 1.5}, "train.max_tokens=1.5"),
+        ({"train.max_steps": 50, "schedule.warmup": 51}, "schedule.warmup 51 is longer than the run: 50 steps"),
+        ({"train.max_steps": 50, "schedule.decay": 100}, "schedule.decay 100 is longer than the run: 50 steps"),
+        (
+            {"train.max_tokens": 10_240, "train.tokens_per_step": 1024, "schedule.warmup": 11},
+            "schedule.warmup 11 is longer than the run: 10 steps by train.max_tokens",
+        ),
+    ],
+)
+def test_a_fault_is_named_by_its_full_key_and_alone(default, changes, expected):
+    found = problems(default, changes)
+    assert len(found) == 1 and found[0].startswith(expected), found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.max_tokens": 1e6},  # how people write a million
+        {"train.max_steps": 50, "schedule.warmup": 50.9},  # in whole steps
+        {"train.max_steps": 1, "schedule.warmup": 0.9, "schedule.decay": 0.9},  # below 1: fractions of the run
+        {"train.max_tokens": 10_240, "train.tokens_per_step": 1024, "schedule.warmup": 10},
+        {"train.max_tokens": 1, "schedule.warmup": 1},  # a run has one step at least
+        {"train.max_epochs": 1, "schedule.warmup": 10_000},  # only the data says how long that is
+        {"train.max_steps": 50, "train.max_tokens": 1, "schedule.warmup": 50},  # tokens do not count then
+    ],
+)
+def test_what_goes_together_is_no_problem(default, changes):
+    assert problems(default, changes) == []
+
+
+def test_all_faults_are_reported_together_and_a_bad_value_takes_part_in_no_contradiction(default):
+    changes = {
+        "optimizer.lr": -1, "model.dropout": 1.5, "train.max_step": 1, "model.n_head": "five", "seed": -1,
+        "optimizer.name": "adam", "wandb.tags": ["${nope}"], "sweep.name": "???", "data.val_fraction": 0,
+        "train.tokens_per_step": "many", "schedule.warmup": 10**9,
+    }  # fmt: skip
+    found = problems(default, changes)
+    keys = [*changes, "data.test_fraction"]
+    assert len(found) == len(changes) - 1  # how long the warm-up may be depends on train.tokens_per_step
+    assert all(any(key in line for key in keys) for line in found)
+
+
+def test_two_sections_that_refer_to_each_other_are_a_fault_and_not_an_endless_loop(default):
+    found = problems(default, {"a": {"x": "${b}"}, "b": {"x": "${a}"}})
+    assert 0 < len(found) <= 4 and all("a.x" in line or "b.x" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("optimzer.lr", "optimizer.lr"),
+        ("lr", "optimizer.lr"),
+        ("train.lr", "optimizer.lr"),
+        ("n_heads", "model.n_head"),
+        ("train.n_heads", "model.n_head"),
+        ("modle", "model"),
+        ("modle.nlayer", "model.n_layer"),
+        ("max_steps", "train.max_steps"),
+        ("data.colums", "data.columns"),
+        ("hydra.run.dirr", "hydra.run.dir"),
+        ("something.else", None),
+        ("optimizer.momentum", None),
+    ],
+)
+def test_the_nearest_key_is_suggested_and_none_when_nothing_is_near(key, meant):
+    valid = [*valid_keys(schema.TrainConfig, {"optimizer": {"name": "adamw"}}), "hydra.run.dir", "hydra.sweep.dir"]
+    assert unknown(key, valid) == f"unknown key {key}" + (f", did you mean {meant}?" if meant else "")
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "epoch_steps", "max_tokens", "expected"),
+    [
+        (50, None, None, (50, "train.max_steps")),
+        (50, 20, 10**9, (20, "train.max_epochs")),
+        (None, 20, 1, (20, "train.max_epochs")),
+        (None, None, 2560, (10, "train.max_tokens")),
+        (None, None, 1, (1, "train.max_tokens")),
+        (None, None, None, None),
+    ],
+)
+def test_the_length_of_a_run_follows_from_its_budget(max_steps, epoch_steps, max_tokens, expected):
+    assert schema.budget(max_steps, epoch_steps, max_tokens, 256) == expected
