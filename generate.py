@@ -18,10 +18,13 @@ def generate(cfg: GenerateConfig) -> None:
     """Prints a heading, then for each prompt its samples. All of it is the same for the same checkpoint and seed."""
     prompts = read_prompts(cfg)
 
-    from gpt import checkpoint, device, sampling, tokenizer  # here, because torch takes seconds to load
+    from gpt import device, model_file, sampling, tensorfiles, tokenizer  # here, because torch takes seconds to load
 
-    loaded = checkpoint.load_model(config.absolute(cfg.checkpoint), device.choose_device(cfg.device))
+    loaded = model_file.load_model(config.absolute(cfg.checkpoint), device.choose_device(cfg.device))
     tokens = tokenizer.load(loaded.tokenizer_name)
+    if tokens.n_vocab != loaded.model.vocab_size:
+        reason = f"vocabulary {loaded.model.vocab_size}, its tokenizer {tokens.name} has {tokens.n_vocab}"
+        raise tensorfiles.unusable(loaded.path, reason)
     template = cfg.template or loaded.template
     if template is None and any(given for _, given in prompts):
         raise UserError(

@@ -11,11 +11,11 @@ from gpt.schema import PrepareConfig
 def main(cfg: DictConfig) -> None:
     data = config.load(cfg, PrepareConfig).data
 
-    from gpt import cards, corpus  # after the configuration is known to be right: errors in it show at once
+    from gpt import cards, console, corpus  # after the configuration is known to be right: errors in it show at once
 
     directory = corpus.prepare(data, config.PROJECT_ROOT)
     print(cards.summary(corpus.read_meta(directory)))
-    print(directory)
+    print(console.escape(str(directory)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from gpt import config
+from gpt.errors import Interrupted
 from gpt.schema import TrainConfig, as_dict
 
 
@@ -13,22 +14,18 @@ def train(cfg: TrainConfig) -> float:
     """One run from start to end. Returns the best validation loss, which is what a sweep minimises."""
     import torch  # here, because it takes seconds: --help and a misspelt key shall not wait for it
 
-    from gpt import checkpoint, console, corpus, device, figures, loop, model_card, optim, sampling, tokenizer, track
-    from gpt.data import Split, TrainBatches, eval_batches
+    from gpt import checkpoint, console, corpus, data, device, figures, interrupt, loop  # isort: skip
+    from gpt import model_card, model_file, optim, resume, rows, run_directory, sampling, saver, tokenizer, track  # isort: skip
     from gpt.model import GPT
 
     run_dir = Path(cfg.out_dir)
-    with console.log_to(run_dir / "train.log"):
-        device.keep_memory()
-        where = device.choose_device(cfg.device)
-        dtype = device.choose_dtype(cfg.train.dtype, where)
+    with run_directory.owned(run_dir), console.log_to(run_dir / "train.log"), device.memory_errors():
+        found = resume.find(run_dir, cfg.resume)
+        where, dtype, environment = device.choose(cfg.device, cfg.train, resume.environment(found))
         tokens = tokenizer.load(cfg.data.tokenizer)
+        saver.check_space(run_dir, cfg, tokens.n_vocab)
         prepared = corpus.ensure(cfg.data, config.PROJECT_ROOT)
-        train_split, val_split = (Split.open(prepared, name) for name in ("train", "val"))
-        for split in (train_split, val_split):
-            split.check_vocabulary(tokens.n_vocab)
-        batches = TrainBatches(train_split, cfg.data, cfg.model.context_length, cfg.train, cfg.seed)
-        val_batches = eval_batches(val_split, cfg.data, cfg.model.context_length, cfg.train)
+        batches, val_batches = data.open_batches(prepared, cfg, tokens.n_vocab)
         total_steps, budget = loop.count_steps(cfg.train, batches)
         optim.check_schedule(cfg.schedule, total_steps)
 
@@ -37,8 +34,9 @@ def train(cfg: TrainConfig) -> float:
         optimizer = optim.build(model, cfg.optimizer)
         template = None if cfg.data.kind == "text" else cfg.data.template
         identity = checkpoint.Identity(cfg.model, tokens.n_vocab, tokens.name, template)
-        settings = as_dict(cfg) | {"data_fingerprint": corpus.read_meta(prepared)["fingerprint"]}
-        progress = checkpoint.resume(run_dir, cfg.resume, model, optimizer, identity, settings)
+        settings = as_dict(cfg) | {"total_steps": total_steps, "environment": environment}
+        settings["data"]["fingerprint"] = corpus.read_meta(prepared)["fingerprint"]
+        progress = resume.restore(found, model, optimizer, identity, settings, cfg.allow_changed)
         config.save(cfg, run_dir / "config.yaml")
         if cfg.train.compile:
             for block in model.h:  # one block is compiled, the others reuse it
@@ -57,33 +55,40 @@ def train(cfg: TrainConfig) -> float:
                 console.say(str(run_dir))
                 return progress.best
 
-        events = loop.fit(
-            model, optimizer, batches, val_batches, cfg.train, cfg.schedule, total_steps, progress, cfg.seed,
-            where, dtype, torch.from_numpy(tokens.bytes_per_token()).to(where),
-        )  # fmt: skip
         with (
-            track.start(cfg, run_dir, progress.step) as log,
+            track.start(cfg, run_dir, progress.reported) as log,
             console.ProgressBar(total_steps, progress.step) as bar,
+            saver.Saver(run_dir, model, optimizer, identity, settings, cfg.train.keep_checkpoints) as checkpoints,
+            interrupt.deferred(lambda: log.stop_requested) as stop,
         ):
-            for event in events:
-                log.metrics(event.row)
-                bar.update(event.row)
+            for event in loop.fit(
+                model, optimizer, batches, val_batches, cfg.train, cfg.schedule, total_steps, progress, cfg.seed,
+                where, dtype, torch.from_numpy(tokens.bytes_per_token()).to(where), stop,
+            ):  # fmt: skip
+                samples = []
                 if event.sample_due:
-                    samples = sampling.preview(model, tokens, cfg.data.prompts, template, cfg.sample, cfg.seed)
-                    log.samples(event.row["step"], samples)
-                    console.show_samples(samples)
-                if event.checkpoint_due or log.stop_requested:
-                    path = checkpoint.publish(
-                        run_dir, model, optimizer, progress, identity, settings, cfg.train.keep_checkpoints
-                    )
-                    log.checkpoint(path, progress)
-                if log.stop_requested:
-                    console.say(f"stopped from the W&B dashboard after step {progress.step}")
+                    samples = sampling.preview(model, tokens, cfg.data.prompts, template, cfg.sample, cfg.seed, stop)
+                if stop():  # what has been begun here is given up, and done again when the run goes on
+                    progress = event.unreported
+                    checkpoints.save(progress)
                     break
-            checkpoint.save_model(last_model, model, identity, progress.step)
-            rows = track.read_rows(run_dir / "metrics.jsonl")
-            figures.loss_curve(rows, run_dir / "loss.png", title=f"{cfg.model.name} on {cfg.data.name}")
-            model_card.write(run_dir / "README.md", cfg, rows, model.n_parameters(), prepared)
+                log.event(event.row, samples)
+                bar.update(event.row)
+                console.show_samples(samples)
+                progress = event.progress
+                if event.checkpoint_due and (path := checkpoints.save(progress)):
+                    log.checkpoint(path, progress)
+            if stop.signal:
+                raise Interrupted(
+                    stop.signal, f"{checkpoints.newest()} is saved; to go on: {config.resume_command(cfg)}"
+                )
+            if stop():
+                console.say(f"stopped from the W&B dashboard after step {progress.step}")
+            checkpoints.save(progress, forgive=False)
+            model_file.save_model(last_model, model, identity, progress.step)
+            recorded = rows.read_rows(run_dir / "metrics.jsonl")
+            figures.loss_curve(recorded, run_dir / "loss.png", title=f"{cfg.model.name} on {cfg.data.name}")
+            model_card.write(run_dir / "README.md", cfg, recorded, model.n_parameters(), prepared)
             log.finish(last_model, progress)
         console.say(f"best val/loss {progress.best:.4f} at step {progress.best_step}; run directory:")
         console.say(str(run_dir))

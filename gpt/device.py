@@ -1,12 +1,22 @@
-"""Where a run computes, and in which precision."""
+"""Where a run computes, in which precision, and how exactly it can be repeated there."""
 
 import ctypes
+import logging
 import os
+import platform
+import resource
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 
 from gpt.errors import ENVIRONMENT, UserError
+from gpt.schema import TrainSection
+
+log = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
@@ -49,7 +59,72 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
             "train.dtype=bfloat16 is not supported", torch.cuda.get_device_name(device), "use train.dtype=float32",
             ENVIRONMENT,
         )  # fmt: skip
-    return getattr(torch, name)
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def choose(name: str, cfg: TrainSection, recorded: dict[str, Any]) -> tuple[torch.device, torch.dtype, dict[str, Any]]:
+    """Device, precision and the whole environment of a run.
+
+    `recorded` is the environment of the run that is resumed, or empty: what "auto" was taken to mean then, and the
+    number of threads, which decides in what order sums are made, are taken from it; what cannot be repeated is said.
+    Raises UserError as `choose_device` and `choose_dtype` do.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # each of torchrun's processes would train the same run
+        raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: a run is one process", remedy="do without torchrun")
+    keep_memory()
+    device = choose_device(recorded_or(name, recorded.get("device"), choose_device))
+    dtype = choose_dtype(recorded_or(cfg.dtype, recorded.get("dtype"), lambda d: choose_dtype(d, device)), device)
+    threads = recorded.get("threads")
+    if device.type == "cpu" and isinstance(threads, int) and 0 < threads <= 1024:
+        torch.set_num_threads(threads)
+    now = environment(device, dtype, cfg.compile)
+    changed = [f"{key} {recorded[key]} != {now[key]}" for key in now if recorded.get(key, now[key]) != now[key]]
+    if changed:
+        log.warning(f"not as before: {', '.join(changed)}; the run goes on, though not bit for bit as it would have")
+    return device, dtype, now
+
+
+def recorded_or(name: str, recorded: Any, choose: Callable[[str], Any]) -> str:
+    """`name`; if that is "auto", what was recorded, unless `choose` refuses it."""
+    if name != "auto" or not isinstance(recorded, str):
+        return name
+    try:
+        choose(recorded)
+    except (UserError, KeyError):
+        return name
+    return recorded
+
+
+def environment(device: torch.device, dtype: torch.dtype, compiled: bool) -> dict[str, Any]:
+    """What results depend on, to the last bit, besides the settings."""
+    on_gpu = device.type == "cuda"
+    return {
+        "device": device.type,
+        "processor": torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "compile": compiled,
+        "threads": torch.get_num_threads(),
+        "world_size": 1,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Running out of memory becomes a UserError (5) that names the settings to change."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text):
+            raise
+        raise UserError(
+            f"out of memory: {' '.join(text.split())[:150]}", "checkpoints are intact",
+            "lower train.micro_batch, model.context_length or the model's size", ENVIRONMENT,
+        ) from error  # fmt: skip
 
 
 def keep_memory() -> bool:
@@ -67,6 +142,14 @@ def keep_memory() -> bool:
         return False
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD in malloc.h
     return bool(mallopt(mmap_threshold, 2**30) and mallopt(trim_threshold, 2**31 - 1))
+
+
+def memory_gb(device: torch.device) -> float:
+    """The most memory in use so far, in 10^9 bytes: of the GPU, or resident memory of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> str:

@@ -6,12 +6,10 @@ over rows and micro-batches, and the validation loss is the mean over all valida
 
 import logging
 import math
-import resource
-import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +18,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from gpt import optim
+from gpt.console import escape
 from gpt.data import IGNORE, Batch, TrainBatches
+from gpt.device import memory_gb
 from gpt.errors import NUMERICAL, UserError
 from gpt.model import GPT
 from gpt.sampling import generate_text_simple, text_to_token_ids, token_ids_to_text
@@ -29,27 +29,34 @@ from gpt.schema import ScheduleConfig, TrainSection
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Progress:
     """How far a run is: everything that the loop remembers from one step to the next."""
 
     step: int = 0  # optimizer steps taken
     tokens: int = 0  # tokens read, padding not counted
+    reported: int = -1  # the last step that was evaluated and logged as far as it was due
     best: float = math.inf  # lowest validation loss
     best_step: int = 0
     stale: int = 0  # evaluations since then
+    skipped: int = 0  # updates left out because loss or gradient was not finite
+    grad_norm: float = 0.0  # of the last step
     loss_sum: float = 0.0  # of the targets since the last logged step ...
     loss_targets: int = 0  # ... and their number
 
 
 @dataclass(frozen=True)
 class Event:
-    """What `fit` reports: a row of metrics, and what is due now, while model and optimizer are consistent."""
+    """What `fit` reports: a row of metrics, and what is due now, while model and optimizer are consistent.
+
+    Going on later from `progress` goes on behind this event; from `unreported`, at the same step, it comes once more.
+    """
 
     row: dict[str, float]
+    progress: Progress
+    unreported: Progress
     sample_due: bool = False
     checkpoint_due: bool = False
-    last: bool = False
 
 
 def token_losses(model: GPT, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -73,14 +80,19 @@ def train_step(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     grad_clip: float | None = None,
-) -> tuple[float, float]:
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[float, float] | None:
     """One optimizer step: forward and backward for each micro-batch, clip, step. Returns loss and gradient norm.
 
-    When either is not finite, the weights are left as they were.
+    When either is not finite, the weights are left as they were. `stop` is asked before each micro-batch; once it
+    says true, the step is given up and None returned.
     """
     n_targets = sum(batch.n_targets for batch in micro_batches)
     loss = 0.0
     for batch in micro_batches:
+        if stop():
+            optimizer.zero_grad(set_to_none=True)
+            return None
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             part = batch_loss(model, batch.to(device)) / n_targets
         part.backward()
@@ -99,16 +111,20 @@ def evaluate(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     bytes_per_token: Tensor | None = None,
-) -> dict[str, float]:
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """Mean loss per target in nats, its perplexity and, with the (V,) length of each token, bits per byte of text.
 
-    Targets without bytes (the end of a text) count in the loss but not in the bits per byte.
+    Targets without bytes (the end of a text) count in the loss but not in the bits per byte. None when `stop`, which
+    is asked before each batch, says true.
     """
     was_training = model.training
     model.eval()
     loss_sum, n_targets, nats, n_bytes = 0.0, 0, 0.0, 0
     try:
         for batch in batches:
+            if stop():
+                return None
             with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 losses, targets = token_losses(model, batch.to(device))
             loss_sum += losses.sum(dtype=torch.float64 if device.type != "mps" else None).item()
@@ -120,7 +136,8 @@ def evaluate(
     finally:
         model.train(was_training)
     loss = loss_sum / n_targets
-    metrics = {"val/loss": loss, "val/perplexity": math.exp(min(loss, 700.0))}  # e^709 is the largest float
+    # e^709 is the largest float; NaN stays NaN
+    metrics = {"val/loss": loss, "val/perplexity": math.exp(loss if not loss > 700 else 700.0)}
     if n_bytes:
         metrics["val/bpb"] = nats / math.log(2) / n_bytes
     return metrics
@@ -153,86 +170,127 @@ def fit(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     bytes_per_token: Tensor | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
     """Trains from `progress` to `total_steps`, or until `cfg.patience` evaluations brought nothing better.
 
-    Yields before the first step, after each logged step and each evaluation, and when samples or a checkpoint are
-    due. Raises UserError (4), with the weights as they were before, when a loss or a gradient is not finite.
+    Yields before the first step, after each step at which something is due, and when `stop` says true, which is asked
+    before each micro-batch and each batch of an evaluation: then once more and without a row, as the end. Raises
+    UserError (4), with the weights as they were before, when a loss or a gradient is not finite, also of an evaluation.
     """
-
-    def evaluated() -> dict[str, float]:
-        metrics = evaluate(model, val_batches, device, dtype, bytes_per_token)
-        if metrics["val/loss"] < progress.best:
-            progress.best, progress.best_step, progress.stale = metrics["val/loss"], progress.step, 0
-        else:
-            progress.stale += 1
-        return metrics
-
     model.train()
-    if progress.step == 0:
-        yield Event({"step": 0, "tokens": 0, **evaluated()})
     seconds, tokens_before = 0.0, progress.tokens  # since the last logged step, training only
-    while not is_finished(progress, cfg, total_steps):
+    while True:
+        step = progress.step
+        if progress.reported < step:
+            due = due_at(step, cfg, total_steps)
+            reported = replace(progress, reported=step)
+            row: dict[str, float] = {"step": step, "tokens": progress.tokens}
+            if step > 0:
+                lr = optimizer.param_groups[0]["peak_lr"] * optim.lr_factor(schedule, step - 1, total_steps)
+                row |= {"lr": lr, "grad_norm": progress.grad_norm}
+            if progress.skipped:
+                row["skipped"] = progress.skipped
+            if due.log:
+                if progress.loss_targets:
+                    row["train/loss"] = progress.loss_sum / progress.loss_targets
+                if seconds:  # none have passed when the run was stopped here and has just been resumed
+                    row["tokens_per_second"] = (progress.tokens - tokens_before) / seconds
+                row["memory_gb"] = memory_gb(device)
+                reported = replace(reported, loss_sum=0.0, loss_targets=0)
+                seconds, tokens_before = 0.0, progress.tokens
+            if due.evaluation:
+                metrics = evaluate(model, val_batches, device, dtype, bytes_per_token, stop)
+                if metrics is None:
+                    yield Event({}, progress, progress)
+                    return
+                row |= metrics
+                if not math.isfinite(metrics["val/loss"]):
+                    yield Event(row, progress, progress)
+                    raise stopped(step, f"val/loss {metrics['val/loss']}", row.get("lr", 0.0))
+                reported = scored(reported, metrics["val/loss"])
+                is_best = step > 0 and reported.best_step == step
+                is_end = is_finished(reported, cfg, total_steps)
+                due = due._replace(
+                    sample=due.sample or (is_end and cfg.sample_every is not None),
+                    checkpoint=due.checkpoint or is_best or is_end,
+                )
+            if any(due) or not math.isfinite(progress.grad_norm):
+                yield Event(row, reported, progress, due.sample, due.checkpoint)
+            progress = reported
+        if is_finished(progress, cfg, total_steps):
+            return
+
         started = time.perf_counter()
-        optim.set_lr(optimizer, optim.lr_factor(schedule, progress.step, total_steps))
-        micro_batches = batches.step(0 if cfg.one_batch else progress.step)
+        optim.set_lr(optimizer, optim.lr_factor(schedule, step, total_steps))
+        place = 0 if cfg.one_batch else step
+        micro_batches = batches.step(place)
         # Dropout draws from the global generator: with a seed of its own for each step, whatever else draws from it
         # in between (samples, evaluation) changes nothing, and a resumed run draws the same.
-        torch.manual_seed(int(np.random.SeedSequence([seed, progress.step]).generate_state(1, np.uint64)[0]))
-        loss, grad_norm = train_step(model, optimizer, micro_batches, device, dtype, cfg.grad_clip)
+        torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]))
+        result = train_step(model, optimizer, micro_batches, device, dtype, cfg.grad_clip, stop)
         seconds += time.perf_counter() - started
-
+        if result is None:
+            yield Event({}, progress, progress)
+            return
+        loss, grad_norm = result
+        n_tokens = sum(batch.n_tokens for batch in micro_batches)
         n_targets = sum(batch.n_targets for batch in micro_batches)
-        progress.step += 1
-        progress.tokens += sum(batch.n_tokens for batch in micro_batches)
-        progress.loss_sum += loss * n_targets
-        progress.loss_targets += n_targets
-        row = {
-            "step": progress.step,
-            "tokens": progress.tokens,
-            "train/loss": progress.loss_sum / progress.loss_targets,
-            "lr": optimizer.param_groups[0]["lr"],
-            "grad_norm": grad_norm,
-        }
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            yield Event(row)
-            raise UserError(
-                f"training stopped at step {progress.step}: loss {loss}, gradient norm {grad_norm}",
-                f"learning rate {row['lr']:.3g}, batch {progress.step - 1} of seed {seed}",
-                "lower optimizer.lr or set train.grad_clip; earlier checkpoints are intact", NUMERICAL,
-            )  # fmt: skip
-
-        step, last = progress.step, progress.step == total_steps
-        log_due = last or step % cfg.log_every == 0
-        eval_due = last or step % cfg.eval_every == 0
-        sample_due = cfg.sample_every is not None and (last or step % cfg.sample_every == 0)
-        checkpoint_due = last or step % cfg.save_every == 0
-        if not (log_due or eval_due or sample_due or checkpoint_due):
+        after = replace(progress, step=step + 1, tokens=progress.tokens + n_tokens)
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            loss_sum = progress.loss_sum + loss * n_targets
+            loss_targets = progress.loss_targets + n_targets
+            progress = replace(after, grad_norm=grad_norm, loss_sum=loss_sum, loss_targets=loss_targets)
             continue
-        if log_due:
-            row |= {"tokens_per_second": (progress.tokens - tokens_before) / seconds, "memory_gb": memory_gb(device)}
-            progress.loss_sum, progress.loss_targets = 0.0, 0
-            seconds, tokens_before = 0.0, progress.tokens
-        else:
-            del row["train/loss"]  # its interval is not over
-        if eval_due:
-            row |= evaluated()
-            checkpoint_due = checkpoint_due or progress.best_step == step
-            last = is_finished(progress, cfg, total_steps)
-        yield Event(row, sample_due or (last and cfg.sample_every is not None), checkpoint_due or last, last)
+        lr = optimizer.param_groups[0]["lr"]
+        error = stopped(step + 1, f"loss {loss}, gradient norm {grad_norm}", lr, batches.documents(place))
+        if progress.skipped == cfg.max_skipped:
+            row = {"step": step + 1, "tokens": after.tokens, "lr": lr, "grad_norm": grad_norm, "train/loss": loss}
+            yield Event(row, progress, progress)
+            raise error
+        # Not a finite gradient norm either, so that the step is reported whether or not anything else is due.
+        progress = replace(after, skipped=progress.skipped + 1, grad_norm=math.nan)
+        log.warning(f"step {step + 1}: loss {loss}, gradient norm {grad_norm} ({error.where}); update left out")
+
+
+class Due(NamedTuple):
+    """What is to be done at a step."""
+
+    log: bool
+    evaluation: bool
+    sample: bool
+    checkpoint: bool
+
+
+def due_at(step: int, cfg: TrainSection, total_steps: int) -> Due:
+    """What is due after `step` steps, whatever happens; before the first one, an evaluation."""
+    if step == 0:
+        return Due(log=False, evaluation=True, sample=False, checkpoint=False)
+    every = (cfg.log_every, cfg.eval_every, cfg.sample_every, cfg.save_every)
+    return Due(*(n is not None and (step == total_steps or step % n == 0) for n in every))
+
+
+def scored(progress: Progress, loss: float) -> Progress:
+    """What an evaluation with this validation loss makes of the best one so far."""
+    if loss < progress.best:
+        return replace(progress, best=loss, best_step=progress.step, stale=0)
+    return replace(progress, stale=progress.stale + 1)
+
+
+def stopped(step: int, what: str, lr: float, documents: Sequence[int] = ()) -> UserError:
+    """The error for a step whose loss or gradient is not finite."""
+    where = f"learning rate {lr:.3g}"
+    if documents:
+        more = f" and {len(documents) - 8} more" if len(documents) > 8 else ""
+        where += f", documents {', '.join(map(str, documents[:8]))}{more} of the training split"
+    remedy = "lower optimizer.lr, set train.grad_clip, or allow some such steps with train.max_skipped"
+    return UserError(f"training stopped at step {step}: {what}", where, remedy, NUMERICAL)
 
 
 def is_finished(progress: Progress, cfg: TrainSection, total_steps: int) -> bool:
     """Whether a run has come to its end: all steps taken, or `cfg.patience` evaluations without a better one."""
-    return progress.step >= total_steps or (cfg.patience is not None and progress.stale >= cfg.patience)
-
-
-def memory_gb(device: torch.device) -> float:
-    """The most memory in use so far, in 10^9 bytes: of the GPU, or resident memory of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    at_end = progress.step >= total_steps or (cfg.patience is not None and progress.stale >= cfg.patience)
+    return at_end and progress.reported == progress.step
 
 
 def train_model_simple(
@@ -270,7 +328,7 @@ def train_model_simple(
                 print(f"epoch {epoch + 1} step {step:06d}  train {train_losses[-1]:.3f}  val {val_losses[-1]:.3f}")
         prompt = text_to_token_ids(start_context, tokenizer).to(device)
         ids = generate_text_simple(model, prompt, 50, model.config.context_length)
-        print(token_ids_to_text(ids, tokenizer).replace("\n", " "))
+        print(escape(token_ids_to_text(ids, tokenizer).replace("\n", " ")))
     return train_losses, val_losses, tokens_seen
 
 

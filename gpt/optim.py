@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gpt.errors import UserError
 from gpt.schema import AdamWConfig, MuonConfig, OptimizerConfig, ScheduleConfig, SGDConfig
@@ -62,13 +62,6 @@ class MuonWithAdamW:
         for part in self.parts.values():
             part.zero_grad(set_to_none)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self.parts.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-
 
 Optimizer = torch.optim.Optimizer | MuonWithAdamW
 
@@ -79,12 +72,57 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, Any], Optimizer]] = {
 }
 
 
+# Tensors of its own shape that an optimizer remembers for a parameter, at most.
+TENSORS_PER_PARAMETER = {"adamw": 2, "muon": 2, "sgd": 1}
+
+
 def build(model: nn.Module, cfg: OptimizerConfig) -> Optimizer:
     """The optimizer that `cfg` names. Each group remembers its learning rate in "peak_lr", for `set_lr`."""
     optimizer = OPTIMIZERS[cfg.name](model, cfg)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer
+
+
+def parts(optimizer: Optimizer) -> dict[str, torch.optim.Optimizer]:
+    """The optimizers of torch's that an optimizer consists of, by name."""
+    if isinstance(optimizer, MuonWithAdamW):
+        return optimizer.parts
+    return {type(optimizer).__name__.lower(): optimizer}
+
+
+def state_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """What an optimizer remembers of past steps, as {"adamw.0.exp_avg": tensor}: part, number of the parameter in the
+    order of its groups, name. Learning rates and the like are settings, and not among it."""
+    return flatten_state({name: part.state_dict() for name, part in parts(optimizer).items()})
+
+
+def flatten_state(state_dicts: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
+    """The tensors of torch's state_dict of each part, under names as in `state_tensors`."""
+    return {
+        f"{part}.{number}.{name}": tensor.detach().cpu()
+        for part, state_dict in state_dicts.items()
+        for number, state in state_dict["state"].items()
+        for name, tensor in state.items()
+    }
+
+
+def load_state_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Makes an optimizer, which keeps its settings, remember what `state_tensors` gave.
+
+    Raises ValueError for tensors of another kind of optimizer or of other shapes.
+    """
+    states: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in parts(optimizer)}
+    for key, tensor in tensors.items():
+        part, number, name = key.split(".")
+        states[part].setdefault(int(number), {})[name] = tensor.clone()  # else it would be a view of the file
+    for part, own in parts(optimizer).items():
+        parameters = [parameter for group in own.param_groups for parameter in group["params"]]
+        for number, state in states[part].items():
+            for name, tensor in state.items():
+                if tensor.dim() and tensor.shape != parameters[number].shape:
+                    raise ValueError(f"{part}.{number}.{name}: {list(tensor.shape)}")
+        own.load_state_dict({"state": states[part], "param_groups": own.state_dict()["param_groups"]})
 
 
 def set_lr(optimizer: Optimizer, factor: float) -> None:

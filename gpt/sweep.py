@@ -5,9 +5,9 @@ when it ends, and gpt/config.py's `launch` calls `close` at the end of the proce
 """
 
 import csv
+import io
 import json
 import logging
-import os
 import statistics
 import time
 import traceback
@@ -20,9 +20,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from gpt import console
+from gpt import console, durable
 from gpt.errors import UserError
-from gpt.track import read_rows
+from gpt.rows import read_rows
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def close() -> int:
     failed = [job for job in jobs if job["status"] != "completed"]
     for job in failed:
         print(console.escape(_failure(job)))
-    print(directory, flush=True)
+    print(console.escape(str(directory)), flush=True)
     return 1 if failed else 0
 
 
@@ -196,7 +196,7 @@ def _row(job: dict[str, Any]) -> dict[str, Any]:
 def _write_json(folder: Path, job: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / "job.json", json.dumps(job, indent=2) + "\n")
+        durable.write(folder / "job.json", json.dumps(job, indent=2) + "\n")
     except OSError as error:
         log.warning(f"{folder / 'job.json'} cannot be written ({error.strerror})")
 
@@ -206,14 +206,13 @@ def _write_csv(directory: Path) -> None:
     jobs = read_jobs(directory)
     keys = dict.fromkeys(key for job in jobs for key in _settings(job))
     columns = ["num", "status", *keys, *METRICS, "seconds", "code", "error", "out_dir"]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_settings(job) | job for job in jobs)
     path = directory / "sweep.csv"
-    temporary = path.with_suffix(".tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(_settings(job) | job for job in jobs)
-        os.replace(temporary, path)
+        durable.write(path, text.getvalue())
     except OSError as error:
         log.warning(f"{path} cannot be written ({error.strerror})")
 
@@ -236,10 +235,3 @@ def _draw(directory: Path, jobs: list[dict[str, Any]]) -> None:
         figures.comparison(curves, directory / "comparison.png", f"{directory.name}: val/loss")
     except OSError as error:
         log.warning(f"{directory / 'comparison.png'} cannot be written ({error.strerror})")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)

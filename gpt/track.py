@@ -1,19 +1,27 @@
 """The record of a run: metrics.jsonl and samples.jsonl on disk first, then Weights & Biases as a mirror of them.
 
-Nothing that W&B does, or fails to do, changes or stops a run. Only this file imports wandb.
+Nothing that W&B does, or fails to do, changes or stops a run. Only this file imports wandb. A row's step is its key on
+both sides: what W&B lacks of the rows on disk, after a kill or an outage, is sent when the run goes on, and only that.
 """
 
 import contextlib
+import html
 import json
 import logging
-import math
 import os
+import re
 import secrets
 import shlex
+import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt import durable
+from gpt.console import escape
+from gpt.rows import RowFile
 from gpt.schema import TrainConfig, as_dict
 
 if TYPE_CHECKING:  # gpt.loop imports torch
@@ -22,9 +30,9 @@ if TYPE_CHECKING:  # gpt.loop imports torch
 log = logging.getLogger(__name__)
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
-INIT_TIMEOUT, FINISH_TIMEOUT = 20, 50  # seconds; the defaults are 90 and for ever
-# JSON has no such numbers. W&B writes them as the same strings.
-NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+INIT_TIMEOUT, FINISH_TIMEOUT = 20, 35  # seconds; the defaults are 90 and for ever
+HASTY_TIMEOUT = 5  # for the end of an interrupted run
+SLOW_UPLOAD = 5  # seconds: an artifact is asked about on the server first, and 19 s are waited for the answer
 
 
 class Log:
@@ -37,18 +45,16 @@ class Log:
         self._run_dir, self._log_model = run_dir, log_model
         self._run: Any = None  # the open wandb.Run
         self._mirrored = True  # until W&B fails
-        self._table: Any = None  # the W&B table of samples
-        self._broken: set[Path] = set()  # files that could not be written
+        self._first_step = 0  # W&B has all rows before it
+        self._refused = False  # by W&B's server, with an answer after which W&B tries no more
+        self._metrics, self._samples = RowFile(run_dir / "metrics.jsonl"), RowFile(run_dir / "samples.jsonl")
 
-    def metrics(self, row: dict[str, float | int]) -> None:
-        """Appends one JSON object to metrics.jsonl. `row` needs the key `step`; NaN becomes the string "NaN"."""
-        self._append("metrics.jsonl", [row])
-        self._mirror(lambda run: run.log(dict(row)))
-
-    def samples(self, step: int, samples: list[dict[str, str]]) -> None:
-        """Appends texts, as {"prompt", "text"}, to samples.jsonl and to the growing table `samples` in W&B."""
-        self._append("samples.jsonl", [{"step": step, **sample} for sample in samples])
-        self._mirror(lambda run: self._log_table(run, step, samples))
+    def event(self, row: dict[str, float | int], samples: list[dict[str, str]]) -> None:
+        """Appends samples, as {"prompt", "text"}, to samples.jsonl and one JSON object to metrics.jsonl. `row` needs
+        the key `step`, larger than that of the row before; NaN becomes the string "NaN". In W&B both are one row."""
+        self._samples.append([{"step": row["step"], **sample} for sample in samples])
+        self._metrics.append([row])
+        self._send(row, samples)
 
     def summary(self, values: dict[str, Any]) -> None:
         """Sets the values that W&B's table of runs shows, such as the best val/loss."""
@@ -70,34 +76,37 @@ class Log:
 
     def files(self, name: str, kind: str, paths: list[Path]) -> None:
         """Uploads files as one W&B artifact, which is called `name` followed by the run's id."""
-
-        def upload(run: Any) -> None:
+        if self._run is None or not self._mirrored:
+            return
+        started = time.monotonic()
+        try:
             import wandb
 
-            artifact = wandb.Artifact(f"{name}-{run.id}", type=kind)
+            artifact = wandb.Artifact(f"{name}-{self._run.id}", type=kind)
             for path in paths:
                 artifact.add_file(str(path))  # a copy: the file on disk may be replaced or pruned before the upload
-            run.log_artifact(artifact)
+            self._run.log_artifact(artifact)
+            problem = "" if time.monotonic() - started < SLOW_UPLOAD else "no answer"
+        except Exception as error:
+            problem = _one_line(error)
+        if problem:  # every further one would hold the run up as long
+            log.warning(f"W&B does not take weights ({problem}); no more are sent to it, they are in {self._run_dir}")
+            self._log_model = "none"
 
-        self._mirror(upload)
+    def _send(self, row: dict[str, Any], samples: list[dict[str, Any]]) -> None:
+        """One row to W&B, unless it is there already. Samples are a page of HTML: a wandb.Table is an artifact, about
+        which the server is asked first. No answer halts training for 19 s, and a wrong one crashes W&B's process."""
 
-    def _log_table(self, run: Any, step: int, samples: list[dict[str, str]]) -> None:
-        import wandb
+        def send(run: Any) -> None:
+            values = dict(row)
+            if samples:
+                import wandb
 
-        if self._table is None:  # INCREMENTAL: the default mode keeps the first rows only
-            self._table = wandb.Table(columns=["step", "prompt", "text"], log_mode="INCREMENTAL")
-        for sample in samples:
-            self._table.add_data(step, sample["prompt"], sample["text"])
-        run.log({"step": step, "samples": self._table})
+                values["samples"] = wandb.Html(_page(samples), inject=False, data_is_not_path=True)
+            run.log(values, step=row["step"], commit=True)
 
-    def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
-        path = self._run_dir / name
-        try:
-            _append_whole(path, "".join(f"{json.dumps(_finite(row), allow_nan=False)}\n" for row in rows))
-        except OSError as error:
-            if path not in self._broken:
-                log.warning(f"{path} cannot be written ({error.strerror}); training continues")
-            self._broken.add(path)
+        if row["step"] >= self._first_step:
+            self._mirror(send)
 
     def _mirror(self, action: Callable[[Any], None]) -> None:
         if self._run is None or not self._mirrored:
@@ -108,34 +117,74 @@ class Log:
             log.warning(f"W&B stopped working ({_one_line(error)}); nothing more is sent to it, the run goes on")
             self._mirrored = False
 
-    def _finish(self, exit_code: int) -> None:
+    def _retire_earlier_folders(self) -> None:
+        """Puts the run's earlier offline folders aside: what they have is online or in the current one, and a sync of
+        both would count rows twice."""
+
+        def retire(run: Any) -> None:
+            current = Path(run.settings.sync_dir)
+            for folder in current.parent.glob(f"offline-run-*-{run.id}*"):  # the second one of a second ends in -1
+                if folder != current:
+                    folder.rename(folder.with_name(f"superseded-{folder.name}"))
+
+        self._mirror(retire)
+
+    def _close(self, exit_code: int, seconds: float) -> None:
+        """Ends the record; W&B has `seconds` for what it has not uploaded yet."""
+        self._samples.append([])  # there may be room again
+        self._metrics.append([])
         run, self._run = self._run, None
         if run is None:
             return
+        problems = []
+
+        def finish() -> None:
+            try:
+                run.finish(exit_code=exit_code)
+            except Exception as error:
+                problems.append(_one_line(error))
+
+        thread = threading.Thread(target=finish, daemon=True)  # W&B's own timeout cannot be changed once a run is open
+        thread.start()
         try:
-            run.finish(exit_code=exit_code)
-        except Exception as error:
-            log.warning(f"W&B has not received all of the run ({_one_line(error)}); to upload: {self.sync_command}")
+            thread.join(seconds)
+        finally:  # a signal may come while we wait
+            if thread.is_alive():
+                _end_service()
+                problems.insert(0, "no answer")
+            if self._refused:
+                problems.append("its server refuses the data")
+            if problems:
+                log.warning(f"W&B has not received all of the run ({problems[0]}); to upload: {self.sync_command}")
 
 
 @contextlib.contextmanager
-def start(cfg: TrainConfig, run_dir: Path, step: int) -> Iterator[Log]:
-    """Opens the record of a run that goes on after `step` (0: a new run), and closes it whatever happens.
+def start(cfg: TrainConfig, run_dir: Path, reported: int) -> Iterator[Log]:
+    """Opens the record of a run whose rows up to step `reported` are there (-1: a new run), and closes it whatever
+    happens.
 
     Rows of a larger step, which the run is about to write again, are dropped from the disk first. An exception in the
     body marks the run in W&B as failed. W&B keeps the files of all runs in one folder, $WANDB_DIR or else outputs/.
     """
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        _drop_rows(run_dir / name, step)
     record = Log(run_dir, cfg.wandb.log_model)
+    rows, samples = record._metrics.drop_after(reported), record._samples.drop_after(reported)
     root = Path(os.environ.get("WANDB_DIR") or OUTPUTS)
-    exit_code = 1
+    exit_code, seconds = 1, FINISH_TIMEOUT + 5
     try:
-        _connect(record, cfg, run_dir, step > 0, root)
+        _connect(record, cfg, run_dir, reported >= 0, root)
+        by_step: dict[int, list[dict[str, Any]]] = {}
+        for sample in samples:
+            by_step.setdefault(sample["step"], []).append(sample)
+        for row in rows:
+            record._send(row, by_step.get(row["step"], []))
+        record._retire_earlier_folders()
         yield record
         exit_code = 0
+    except KeyboardInterrupt as error:
+        exit_code, seconds = getattr(error, "code", 130), HASTY_TIMEOUT
+        raise
     finally:
-        record._finish(exit_code)  # not `with run:`, which prints the traceback of an exception
+        record._close(exit_code, seconds)  # not `with run:`, which prints the traceback of an exception
 
 
 def _connect(record: Log, cfg: TrainConfig, run_dir: Path, resumed: bool, root: Path) -> None:
@@ -148,6 +197,8 @@ def _connect(record: Log, cfg: TrainConfig, run_dir: Path, resumed: bool, root: 
     if wanted == "disabled":
         return
     os.environ.setdefault("WANDB_DATA_DIR", str(root / "wandb-data"))  # or artifacts pile up in the home directory
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # reports to W&B, for which an exit waits up to 10 s
+    token = os.environ.pop("SLURM_JWT", None)  # W&B's process records all variables that begin with SLURM_
     try:
         import wandb
 
@@ -161,30 +212,76 @@ def _connect(record: Log, cfg: TrainConfig, run_dir: Path, resumed: bool, root: 
             init_timeout=INIT_TIMEOUT,
             finish_timeout=FINISH_TIMEOUT,
             finish_timeout_raises=True,
+            x_transaction_log_flush_interval=1,  # seconds; what it has not written is lost when its process is ended
             # Without it the dashboard's button raises KeyboardInterrupt, which ends a whole sweep.
             stop_fn=lambda: setattr(record, "stop_requested", True),
+            # Left to itself W&B uploads the difference to the last commit and the remote's URL, with a token in it.
+            disable_git=True,
+            git_commit=_commit(),
+            git_remote_url="",
+            disable_code=True,
+            save_code=False,
         )
+
+        def init(mode: str) -> Any:
+            _remember(run_dir, arguments["id"], mode)  # first: a run that is killed now goes on under this id
+            # Offline the record of a resumed run is complete: what became of the one before is not known here, and
+            # its file may be torn, at which `wandb sync` stops. Without `resume` the rows keep their steps in a sync,
+            # so that those which the server has are replaced (wandb/wandb#12668) and not added.
+            resume = "allow" if mode == "online" else None
+            return wandb.init(**arguments, dir=str(root), mode=mode, resume=resume, settings=settings)
+
         try:
-            run = wandb.init(**arguments, dir=str(root), mode=mode, settings=settings)
+            run = init(mode)
         except Exception as error:
             if mode == "offline":
                 raise
             log.warning(f"W&B cannot be reached ({_one_line(error)}); this run is recorded offline")
-            wandb.teardown()
+            _end_service()
             mode = "offline"
-            run = wandb.init(**arguments, dir=str(root), mode=mode, settings=settings)
+            run = init(mode)
         record._run = run
+        wandb.termsetup(run.settings, _Messages(record))
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
         run.define_metric("val/loss", step_metric="step", summary="min,last")  # "min" alone drops the plain value
-        record.sync_command = f"wandb sync {shlex.quote(run.settings.sync_dir)}"
+        record._first_step = run.starting_step  # 0 offline
+        option = "--include-online " if mode == "online" else ""
+        record.sync_command = f"wandb sync {option}{shlex.quote(run.settings.sync_dir)}"
         record.url = run.url if mode == "online" else None
-        state = {"id": run.id, "url": record.url, "mode": mode}
-        (run_dir / "wandb.json").write_text(json.dumps(state, indent=2) + "\n")
+        _remember(run_dir, run.id, mode, record.url)
         log.info(f"W&B: {record.url}" if record.url else f"W&B: offline; to upload: {record.sync_command}")
+    except KeyboardInterrupt:
+        _end_service()
+        raise
     except Exception as error:
         log.warning(f"W&B does not work ({_one_line(error)}); the run is recorded in {run_dir} only")
-        record._finish(exit_code=1)
+        record._close(1, HASTY_TIMEOUT)
+    finally:
+        os.environ.update({"SLURM_JWT": token} if token else {})
+
+
+class _Messages:
+    """Receives what W&B would print. One thing is of interest, which it tells in no other way."""
+
+    def __init__(self, record: Log) -> None:
+        self._record = record
+
+    def warning(self, message: str) -> None:
+        self._record._refused |= "Fatal error while uploading data" in message
+
+    info = error = warning
+
+
+def _end_service() -> None:
+    """Ends W&B's process at once, which else holds up the exit of ours while a server does not answer. What it has
+    written to its files stays. The next wandb.init starts another one."""
+    import wandb
+
+    with contextlib.suppress(Exception):  # private names: without them teardown waits for up to FINISH_TIMEOUT
+        wandb.sdk.wandb_setup.singleton()._connection._proc._process.kill()
+    with contextlib.suppress(Exception, SystemExit):  # it exits when its process ended in any other way than by 0
+        wandb.teardown()
 
 
 def _online_or_offline(wanted: str) -> str:
@@ -206,10 +303,6 @@ def _online_or_offline(wanted: str) -> str:
 def _arguments(cfg: TrainConfig, run_dir: Path, resumed: bool) -> dict[str, Any]:
     """What wandb.init is told about the run. A resumed run goes on under its old id."""
     overrides = " ".join(o for o in cfg.overrides if not o.startswith(("wandb.", "sweep.")))
-    run_id = secrets.token_hex(4)
-    if resumed:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            run_id = json.loads((run_dir / "wandb.json").read_text())["id"]
     return {
         "project": cfg.wandb.project,
         "entity": cfg.wandb.entity,
@@ -218,72 +311,38 @@ def _arguments(cfg: TrainConfig, run_dir: Path, resumed: bool) -> dict[str, Any]
         "name": (overrides if cfg.sweep.name and overrides else run_dir.name)[:128],  # as long as W&B allows
         "tags": list(cfg.wandb.tags),
         "config": as_dict(cfg) | {"out_dir": str(run_dir)},
-        "id": run_id,
-        "resume": "allow",
+        "id": (resumed and _remembered(run_dir)) or secrets.token_hex(4),
     }
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; none when there is no file. A torn last line, of a killed run, is left out."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            rows.append({k: v if k in ("prompt", "text") else _number(v) for k, v in row.items()})
-        except (ValueError, AttributeError):
-            if number < len(lines):
-                log.warning(f"{path}:{number}: not a JSON object, left out")
-    return rows
+def _remember(run_dir: Path, run_id: str, mode: str, url: str | None = None) -> None:
+    durable.write(run_dir / "wandb.json", json.dumps({"id": run_id, "url": url, "mode": mode}, indent=2) + "\n")
 
 
-def _drop_rows(path: Path, step: int) -> None:
-    """Leaves only the rows up to `step`, none for step 0. The file is replaced whole or not at all."""
-    if not path.exists():
-        return
-    temporary = path.with_suffix(".tmp")
-    try:
-        kept = [row for row in read_rows(path) if 0 < step >= row.get("step", math.inf)]
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(f"{json.dumps(_finite(row), allow_nan=False)}\n" for row in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        log.warning(f"{path} still has rows after step {step} ({error.strerror}); training continues")
+def _remembered(run_dir: Path) -> str | None:
+    """The id in wandb.json, None when there is none: the directory may be another person's, and the file anything."""
+    path = run_dir / "wandb.json"
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        if path.is_file() and path.stat().st_size < 10_000:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            found = about.get("id") if isinstance(about, dict) else None
+            if isinstance(found, str) and re.fullmatch(r"[A-Za-z0-9_]{1,64}", found):
+                return found
+    return None
 
 
-def _append_whole(path: Path, text: str) -> None:
-    """Appends `text`, or nothing at all when the disk is full. Raises OSError."""
-    with open(path, "ab", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        data = memoryview(text.encode())
-        try:
-            while data:
-                data = data[file.write(data) :]
-        except OSError:
-            with contextlib.suppress(OSError):
-                file.truncate(size)
-            raise
+def _commit() -> str | None:
+    """The commit of this project that is checked out."""
+    command = ["git", "-C", str(OUTPUTS.parent), "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    return None
 
 
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: _as_text(value) if isinstance(value, float) else value for key, value in row.items()}
-
-
-def _as_text(value: float) -> float | str:
-    if math.isnan(value):
-        return "NaN"
-    return value if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def _number(value: Any) -> Any:
-    return NON_FINITE.get(value, value) if isinstance(value, str) else value
+def _page(samples: list[dict[str, Any]]) -> str:
+    """Samples as HTML that shows every character, whatever a model has written."""
+    shown = [[html.escape(escape(str(s[key]), keep_newlines=True)) for key in ("prompt", "text")] for s in samples]
+    return "".join(f"<h4>{prompt}</h4>\n<pre>{text}</pre>\n" for prompt, text in shown)
 
 
 def _one_line(error: Exception) -> str:

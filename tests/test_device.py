@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from conftest import train_section
 
+from gpt import device
 from gpt.device import choose_device, choose_dtype, describe
 from gpt.errors import UserError
 
@@ -31,3 +33,47 @@ def test_auto_computes_in_bfloat16_only_where_the_processor_does():
 
 def test_the_description_names_device_and_precision():
     assert describe(torch.device("cpu"), torch.float32).endswith("threads), float32")
+
+
+def test_a_resumed_run_takes_auto_to_mean_what_it_meant_before_and_says_what_is_not_as_before(caplog):
+    threads = torch.get_num_threads()
+    try:
+        _, _, first = device.choose("auto", train_section(dtype="auto"), {})
+        assert first["threads"] == threads and first["torch"] == torch.__version__ and first["world_size"] == 1
+        recorded = first | {"dtype": "bfloat16", "threads": threads + 1, "torch": "2.0.0", "device": "cpu"}
+        where, dtype, now = device.choose("auto", train_section(dtype="auto"), recorded)
+        assert (where.type, dtype) == ("cpu", torch.bfloat16)
+        assert torch.get_num_threads() == now["threads"] == threads + 1
+        assert f"not as before: torch 2.0.0 != {torch.__version__}; the run goes on" in caplog.text
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_what_was_recorded_but_is_not_there_is_announced_and_what_is_asked_for_wins(caplog):
+    _, _, first = device.choose("cpu", train_section(), {})
+    where, dtype, _ = device.choose("auto", train_section(), first | {"device": "cuda:63", "dtype": "bfloat16"})
+    assert str(where) != "cuda:63" and dtype == torch.float32
+    assert "device cuda:63 !=" in caplog.text and "dtype bfloat16 != float32" in caplog.text
+
+
+@pytest.mark.parametrize("nonsense", [{"dtype": "load"}, {"dtype": 7, "threads": -1}, {"threads": "x", "device": []}])
+def test_a_record_of_nonsense_changes_nothing(nonsense):
+    threads = torch.get_num_threads()
+    where, dtype, now = device.choose("cpu", train_section(dtype="auto"), nonsense)
+    assert where.type == "cpu" and isinstance(dtype, torch.dtype) and now["threads"] == threads
+
+
+def test_a_start_by_torchrun_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="WORLD_SIZE=2: a run is one process") as caught:
+        device.choose("cpu", train_section(), {})
+    assert caught.value.code == 2
+
+
+def test_running_out_of_memory_names_the_settings_to_change():
+    expected = r"out of memory.*train.micro_batch, model.context_length"
+    with pytest.raises(UserError, match=expected) as caught, device.memory_errors():
+        torch.empty(2**60, dtype=torch.uint8)
+    assert caught.value.code == 5
+    with pytest.raises(RuntimeError, match="shape"), device.memory_errors():
+        torch.ones(2, 3) @ torch.ones(2, 3)

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, model_config
 
 import generate
-from gpt import checkpoint, config, tokenizer
+from gpt import checkpoint, config, model_file, tokenizer
 from gpt.checkpoint import Identity
 from gpt.errors import UserError
 from gpt.loop import Progress
@@ -39,7 +39,7 @@ def run_dir(model, tmp_path_factory) -> Path:
     for step, is_best in [(3, True), (6, False)]:
         progress = Progress(step=step, best=2.0, best_step=step if is_best else 3)
         checkpoint.publish(run_dir, model, torch.optim.SGD(model.parameters()), progress, identity, {}, keep=2)
-    checkpoint.save_model(run_dir / "last_model.pt", model, identity, step=6)
+    model_file.save_model(run_dir / "last_model.pt", model, identity, step=6)
     return run_dir
 
 
@@ -65,7 +65,7 @@ def always(char: str, path: Path) -> Path:
         model.ln_f.bias.fill_(1.0)
         model.lm_head.weight.zero_()
         model.lm_head.weight[BYTES.encode(char)] = 100.0
-    checkpoint.save_model(path, model, Identity(MODEL, BYTES.n_vocab, "bytes", None), step=1)
+    model_file.save_model(path, model, Identity(MODEL, BYTES.n_vocab, "bytes", None), step=1)
     return path
 
 
@@ -89,7 +89,7 @@ class TestTheCommand:
     @pytest.mark.parametrize(
         ("arguments", "code", "line"),
         [
-            (["prompt=hello", "top_q=1"], 2, "error: missing key checkpoint; unknown key top_q, did you mean top_p?"),
+            (["prompt=hello", "top_q=1"], 2, "error: unknown key top_q, did you mean top_p?; missing key checkpoint"),
             (["checkpoint=/nowhere", "prompt=hello"], 3, "error: no such file or directory (/nowhere)"),
         ],
     )

@@ -1,7 +1,6 @@
 """The training loop."""
 
 import copy
-import itertools
 import math
 
 import pytest
@@ -34,9 +33,13 @@ def run(model=None, progress=None, total_steps=10, optimizer_cfg=None, data=None
         model, optimizer, batches, eval_batches(VAL, cfg, 16, train), train, schedule_config(), total_steps, progress,
         seed=3, device=CPU,
     )  # fmt: skip
-    if interrupt is not None:
-        events = itertools.takewhile(lambda _: progress.step < interrupt, events)
-    return list(events), model, optimizer, progress
+    seen = []
+    for event in events:
+        seen.append(event)
+        progress = event.progress
+        if progress.step == interrupt:
+            break
+    return seen, model, optimizer, progress
 
 
 def weights(model):
@@ -122,7 +125,7 @@ def test_rows_come_when_they_are_due():
     assert [e.row["step"] for e in events if "val/loss" in e.row] == [0, 5, 7]
     assert [e.row["step"] for e in events if e.sample_due] == [7]
     assert {4, 7} <= {e.row["step"] for e in events if e.checkpoint_due}
-    assert [e.row["step"] for e in events if e.last] == [7]
+    assert events[-1].progress.step == 7
 
 
 def test_the_logged_loss_is_the_mean_over_all_targets_since_the_last_row():
@@ -145,30 +148,107 @@ def test_an_evaluation_that_is_the_best_so_far_asks_for_a_checkpoint():
 
 def test_training_stops_early_when_nothing_gets_better():
     events, *_ = run(optimizer_cfg=adamw_config(lr=1e-12), total_steps=50, eval_every=1, patience=3)
-    assert events[-1].last and events[-1].row["step"] < 50
+    assert events[-1].checkpoint_due and events[-1].row["step"] < 50
 
 
 def test_a_run_that_stopped_early_does_not_go_on_when_it_is_started_again():
-    events, *_ = run(progress=Progress(step=7, stale=3, best=1.0), patience=3)
+    events, *_ = run(progress=Progress(step=7, reported=7, stale=3, best=1.0), patience=3)
     assert events == []
 
 
+def poisoned(steps, **changes):
+    """A run in which one weight becomes NaN after each of the given steps, and is mended after the event that follows:
+    (rows, error, weights at the end, weights when it was poisoned last)."""
+    train, cfg = train_section(**{"log_every": 1, "eval_every": 100, **changes}), data_config()
+    torch.manual_seed(0)
+    model = GPT(model_config(), 50)
+    batches, val = TrainBatches(SPLIT, cfg, 16, train, 3), eval_batches(VAL, cfg, 16, train)
+    rows, before, error = [], None, None
+    good = model.ln_f.weight[0].item()
+    try:
+        for event in fit(
+            model, optim.build(model, adamw_config()), batches, val, train, schedule_config(), 6, Progress(), 3, CPU
+        ):
+            rows.append(event.row)
+            with torch.no_grad():
+                model.ln_f.weight[0] = math.nan if event.row["step"] in steps else good
+            before = weights(model) if event.row["step"] in steps else before
+    except UserError as stopped:
+        error = stopped
+    return rows, error, weights(model), before
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_is_in_the_metrics():
+    rows, error, after, before = poisoned({2})
+    assert error.code == 4 and "stopped at step 3: loss nan, gradient norm nan" in str(error)
+    assert "learning rate" in str(error) and "documents " in str(error)
+    assert math.isnan(rows[-1]["train/loss"]) and rows[-1]["step"] == 3
+    assert torch.equal(after[before.isfinite()], before[before.isfinite()])
+
+
+def test_updates_of_steps_that_are_not_finite_can_be_left_out_counted_and_limited():
+    rows, error, _, _ = poisoned({2}, max_skipped=1, log_every=100, save_every=2)
+    assert error is None
+    assert [row["step"] for row in rows if "skipped" in row] == [3, 4, 6]  # step 3 is shown though no row was due
+    assert math.isnan(rows[2]["grad_norm"]) and rows[-1]["skipped"] == 1
+    assert math.isfinite(rows[-1]["train/loss"])  # the mean of the others
+    _, error, _, _ = poisoned({1, 3}, max_skipped=1)
+    assert error.code == 4 and "step 4" in str(error)
+
+
+def test_an_evaluation_that_is_not_finite_stops_the_run():
     model = GPT(model_config(), 50)
     with torch.no_grad():
-        model.ln_f.weight[0] = math.nan
-    before = weights(model)
-    rows = []
-    train, cfg = train_section(eval_every=100), data_config()
-    events = fit(
-        model, optim.build(model, adamw_config()), TrainBatches(SPLIT, cfg, 16, train, 3),
-        eval_batches(VAL, cfg, 16, train), train, schedule_config(), 10, Progress(), seed=3, device=CPU,
-    )  # fmt: skip
-    with pytest.raises(UserError, match="stopped at step 1: loss nan") as caught:
-        rows.extend(event.row for event in events)
+        model.ln_f.weight[0] = math.inf
+    with pytest.raises(UserError, match="stopped at step 0: val/loss nan") as caught:
+        run(model=model)
     assert caught.value.code == 4
-    assert math.isnan(rows[-1]["train/loss"]) and rows[-1]["step"] == 1
-    assert torch.equal(weights(model).nan_to_num(0), before.nan_to_num(0))
+
+
+@pytest.mark.parametrize("after", range(1, 40))
+def test_a_run_that_is_asked_to_stop_at_any_moment_goes_on_to_the_same_rows_and_weights(after):
+    """`stop` is asked before every micro-batch and every batch of an evaluation; here it says true the n-th time."""
+    events, model, *_ = run(micro_batch=1)
+    assert after < 40 <= run_until(10**6)[0]
+    asked, rows, progress, half_model, half_optimizer = run_until(after)
+    assert asked == after  # it ended at once
+    continued = GPT(model_config(dropout=0.1), 50)
+    continued.load_state_dict(half_model.state_dict())
+    optimizer = optim.build(continued, adamw_config(lr=1e-2))
+    optimizer.load_state_dict(copy.deepcopy(half_optimizer.state_dict()))
+    _, rest, _, continued, _ = run_until(10**6, continued, optimizer, progress)
+    assert torch.equal(weights(continued), weights(model))
+    timing = {"tokens_per_second", "memory_gb"}
+    assert [{k: v for k, v in row.items() if k not in timing} for row in rows + rest] == [
+        {k: v for k, v in event.row.items() if k not in timing} for event in events
+    ]
+
+
+def run_until(after, model=None, optimizer=None, progress=None):
+    """A run whose `stop` says true when it is asked for the n-th time: (times asked, rows recorded, where to go on,
+    model, optimizer)."""
+    asked = 0
+
+    def stop():
+        nonlocal asked
+        asked += 1
+        return asked >= after
+
+    train, cfg = train_section(micro_batch=1), data_config()
+    torch.manual_seed(0)
+    model = model or GPT(model_config(dropout=0.1), 50)
+    optimizer = optimizer or optim.build(model, adamw_config(lr=1e-2))
+    progress = progress or Progress()
+    batches, val = TrainBatches(SPLIT, cfg, 16, train, 3), eval_batches(VAL, cfg, 16, train)
+    rows = []
+    for event in fit(
+        model, optimizer, batches, val, train, schedule_config(), 10, progress, 3, CPU, torch.float32, None, stop
+    ):
+        progress = event.progress
+        if not event.row:
+            return asked, rows, event.unreported, model, optimizer
+        rows.append(event.row)
+    return asked, rows, progress, model, optimizer
 
 
 def test_evaluation_weighs_tokens_and_restores_the_training_mode():

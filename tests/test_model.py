@@ -77,8 +77,9 @@ def test_an_untied_head_is_a_matrix_of_its_own():
 )
 def test_the_sizes_of_gpt2_have_exactly_its_numbers_of_parameters(size, tied, untied):
     with torch.device("meta"):  # shapes without memory
-        assert GPT(shipped(size), 50257).n_parameters() == tied
-        assert GPT(shipped(size, tie_weights=False), 50257).n_parameters() == untied
+        assert GPT(shipped(size), 50257).n_parameters() == shipped(size).n_parameters(50257) == tied
+        own_head = shipped(size, tie_weights=False)
+        assert GPT(own_head, 50257).n_parameters() == own_head.n_parameters(50257) == untied
 
 
 def test_mini_is_6_layers_of_width_384_with_6_heads_and_a_context_of_256():

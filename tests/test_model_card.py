@@ -27,3 +27,10 @@ def test_the_card_says_what_was_trained_on_what_and_how_well_it_does(tmp_path):
         "must not guide clinical decisions",
     ):  # fmt: skip
         assert part in card, part
+
+
+def test_a_run_whose_metrics_could_not_be_written_still_gets_a_card(tmp_path):
+    golden = {"splits": {"train": {"documents": 1, "tokens": 2}}, "fingerprint": "f", "tokenizer": "x", "n_vocab": 3}
+    (tmp_path / "meta.json").write_text(json.dumps(golden))
+    model_card.write(tmp_path / "README.md", loaded(), [], 1, tmp_path)
+    assert "No evaluation is on record." in (tmp_path / "README.md").read_text()

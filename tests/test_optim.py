@@ -1,7 +1,5 @@
 """Optimizers, decay groups and schedules."""
 
-import copy
-
 import pytest
 import torch
 from conftest import adamw_config, model_config, schedule_config
@@ -58,8 +56,21 @@ def test_steps_lower_the_loss_and_saved_state_goes_on_in_the_same_way(cfg):
     twin = GPT(model_config(), 50)
     twin.load_state_dict(model.state_dict())
     twin_optimizer = optim.build(twin, cfg)
-    twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # as a file would be
+    saved = {name: tensor.clone() for name, tensor in optim.state_tensors(optimizer).items()}  # as in a file
+    optim.load_state_tensors(twin_optimizer, saved)
     assert run(model, optimizer, 3) == run(twin, twin_optimizer, 3)
+
+
+@by_name
+def test_state_that_does_not_fit_is_refused_by_its_name(cfg):
+    model = GPT(model_config(), 50)
+    optimizer = optim.build(model, cfg)
+    model(torch.arange(8)[None]).sum().backward()
+    optimizer.step()
+    saved = optim.state_tensors(optimizer)
+    name = next(name for name, tensor in saved.items() if tensor.dim() == 2)
+    with pytest.raises(ValueError, match=name):
+        optim.load_state_tensors(optim.build(model, cfg), saved | {name: torch.ones(3, 5)})
 
 
 def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else():

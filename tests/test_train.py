@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -13,8 +14,9 @@ import torch
 from conftest import ROOT, THE_VERDICT
 from test_conf import loaded
 
-from gpt import track
+from gpt import checkpoint, run_directory
 from gpt.errors import UserError
+from gpt.rows import read_rows
 from train import train
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -49,7 +51,7 @@ def final_weights(run_dir):
 
 
 def rows(run_dir):
-    return [{k: v for k, v in r.items() if k not in TIMING} for r in track.read_rows(run_dir / "metrics.jsonl")]
+    return [{k: v for k, v in r.items() if k not in TIMING} for r in read_rows(run_dir / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +194,7 @@ def test_a_job_of_a_sweep_trains_what_it_would_train_alone(workflow, sweep):
         (["data=alpaca", "data.path=/nowhere.jsonl"], 2, "/nowhere.jsonl"),
         (["device=cuda:63"], 5, "device=cuda:63 is not available"),
         (["train.dtype=float16"], 5, "float16"),
-        (["schedule.warmup=9", "train.max_steps=null", "train.max_tokens=512"], 2, "schedule.warmup=9 is longer"),
+        (["schedule.warmup=9999", "train.max_steps=null", "train.max_epochs=1"], 2, "schedule.warmup=9999 is longer"),
         (["data.overflow=drop", "data.mask=all"], 2, "no segment of split train"),
     ],
 )
@@ -214,6 +216,33 @@ def test_another_architecture_in_the_same_directory_is_refused(workflow):
     assert (run_dir / "config.yaml").read_bytes() == before
     assert result.returncode == 3 and len(result.stderr.splitlines()) == 1
     assert "model.n_embd 16 != 32" in result.stderr
+
+
+def test_a_directory_in_use_is_refused_before_anything_is_written_to_it(workflow, tmp_path):
+    cfg = in_directory(settings(workflow[0].parent), tmp_path / "run")
+    with (
+        run_directory.owned(tmp_path / "run"),
+        pytest.raises(UserError, match=f"run dir in use by pid {os.getpid()}") as caught,
+    ):
+        train(cfg)
+    assert caught.value.code == 6
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_a_learning_rate_that_makes_the_weights_infinite_stops_the_run_and_names_the_last_good_checkpoint(
+    workflow, tmp_path
+):
+    changes = ["optimizer=sgd", "optimizer.lr=1e30", "train.grad_clip=null", "train.save_every=1", "schedule=constant",
+               "schedule.warmup=2"]  # fmt: skip
+    cfg = in_directory(settings(workflow[0].parent, *changes), tmp_path / "run")
+    with pytest.raises(UserError, match=r"training stopped at step \d.*last good checkpoint: step_0000000\d") as caught:
+        train(cfg)
+    assert caught.value.code == 4
+    assert not all(math.isfinite(value) for value in rows(tmp_path / "run")[-1].values())
+    for path in checkpoint.listed(tmp_path / "run" / "checkpoints"):
+        assert all(
+            tensor.isfinite().all() for tensor in safetensors.torch.load_file(path / checkpoint.WEIGHTS).values()
+        )
 
 
 def test_a_reader_that_leaves_after_one_line_does_not_stop_the_run(workflow, tmp_path):

@@ -1,0 +1,28 @@
+"""Files that are on the disk whole, or not at all, whatever happens to the process or the machine."""
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the entries of a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write(path: Path, text: str) -> None:
+    """Writes or replaces a file. Raises OSError, and then the old file is still there and no temporary one."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        sync(temporary)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync(path.parent)

@@ -1,0 +1,155 @@
+"""Whether and how a run goes on: from which checkpoint, with which settings, and as exactly as this machine can."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt import checkpoint
+from gpt.checkpoint import Identity, Manifest
+from gpt.errors import CHECKPOINT, UserError
+from gpt.loop import Progress
+from gpt.model import GPT
+from gpt.optim import Optimizer
+
+log = logging.getLogger(__name__)
+
+# Settings that a run cannot change on the way and still be one run. Its length may be changed, with a warning.
+DECISIVE = (
+    "optimizer", "schedule", "seed", "data", "train.tokens_per_step", "train.grad_clip", "train.one_batch",
+    "train.eval_tokens", "train.patience", "train.max_skipped",
+)  # fmt: skip
+# Of the data, what is in the prepared files is told by their fingerprint, and these keys tell what is made of them.
+DATA_KEYS = ("data.mask", "data.batching", "data.overflow", "data.fingerprint")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The checkpoint that a run goes on from."""
+
+    path: Path
+    manifest: Manifest
+    config: dict[str, Any]  # the settings that it was written with
+
+
+def find(run_dir: Path, mode: str) -> Found | None:
+    """The newest valid checkpoint of a run directory, None if it has none at all; damaged ones are reported.
+
+    Raises UserError (3) when there are checkpoints and none of them can be used: never a silent start from step 0. Mode
+    "never" refuses a directory that has some.
+    """
+    folder = run_dir / "checkpoints"
+    checkpoint.recover(folder)
+    steps = checkpoint.listed(folder)
+    if mode == "never" and steps:
+        raise UserError(
+            "the run directory holds checkpoints already", str(run_dir), "use resume=auto, or another out_dir"
+        )
+    damage = [f"{path.name} is not the name of a checkpoint" for path in checkpoint.strangers(folder)]
+    for path in reversed(steps):
+        try:
+            manifest = checkpoint.verify(path)
+            found = Found(path, manifest, checkpoint.read_config(path))
+        except UserError as error:
+            damage.append(error.what)
+            continue
+        for what in damage:
+            log.warning(f"{what}; using {path.name}")
+        log.info(f"resuming from {path.name} (newest valid of {len(steps)})")
+        return found
+    if damage:
+        raise UserError(
+            "no usable checkpoint: " + ", ".join(damage), str(folder),
+            "the files are untouched; start again with another out_dir", CHECKPOINT,
+        )  # fmt: skip
+    return None
+
+
+def environment(found: Found | None) -> dict[str, Any]:
+    """What gpt/device.py recorded of where the run began; empty for a new run, and in format 1."""
+    recorded = found.config.get("environment") if found else None
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def restore(
+    found: Found | None,
+    model: GPT,
+    optimizer: Optimizer,
+    identity: Identity,
+    config: dict[str, Any],
+    allowed: list[str],
+) -> Progress:
+    """Fills model and optimizer and returns how far the run was: step 0 when nothing was found.
+
+    Raises UserError when model or settings are others than those of the checkpoint, except for `allowed` keys.
+    """
+    check_allowed(allowed)
+    if found is None:
+        return Progress()
+    check_identity(found, identity)
+    check_settings(found, config, allowed)
+    return checkpoint.restore(found.path, model, optimizer)
+
+
+def check_allowed(allowed: list[str]) -> None:
+    """Raises UserError for a key of `allow_changed` that has no effect."""
+    for key in allowed:
+        if not any(is_within(key, decisive) or is_within(decisive, key) for decisive in DECISIVE):
+            raise UserError(f"allow_changed: {key} is not one of {', '.join(DECISIVE)} or a key below")
+
+
+def check_identity(found: Found, identity: Identity) -> None:
+    """Raises UserError (3) naming all fields in which a checkpoint is of another model."""
+    mine, theirs = flatten(identity.as_dict()), flatten(found.manifest.identity.as_dict())
+    differing = [f"{key} {theirs[key]} != {mine[key]}" for key in mine if theirs[key] != mine[key]]
+    if differing:
+        raise UserError(
+            "the checkpoint is of another model: " + ", ".join(differing), str(found.path),
+            "use the run's own settings, or another out_dir", CHECKPOINT,
+        )  # fmt: skip
+
+
+def check_settings(found: Found, config: dict[str, Any], allowed: list[str]) -> None:
+    """Raises UserError naming, with both values, every setting that decides batches or updates and has changed."""
+    before, now = flatten(found.config), flatten(json.loads(json.dumps(config)))  # as after a file: lists for tuples
+    changed = [key for key in now if before.get(key, now[key]) != now[key]]
+    decisive = [key for key in changed if is_decisive(key)]
+    refused = [key for key in decisive if not any(is_within(key, allowed_key) for allowed_key in allowed)]
+    if refused:
+        if "data.fingerprint" in refused:  # then the other keys of the data say why
+            refused += [key for key in changed if key.startswith("data.") and key not in refused]
+        raise UserError(
+            "the run was started with other settings: "
+            + ", ".join(f"{key} {before[key]} != {now[key]}" for key in refused),
+            str(found.path), f"choose another out_dir, or allow_changed=[{','.join(refused)}]",
+        )  # fmt: skip
+    for key in decisive:
+        log.warning(f"{key} was {before[key]} and is now {now[key]}")
+    if "train.micro_batch" in changed:  # the same sums in another order
+        log.warning(f"train.micro_batch was {before['train.micro_batch']}: results will differ in the last digits")
+    if "total_steps" in changed:
+        log.warning(
+            f"the run was planned for {before['total_steps']} steps and is now for {now['total_steps']}: the learning "
+            f"rate follows the new length"
+        )
+
+
+def is_decisive(key: str) -> bool:
+    """Whether the course of training depends on a setting."""
+    if key.startswith("data."):
+        return key in DATA_KEYS
+    return any(is_within(key, decisive) for decisive in DECISIVE)
+
+
+def is_within(key: str, section: str) -> bool:
+    """optimizer.lr is within optimizer, and within itself."""
+    return key == section or key.startswith(section + ".")
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"n_layer": 6}} -> {"model.n_layer": 6}"""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= flatten(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
+    return flat

@@ -1,0 +1,97 @@
+"""Rows in a JSONL file, one object a line: they outlive a killed process and wait for a full disk.
+
+JSON has no NaN and no infinity: they are written as the strings that W&B uses for them, and read back as numbers.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from gpt import durable
+
+log = logging.getLogger(__name__)
+
+NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+TEXTS = ("prompt", "text")  # a model may well write "NaN"
+
+
+class RowFile:
+    """A file to which rows are appended. When it cannot be written that is one warning, and the rows wait."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waiting = ""  # lines that are not in the file yet
+        self._warned = False
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        """Appends all rows that wait and then `rows`, or nothing at all when the disk is full."""
+        self._waiting += "".join(map(_line, rows))
+        if not self._waiting:
+            return
+        try:
+            _append_whole(self.path, self._waiting)
+            self._waiting = ""
+        except OSError as error:
+            if not self._warned:
+                log.warning(f"{self.path} cannot be written ({error.strerror}); training continues, its rows wait")
+            self._warned = True
+
+    def drop_after(self, step: int) -> list[dict[str, Any]]:
+        """Leaves only the rows up to `step` and returns them. The file is replaced whole or not at all."""
+        if not self.path.is_file():
+            return []
+        kept = [row for row in read_rows(self.path) if isinstance(row.get("step"), int) and row["step"] <= step]
+        try:
+            durable.write(self.path, "".join(map(_line, kept)))
+        except OSError as error:
+            log.warning(f"{self.path} still has rows after step {step} ({error.strerror}); training continues")
+        return kept
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; none when there is no file. A torn last line, of a killed run, is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            rows.append({key: value if key in TEXTS else _number(value) for key, value in row.items()})
+        except (ValueError, AttributeError, RecursionError):
+            if number < len(lines):
+                log.warning(f"{path}:{number}: not a JSON object, left out")
+    return rows
+
+
+def _append_whole(path: Path, text: str) -> None:
+    with open(path, "ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = memoryview(text.encode())
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
+
+
+def _line(row: dict[str, Any]) -> str:
+    values = {key: _as_text(value) if isinstance(value, float) else value for key, value in row.items()}
+    return json.dumps(values, allow_nan=False) + "\n"
+
+
+def _as_text(value: float) -> float | str:
+    if math.isnan(value):
+        return "NaN"
+    return value if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _number(value: Any) -> Any:
+    return NON_FINITE.get(value, value) if isinstance(value, str) else value

@@ -1,0 +1,68 @@
+"""The directory of a run: one process at a time, writable, and with room for its checkpoints."""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gpt.console import escape
+from gpt.errors import ENVIRONMENT, IN_USE, UserError
+
+
+@contextmanager
+def owned(run_dir: Path) -> Iterator[None]:
+    """Nobody else runs in `run_dir` during the `with` block: raises UserError (6) if somebody does, (5) if nothing can
+    be written there. The kernel frees the lock of a process that ends, however it ends."""
+    path = run_dir / ".lock"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, open as long as the lock is held
+    except OSError as error:
+        raise cannot_write(run_dir, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = escape(file.read(100).strip()) or "another process"
+            raise UserError(
+                f"run dir in use by {owner}", str(run_dir), "wait for it, or choose another out_dir", IN_USE
+            ) from None
+        except OSError as error:  # a file system without locks
+            raise cannot_write(run_dir, error) from error
+        try:
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            file.flush()
+        except OSError as error:
+            raise cannot_write(run_dir, error) from error
+        yield
+
+
+def cannot_write(run_dir: Path, error: OSError) -> UserError:
+    """The error for a run directory that cannot be used."""
+    return UserError(
+        f"cannot write to the run directory: {error.strerror}", str(run_dir), "set out_dir=...", ENVIRONMENT
+    )
+
+
+def check_space(run_dir: Path, n_checkpoints: int, bytes_each: int) -> None:
+    """Raises UserError (5) when the disk has no room for so many checkpoints."""
+    needed, free = n_checkpoints * bytes_each, shutil.disk_usage(run_dir).free
+    if free < needed:
+        raise UserError(
+            f"not enough disk space: {n_checkpoints} checkpoints of {in_bytes(bytes_each)} need {in_bytes(needed)}, "
+            f"{in_bytes(free)} free",
+            str(run_dir), "lower train.keep_checkpoints, choose another out_dir, or make room", ENVIRONMENT,
+        )  # fmt: skip
+
+
+def in_bytes(number: int) -> str:
+    """1,500,000,000 -> 1.5 GB."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number} bytes"

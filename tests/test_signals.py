@@ -1,0 +1,201 @@
+"""SIGTERM and SIGINT in every phase of a run: it saves, says how to go on, and exits with the shell's code."""
+
+import os
+import random
+import re
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT
+from test_kill import SETTINGS, Run
+from tracing import fork, text_of
+
+from gpt import checkpoint, config, loop
+
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+# phase -> the function of this project, or of W&B, whose n-th call the signal arrives in
+AT_ONCE = {
+    "reading prepared data": ("corpus.py", "ensure", 1),
+    "building the model": ("model.py", "init_weights", 1),
+    "starting W&B": ("wandb_init.py", "init", 1),
+}
+SAVING = {
+    "the first evaluation": ("loop.py", "evaluate", 1),
+    "a step": ("loop.py", "train_step", 3),
+    "a micro-batch": ("loop.py", "batch_loss", 8),
+    "an evaluation": ("loop.py", "token_losses", 16),
+    "a sample": ("sampling.py", "next_logits", 7),
+    "logging": ("track.py", "event", 3),
+    "writing a checkpoint": ("checkpoint.py", "write_files", 2),
+    "removing a checkpoint": ("checkpoint.py", "prune", 3),
+    "the last step": ("loop.py", "train_step", 6),
+}
+
+
+class Interruptible(Run):
+    """The run of test_kill as a command: with exit codes, and with a signal in a certain phase."""
+
+    def command(self):
+        """What train.py does, without Hydra."""
+        config.launch(self, "train")
+
+    def signalled(self, number, file, function, nth, times=1):
+        """The command, which gets a signal when it enters `function` for the n-th time; it leaves a note of the steps
+        that it had begun by then and when."""
+        calls = begun = 0
+
+        def watch(frame, event, _):
+            nonlocal calls, begun
+            if event != "call":
+                return
+            code = frame.f_code
+            begun += code is loop.train_step.__code__
+            if code.co_name == function and os.path.basename(code.co_filename) == file:
+                calls += 1
+                if calls == nth:
+                    sys.setprofile(None)
+                    self.note.write_text(f"{begun} {time.monotonic()}")
+                    for _ in range(times):
+                        os.kill(os.getpid(), number)
+
+        def body():
+            for name in [name for name in sys.modules if name.split(".")[0] == "wandb"]:
+                del sys.modules[name]  # it may have a connection of other tests in this process
+            sys.setprofile(watch)
+            self.command()
+
+        return body
+
+    @property
+    def note(self):
+        return self.directory.with_name("note")
+
+
+def finish(body):
+    """Runs a function in a child to its end: (exit code, stdout and stderr)."""
+    with tempfile.TemporaryFile() as output:
+        child = fork(body, output)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return code, text_of(output)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    torch.set_num_threads(1)
+    run = Interruptible(tmp_path_factory.mktemp("signals"), "overrides=['seed=1337']")
+    run.fresh()()
+    return run, run.result()
+
+
+def complaints(output):
+    return [line for line in output.splitlines() if line.startswith(("error", "warning", "Traceback"))]
+
+
+@pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
+@pytest.mark.parametrize("phase", AT_ONCE)
+def test_before_the_first_step_a_signal_ends_the_run_at_once(undisturbed, phase, number, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    run, _ = undisturbed
+    mode = "offline" if phase == "starting W&B" else "disabled"
+    cfg = replace(run.cfg, wandb=replace(run.cfg.wandb, mode=mode))
+    monkeypatch.setattr(run.fresh(), "cfg", cfg)
+    code, output = finish(run.signalled(number, *AT_ONCE[phase]))
+    assert run.note.exists(), "the phase was not reached"
+    run.note.unlink()
+    assert code == CODES[number], output
+    assert complaints(output) == [f"error: interrupted by {number.name}"], output
+    assert not (run.directory / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
+@pytest.mark.parametrize("phase", SAVING)
+def test_while_it_trains_a_signal_saves_the_step_and_the_run_goes_on_to_the_same_end(
+    undisturbed, phase, number, record_property
+):
+    run, expected = undisturbed
+    code, output = finish(run.fresh().signalled(number, *SAVING[phase]))
+    ended = time.monotonic()
+    begun, when = run.note.read_text().split()
+    run.note.unlink()
+    assert code == CODES[number], output
+    assert ended - float(when) < 5
+    (line,) = complaints(output)
+    found = re.fullmatch(rf"error: interrupted by {number.name}: step_(\d+) is saved; to go on: (.*)", line)
+    assert found, line
+    assert int(begun) - 1 <= int(found[1]) <= int(begun)  # no step was begun after the signal, at most one given up
+    assert shlex.split(found[2]) == ["python", str(ROOT / "train.py"), "seed=1337", f"out_dir={run.directory}"]
+    path = checkpoint.listed(run.directory / "checkpoints")[-1]
+    assert checkpoint.verify(path).step == int(found[1])
+    code, output = finish(run.command)
+    assert code == 0, output
+    assert f"resuming from {path.name}" in output
+    assert run.result() == expected
+    record_property("count", f"{number.name} in {phase}: step {found[1]} saved after {begun} begun, exit code "
+                             f"{CODES[number]}, resumed to the same end")  # fmt: skip
+
+
+def test_a_second_signal_exits_at_once(undisturbed):
+    run, _ = undisturbed
+    code, output = finish(run.fresh().signalled(signal.SIGTERM, *SAVING["a step"], times=2))
+    assert code == 143 and complaints(output) == []
+    assert not checkpoint.listed(run.directory / "checkpoints")[1:]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("seed", range(6))
+def test_a_signal_at_60_random_moments(undisturbed, seed, record_property):
+    run, expected = undisturbed
+    draw = random.Random(seed)
+    started = time.monotonic()
+    finish(run.fresh().command)
+    whole = time.monotonic() - started
+    landed = 0
+    while landed < 10:
+        number = draw.choice(list(CODES))
+        with tempfile.TemporaryFile() as output:
+            child = fork(run.fresh().command, output)
+            ended = os.pidfd_open(child)
+            select.select([ended], [], [], draw.uniform(0, whole))
+            os.kill(child, number)
+            sent = time.monotonic()
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            os.close(ended)
+            text = text_of(output)
+        assert time.monotonic() - sent < 5
+        # Before Python has set handlers up the signal itself ends the process; after the last step the run is complete.
+        assert code in (0, CODES[number], -number), text
+        assert "Traceback" not in text or code == -number, text
+        landed += code == CODES[number]
+        assert finish(run.command)[0] == 0
+        assert run.result() == expected, f"seed {seed}"
+    record_property("count", f"seed {seed}: {landed} signals at random moments landed, resumed to the same end")
+
+
+def test_a_sweep_is_ended_by_a_signal_with_the_running_jobs_step_saved(tmp_path):
+    arguments = [
+        sys.executable, str(ROOT / "train.py"), "-m", "seed=1,2", *SETTINGS, f"hydra.sweep.dir={tmp_path / 'sweep'}",
+        f"data.prepared_dir={tmp_path / 'data'}", "train.max_steps=100000", "train.log_every=10",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("step 20/"):
+                break
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    (line,) = stderr.splitlines()
+    job = tmp_path / "sweep" / "0"
+    assert re.match(r"error: interrupted by SIGINT: step_\d+ is saved; to go on: python .*train.py seed=1 ", line), line
+    assert line.endswith(f"hydra.mode=RUN out_dir={job}")
+    assert "job 0 (seed=1) did not end" in stdout and not (tmp_path / "sweep" / "1").exists()
+    assert checkpoint.listed(job / "checkpoints")
