@@ -24,7 +24,7 @@ from gpt.device import memory_gb
 from gpt.errors import NUMERICAL, UserError
 from gpt.model import GPT
 from gpt.sampling import generate_text_simple, text_to_token_ids, token_ids_to_text
-from gpt.schema import ScheduleConfig, TrainSection
+from gpt.schema import ScheduleConfig, TrainSection, budget
 
 log = logging.getLogger(__name__)
 
@@ -145,16 +145,11 @@ def evaluate(
 
 def count_steps(cfg: TrainSection, batches: TrainBatches) -> tuple[int, str]:
     """The length of a run in optimizer steps, and the key that decides it."""
-    limits = []
-    if cfg.max_steps is not None:
-        limits.append((cfg.max_steps, "train.max_steps"))
-    if cfg.max_epochs is not None:
-        limits.append((cfg.max_epochs * batches.steps_per_epoch, "train.max_epochs"))
-    if not limits and cfg.max_tokens is not None:
-        limits.append((max(1, round(cfg.max_tokens / cfg.tokens_per_step)), "train.max_tokens"))
-    if not limits:
+    epoch_steps = None if cfg.max_epochs is None else cfg.max_epochs * batches.steps_per_epoch
+    found = budget(cfg.max_steps, epoch_steps, cfg.max_tokens, cfg.tokens_per_step)
+    if found is None:
         raise UserError("a run needs a budget", remedy="set train.max_steps, train.max_epochs or train.max_tokens")
-    return min(limits)
+    return found
 
 
 def fit(
