@@ -125,8 +125,8 @@ def kill_at_random(run, expected, points, seed):
     while landed < points:
         run.fresh()
         runs += 1
-        # A third of the runs is killed once more after it was resumed.
-        for _ in range(draw.choice([1, 1, 2])):
+        # Each run is killed again after it was resumed, some of them twice.
+        for _ in range(draw.choice([2, 2, 3])):
             if run_and_kill(run, draw.uniform(0, whole)):
                 landed += 1
                 torn += run.torn() > 0

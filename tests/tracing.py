@@ -7,6 +7,7 @@ with an errno without being executed, or die by a signal. Everything else runs a
 
 import ctypes
 import errno
+import gc
 import mmap
 import os
 import platform
@@ -172,7 +173,10 @@ def run_and_kill(function: Callable[[], object], after_seconds: float) -> bool:
 
 def fork(function: Callable[[], object], output: IO[bytes]) -> int:
     """The id of a child that runs `function`, with its stdout and stderr in `output`, and then ends at once."""
+    gc.freeze()  # the child's garbage collections leave the parent's objects alone, and so do not copy their pages
     pid = os.fork()
+    if pid:
+        gc.unfreeze()
     return pid if pid else run_and_exit(function, output)
 
 
