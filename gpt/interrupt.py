@@ -14,6 +14,7 @@ from types import FrameType
 from gpt.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SHOW_CURSOR = b"\x1b[?25h"  # which the progress bar hides
 
 
 class Stop:
@@ -28,6 +29,8 @@ class Stop:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
+            if os.isatty(1):
+                os.write(1, SHOW_CURSOR)
             os._exit(128 + number)  # no cleaning up: that may be what hangs
         self.signal = number
 

@@ -19,7 +19,7 @@ def starts():
             ["experiments=null", "~model=small", "+debug=fast"],
             ["experiments=null: no", "~model=small: ", "leave out the +"],
         ),
-        (["hydra/launcher=basc", "outputs=3"], ["hydra/launcher=basc: no such file, did you mean basic?", "outputs=3"]),
+        (["hydra/launcher=basc", "tests=3"], ["hydra/launcher=basc: no such file, did you mean basic?", "tests=3"]),
         (["model=[tiny,mni]", "hydra.run.dirr=x"], ["mni", "did you mean hydra.run.dir?"]),
         (
             ["model={n_layr: 3}", "train={max_step: 3}"],
