@@ -55,6 +55,20 @@ def test_whichever_write_of_a_save_finds_the_disk_full_the_checkpoint_before_sta
                              f"{n_failed} failed saves, checkpoint before valid, 0 temporaries left")  # fmt: skip
 
 
+def test_all_of_a_checkpoint_is_on_the_disk_before_its_manifest_and_that_before_its_name(one_published):
+    """What a power cut could take is what has not been synced: nothing of a checkpoint that is there."""
+    run_dir, save_2 = one_published
+    new, final = "checkpoints/.step_00000002.new", "checkpoints/step_00000002"
+    done = [(operation.name, operation.path) for operation in trace(save_2, run_dir).operations]
+    published = done.index(("rename", f"{new} -> {final}"))
+    manifest = done.index(("create", f"{new}/{checkpoint.MANIFEST}"))
+    for name in (checkpoint.WEIGHTS, checkpoint.STATE, checkpoint.CONFIG):
+        synced = done.index(("fsync", f"{new}/{name}"))
+        assert synced < manifest and ("write", f"{new}/{name}") not in done[synced:]
+    synced = done.index(("fsync", f"{new}/{checkpoint.MANIFEST}"))
+    assert manifest < synced < done.index(("fsync", new)) < published < done.index(("fsync", "checkpoints"))
+
+
 def test_whichever_operation_of_a_save_fails_the_checkpoint_before_stays_valid(one_published):
     run_dir, save_2 = one_published
     for operation in trace(save_2, run_dir).operations:
