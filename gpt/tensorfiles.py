@@ -15,7 +15,7 @@ from gpt.errors import CHECKPOINT, UserError
 
 def unusable(path: Path, reason: str) -> UserError:
     """The error for a checkpoint or a file of weights that cannot be used."""
-    return UserError(f"{path.name} damaged or not a checkpoint ({reason})", str(path.parent), code=CHECKPOINT)
+    return UserError(f"{path.name} damaged ({reason})", str(path.parent), code=CHECKPOINT)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

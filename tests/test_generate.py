@@ -204,7 +204,7 @@ class TestErrors:
         self.fails(3, "no such file or directory", tmp_path / "nothing", prompt="a")
 
     def test_a_directory_and_a_file_that_are_no_checkpoints(self, tmp_path):
-        self.fails(3, "not a checkpoint", tmp_path, prompt="a")
+        self.fails(3, "manifest.json: missing", tmp_path, prompt="a")
         (tmp_path / "notes.txt").write_text("not a model")
         self.fails(3, "not a", tmp_path / "notes.txt", prompt="a")
 
