@@ -52,17 +52,15 @@ class Saver:
             self._failures += 1
             if error.code != ENVIRONMENT or self._failures == FAILURES or not forgive:
                 raise
-            log.warning(f"{error.what}; training continues, {len(self._valid())} valid checkpoints")
+            n_valid = sum(map(is_valid, listed(self._folder)))
+            log.warning(f"{error.what}; training continues, {n_valid} valid checkpoints")
             return None
         self._failures, self._saved = 0, (progress, path)
         return path
 
     def newest(self) -> str:
         """The name of the newest valid checkpoint, for people."""
-        return next((path.name for path in reversed(self._valid())), "none")
-
-    def _valid(self) -> list[Path]:
-        return [path for path in listed(self._folder) if is_valid(path)]
+        return next((path.name for path in reversed(listed(self._folder)) if is_valid(path)), "none")
 
 
 def check_space(run_dir: Path, cfg: TrainConfig, vocab_size: int) -> None:

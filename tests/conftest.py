@@ -1,5 +1,6 @@
 """What several test modules need: small configurations, and a split of made-up documents."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -67,6 +68,16 @@ def made_split(lengths: list[int], prompt: int = 3, vocab_size: int = 50, seed: 
 @pytest.fixture(autouse=True)
 def one_seed_for_each_test():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def logger():
+    """The project's logger without handlers, put back afterwards."""
+    logger = logging.getLogger("gpt")
+    before = logger.handlers[:], logger.level, logger.propagate
+    logger.handlers.clear()
+    yield logger
+    logger.handlers[:], logger.level, logger.propagate = before
 
 
 LONGEST = ["test_kill.py", "test_train.py", "test_config_fuzz.py", "test_signals.py", "test_hostile_files.py"]

@@ -38,16 +38,6 @@ def run(shell: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60, env=env)
 
 
-@pytest.fixture
-def logger():
-    """The project's logger without handlers, put back afterwards."""
-    logger = logging.getLogger("gpt")
-    before = logger.handlers[:], logger.level, logger.propagate
-    logger.handlers.clear()
-    yield logger
-    logger.handlers[:], logger.level, logger.propagate = before
-
-
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

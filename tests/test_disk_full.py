@@ -80,10 +80,7 @@ def test_whichever_operation_of_a_save_fails_the_checkpoint_before_stays_valid(o
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    torch.set_num_threads(1)
-    run = Run(tmp_path_factory.mktemp("full"))
-    run.fresh()()
-    return run, run.result()
+    return Run(tmp_path_factory.mktemp("full")).undisturbed()
 
 
 def no_room_for(*names):

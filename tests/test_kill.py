@@ -39,6 +39,12 @@ class Run:
     def __call__(self):
         train(self.cfg)
 
+    def undisturbed(self):
+        """Runs to the end: (this, its result)."""
+        torch.set_num_threads(1)
+        self.fresh()()
+        return self, self.result()
+
     def with_output(self):
         """As a command does it: what it says goes to stdout and stderr. For a child process."""
         console.setup()
@@ -83,10 +89,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    torch.set_num_threads(1)
-    run = Run(tmp_path_factory.mktemp("kill"))
-    run.fresh()()
-    return run, run.result()
+    return Run(tmp_path_factory.mktemp("kill")).undisturbed()
 
 
 def test_killed_before_any_file_operation_a_run_goes_on_to_the_same_rows_and_weights(undisturbed, record_property):
@@ -189,10 +192,7 @@ VARIETY = {
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", VARIETY)
 def test_whatever_its_settings_a_killed_run_goes_on_to_the_same_rows_and_weights(tmp_path, name, record_property):
-    torch.set_num_threads(1)
-    run = Run(tmp_path, *VARIETY[name])
-    run.fresh()()
-    landed, torn, runs = kill_at_random(run, run.result(), points=20, seed=2)
+    landed, torn, runs = kill_at_random(*Run(tmp_path, *VARIETY[name]).undisturbed(), points=20, seed=2)
     record_property("count", f"{name}: kill -9 at {landed} random moments of {runs} runs: {torn} torn, 0 differ")
 
 

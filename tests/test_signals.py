@@ -13,7 +13,6 @@ import time
 from dataclasses import replace
 
 import pytest
-import torch
 from conftest import ROOT
 from test_kill import SETTINGS, Run
 from tracing import fork, text_of
@@ -89,10 +88,7 @@ def finish(body):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    torch.set_num_threads(1)
-    run = Interruptible(tmp_path_factory.mktemp("signals"), "overrides=['seed=1337']")
-    run.fresh()()
-    return run, run.result()
+    return Interruptible(tmp_path_factory.mktemp("signals"), "overrides=['seed=1337']").undisturbed()
 
 
 def complaints(output):

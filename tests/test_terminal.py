@@ -26,16 +26,6 @@ TEXT = "".join(chr(code) for code in CONTROL + BIDI if code)  # files with a NUL
 CODES = [ord(char) for char in TEXT]
 
 
-@pytest.fixture
-def logger():
-    """The project's logger without handlers, put back afterwards."""
-    logger = logging.getLogger("gpt")
-    before = logger.handlers[:], logger.level, logger.propagate
-    logger.handlers.clear()
-    yield logger
-    logger.handlers[:], logger.level, logger.propagate = before
-
-
 def harmful_in(output: bytes, kept: str = "\n\t") -> list[str]:
     """The characters and bytes of an output that a terminal would obey. Fails for what is not UTF-8."""
     return [ascii(c) for c in output.decode() if c in HARMFUL and c not in kept]
