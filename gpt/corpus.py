@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError, create_model
 
-from gpt import cards, readers, records, sources, splits, tokenfiles, tokenizer
+from gpt import cards, figures, readers, records, sources, splits, textfiles, tokenfiles, tokenizer
 from gpt.console import escape
 from gpt.errors import ENVIRONMENT, UserError
 from gpt.records import Record
@@ -39,6 +39,7 @@ TOKEN_FILES = set(chain.from_iterable(map(tokenfiles.names, splits.NAMES)))
 OTHER_FILES = {"README.md", "token_lengths.png", "bad_rows.txt", *(f"{split}.jsonl" for split in splits.NAMES)}
 META_LIMIT = 2**26  # bytes of meta.json, enough for 500,000 source files
 NONE_YET = "no prepared data yet"
+JSON, COLUMNS = json.JSONEncoder(ensure_ascii=False), ("instruction", "input", "output")  # of the lines of *.jsonl
 
 
 def _record(name: str, **types: Any) -> Any:
@@ -59,10 +60,14 @@ def ensure(cfg: DataConfig, root: Path) -> Path:
     directory = _directory(cfg, root)
     if _why_unready(cfg, root, directory):
         with _locked(directory):
-            reason = _why_unready(cfg, root, directory)  # another start may have prepared it meanwhile
-            if reason:
+            if reason := _why_unready(cfg, root, directory):  # another start may have prepared it meanwhile
                 _prepare(cfg, root, directory, reason)
     return directory
+
+
+def find(cfg: DataConfig, root: Path) -> Path | None:
+    """The directory of prepared data, None where `ensure` would prepare it. Writes nothing."""
+    return None if _why_unready(cfg, root, _directory(cfg, root)) else _directory(cfg, root)
 
 
 def prepare(cfg: DataConfig, root: Path) -> Path:
@@ -85,12 +90,11 @@ def read_meta(directory: Path) -> dict[str, Any]:
     try:
         if not path.is_file() or path.stat().st_size > META_LIMIT:  # opening a pipe would wait for ever
             raise ValueError(f"not an ordinary file of at most {META_LIMIT:,} bytes")
-        content = path.read_bytes()
-        meta = json.loads(content)
+        meta = json.loads(path.read_bytes())
         if isinstance(meta, dict) and meta.get("format") != FORMAT:
             written = escape(str(meta.get("format"))[:40])
             raise UserError(f"it is in format {written}, this program writes {FORMAT}", str(directory))
-        names = _META.model_validate_json(content, strict=True).files.keys()
+        names = _META.model_validate(meta, strict=True).files.keys()
         if not all(map(_is_ours, names)) or not names >= TOKEN_FILES or not meta["splits"].keys() >= set(splits.NAMES):
             raise ValueError("other files than those of prepared data")
         if meta["fingerprint"] != _fingerprint(meta):
@@ -207,8 +211,8 @@ def _prepare(cfg: DataConfig, root: Path, directory: Path, reason: str = "") -> 
         try:
             meta = {"format": FORMAT, "name": cfg.name, "kind": cfg.kind, "settings": _settings(cfg)}
             meta |= {"tokenizer": cfg.tokenizer, "n_vocab": tokenizer.load(cfg.tokenizer).n_vocab}
-            meta |= {"template": cfg.template}
-            meta |= (_write_texts if cfg.kind == "text" else _write_records)(cfg, source, new)
+            write = _write_texts if cfg.kind == "text" else _write_records
+            meta |= {"template": cfg.template} | write(cfg, source, new)
             _finish(meta, new)
             if directory.exists():
                 os.rename(directory, old)
@@ -227,14 +231,14 @@ def _finish(meta: dict[str, Any], directory: Path) -> None:
             "data.val_fraction, data.test_fraction", "more data or other fractions are needed",
         )  # fmt: skip
     (directory / "README.md").write_text(cards.data_card(meta), encoding="utf-8")
+    known = meta.pop("sha256", {})  # of the files that were hashed while they were written
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": sources.sha256(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": known.get(path.name) or sources.sha256(path)}
         for path in sorted(directory.iterdir())
     }
-    meta |= {"files": files}
-    meta |= {"fingerprint": _fingerprint(meta)}
-    text = json.dumps(meta, ensure_ascii=False, indent=1)
-    (directory / "meta.json").write_text(text + "\n", encoding="utf-8")
+    meta["files"] = files
+    meta["fingerprint"] = _fingerprint(meta)
+    (directory / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str, Any]:
@@ -246,14 +250,21 @@ def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str
     else:
         rows = chain.from_iterable(readers.rows(path, bad) for path in source.files)
         origin = {"files": source.identity()}
-    cleaned = records.clean(rows, cfg, bad)
-    _report_bad_rows(bad, directory)
-
     encoding = tokenizer.load(cfg.tokenizer)
-    prompts = tokenfiles.encode_prompts(cleaned.records, cfg.template, encoding)
-    responses = tokenfiles.encode([record.output for record in cleaned.records], encoding)
+    cleaned = records.Cleaned()
+    lines: list[str] = []
+
+    def read() -> Iterator[Record]:
+        """What is done here is done while what was read before is being encoded."""
+        for record in records.clean(rows, cfg, bad, cleaned):
+            lines.append(JSON.encode({name: getattr(record, name) for name in COLUMNS}) + "\n")
+            yield record
+        import matplotlib.backends.backend_agg  # noqa: F401  0.5 s; the figure needs it
+
+    ids = list(tokenfiles.encode_records(read(), cfg.template, encoding))
+    _report_bad_rows(bad, directory)
     end = np.array([encoding.eos], dtype=np.uint16)
-    lengths = [len(prompt) + len(response) + 1 for prompt, response in zip(prompts, responses, strict=True)]
+    lengths = [len(prompt) + len(response) + 1 for prompt, response in ids]
     kept = [i for i, length in enumerate(lengths) if cfg.max_tokens is None or length <= cfg.max_tokens]
     ladder = list(cleaned.ladder)
     if cfg.max_tokens is not None:
@@ -265,7 +276,6 @@ def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str
     parts = splits.split(kept_records, cfg)
     leaks = splits.leaks(kept_records, parts)
     _warn_of_leaks(cfg, leaks)
-    lines = [_json_line(record) for record in cleaned.records]
     _write_lines(directory / f"{cfg.name}_alpaca.jsonl", lines)
     counts = {}
     for name, chosen in parts.items():
@@ -273,9 +283,7 @@ def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str
         if name != "train":  # its first documents shall be a fair sample of it
             random.Random(f"{cfg.split_seed} {name}").shuffle(order)
         _write_lines(directory / f"{name}.jsonl", [lines[i] for i in order])
-        counts[name] = tokenfiles.write(directory, name, [(prompts[i], responses[i], end) for i in order], response=1)
-    from gpt import figures  # matplotlib takes 0.5 s
-
+        counts[name] = tokenfiles.write(directory, name, [(*ids[i], end) for i in order], response=1)
     figures.length_histogram(lengths, cfg.max_tokens, directory / "token_lengths.png")
     return {
         "source": origin,
@@ -284,7 +292,7 @@ def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str
         "tokens_before_length_filter": sum(lengths),
         "lengths": {
             "document": cards.percentiles(lengths),
-            "response": cards.percentiles([len(response) for response in responses]),
+            "response": cards.percentiles([len(response) for _, response in ids]),
         },
         "leaks": leaks,
         "publisher_splits": sorted({record.split for record in kept_records if record.split}),
@@ -312,36 +320,30 @@ def _warn_of_leaks(cfg: DataConfig, leaks: dict[str, dict[str, float]]) -> None:
         log.warning(f"data.split={cfg.split}: {said}; data.split=grouped keeps them apart")
 
 
-def _json_line(record: Record) -> str:
-    columns = {"instruction": record.instruction, "input": record.input, "output": record.output}
-    return json.dumps(columns, ensure_ascii=False) + "\n"
-
-
 def _write_lines(path: Path, lines: list[str]) -> None:
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         file.writelines(lines)
 
 
 def _write_texts(cfg: DataConfig, source: Source, directory: Path) -> dict[str, Any]:
-    """Running text: cut by characters in the order of splits.IN_ORDER; files are joined by end of text."""
+    """Running text: cut by characters in the order of splits.IN_ORDER; files are joined by end of text. They are read
+    twice, as their characters must be counted before they are cut, and never as a whole."""
     encoding = tokenizer.load(cfg.tokenizer)
     end = np.array([encoding.eos], dtype=np.uint16)
-    texts = [readers.text(path) for path in source.files]
-    n_chars = sum(map(len, texts))
-    held_out = [cfg.val_fraction + cfg.test_fraction, cfg.val_fraction]  # what begins at each border, test or val
-    borders = [0, *(int(n_chars * (1 - share)) for share in held_out), n_chars]
-    counts, n_tokens = {}, 0
-    for name, first, last in zip(splits.IN_ORDER, borders, borders[1:], strict=False):
-        parts, offset = [], 0
-        for text in texts:
-            piece = text[max(0, first - offset) : max(0, last - offset)]
-            offset += len(text)
-            if piece:
-                parts += [tokenfiles.encode_long(piece, encoding), end]
-        counts[name] = tokenfiles.write(directory, name, [parts[:-1]] if parts else [], response=None)
-        n_tokens += counts[name]["tokens"]
+    measured = [textfiles.measure(path) for path in source.files]
+    n_chars = sum(n for n, _ in measured)
+    parts = tokenfiles.encode_files(source.files, measured, splits.of_text(n_chars, cfg), encoding)
+    with contextlib.ExitStack() as stack:
+        writers = {name: stack.enter_context(tokenfiles.Writer(directory, name)) for name in splits.IN_ORDER}
+        for name, is_first, ids in parts:
+            if is_first and writers[name].n_tokens:
+                writers[name].add(end)
+            writers[name].add(ids)
+        counts = {name: writer.finish() for name, writer in writers.items()}
+    n_tokens = sum(split["tokens"] for split in counts.values())
     return {
-        "source": {"files": source.identity()},
-        "ladder": [("files", len(texts)), ("characters", n_chars), ("tokens", n_tokens)],
+        "source": {"files": list(map(source.described, source.files, (sha256 for _, sha256 in measured)))},
+        "ladder": [("files", len(measured)), ("characters", n_chars), ("tokens", n_tokens)],
         "splits": counts,
+        "sha256": {writer.path.name: writer.sha256 for writer in writers.values()},
     }

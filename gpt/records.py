@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,8 +56,9 @@ class NoColumn(ValueError):
         self.cure = cure
 
 
-def clean(rows: Iterable[Row], cfg: DataConfig, bad: BadRows) -> Cleaned:
-    """Drops rows with an empty question or answer, then exact duplicates of (instruction, input, output).
+def clean(rows: Iterable[Row], cfg: DataConfig, bad: BadRows, result: Cleaned) -> Iterator[Record]:
+    """Drops rows with an empty question or answer, then exact duplicates of (instruction, input, output). Gives each
+    record as soon as it is read; `result` has all of them and is complete after the last.
 
     Only question-answer pairs have their whitespace normalised: instructions may contain code. Raises UserError for a
     row that `bad` does not take, and when no row is left.
@@ -65,7 +66,6 @@ def clean(rows: Iterable[Row], cfg: DataConfig, bad: BadRows) -> Cleaned:
     unknown = set(cfg.columns) - set(COLUMNS[cfg.kind])
     if unknown:
         raise UserError(f"data.columns: {sorted(unknown)[0]} is not one of {', '.join(COLUMNS[cfg.kind])}")
-    result = Cleaned()
     columns: dict[tuple[str, ...], dict[str, str]] = {}  # rows of JSON Lines need not have the same keys
     seen: set[tuple[str, str, str]] = set()
     n_rows = n_asked = n_answered = 0
@@ -94,6 +94,7 @@ def clean(rows: Iterable[Row], cfg: DataConfig, bad: BadRows) -> Cleaned:
         if key not in seen:
             seen.add(key)
             result.records.append(record)
+            yield record
     steps = [("rows", n_rows + len(bad.found)), ("well-formed", n_rows), ("with a question", n_asked),
              ("with an answer", n_answered), ("without exact duplicates", len(result.records))]  # fmt: skip
     always = {"rows", "with an answer", "without exact duplicates"}
@@ -103,7 +104,6 @@ def clean(rows: Iterable[Row], cfg: DataConfig, bad: BadRows) -> Cleaned:
     if not result.records:
         counts = ", ".join(f"{n:,} {label}" for label, n in result.ladder)
         raise UserError(f"no record is left: {counts}", remedy=(bad.found or [""])[0])
-    return result
 
 
 def find_columns(names: Iterable[str], cfg: DataConfig) -> dict[str, str]:

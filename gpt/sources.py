@@ -3,12 +3,9 @@
 import contextlib
 import glob
 import hashlib
-import http.client
 import logging
 import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,14 +38,15 @@ class Source:
 
     def identity(self) -> list[dict[str, Any]]:
         """Name, size and sha256 of every file: what makes it this data and no other."""
-        return [
-            {"file": path.relative_to(self.base).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
-            for path in self.files
-        ]
+        return [self.described(path, sha256(path)) for path in self.files]
+
+    def described(self, path: Path, sha256: str) -> dict[str, Any]:
+        """A file's part of the identity."""
+        return {"file": path.relative_to(self.base).as_posix(), "bytes": path.stat().st_size, "sha256": sha256}
 
 
 def sha256(path: Path) -> str:
-    with _reading(path), open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -74,7 +72,7 @@ def local(cfg: DataConfig, root: Path) -> Source | None:
     if cfg.path is None:
         return None
     path = path_of(cfg, root)
-    with _reading(path):
+    with reading(path):
         return _texts(path) if cfg.kind == "text" else _table(path)
 
 
@@ -104,7 +102,8 @@ def _texts(path: Path) -> Source | None:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
+    """What the file system refuses becomes a UserError (5)."""
     try:
         yield
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -134,6 +133,9 @@ def hub_rows(source: Source) -> tuple[str | None, Iterator[Row]]:
 
 def _why_unreachable() -> str | None:
     """Why the hub does not answer, None when it does. Proxies of the environment are used."""
+    import http.client  # 0.02 s at every start
+    import urllib.request
+
     endpoint = _without_credentials(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_TIMEOUT).close()

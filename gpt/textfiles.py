@@ -3,15 +3,18 @@
 import codecs
 import contextlib
 import gzip
+import hashlib
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpt.console import escape
 from gpt.errors import ENVIRONMENT, UserError
 
+PIECE = 64 << 10  # bytes of running text that are read at a time; 1 MiB is no faster, and malloc keeps 40 MB for it
+BUFFER = 64 << 10  # bytes
 ROW_LIMIT = 64 << 20  # bytes: a quote that is never closed must not draw the rest of a large file into memory
 
 
@@ -57,6 +60,16 @@ class TextFile:
         self._cut = raw[used:]
         return text
 
+    def characters(self) -> Iterator[str]:
+        """The rest of the file in pieces, its line ends as \\n."""
+        held = ""  # a carriage return whose line feed may come with the next piece
+        while piece := self.read(PIECE):
+            piece = held + piece
+            held = "\r" if piece.endswith("\r") else ""
+            yield piece[: len(piece) - len(held)].replace("\r\n", "\n")
+        if held:
+            yield held
+
     def refuse_long_row(self, line: int) -> None:
         raise UserError(
             f"{escape(str(self.path))}:{line}: this row does not end within {ROW_LIMIT:,} bytes",
@@ -85,12 +98,29 @@ class TextFile:
         return text, mark + used
 
 
+class _HashedFile(io.FileIO):
+    """A file whose bytes, read from first to last, are hashed on their way."""
+
+    def __init__(self, path: Path, digest: Any) -> None:
+        super().__init__(path)
+        self.digest = digest
+
+    def readinto(self, buffer: Any) -> int:
+        size = super().readinto(buffer)
+        self.digest.update(memoryview(buffer)[:size])
+        return size
+
+
 @contextlib.contextmanager
-def open_text(path: Path) -> Iterator[TextFile]:
-    """Errors of the file system, of decompression and of decoding become UserErrors, also while the file is read."""
+def open_text(path: Path, digest: Any = None) -> Iterator[TextFile]:
+    """Errors of the file system, of decompression and of decoding become UserErrors, also while the file is read.
+
+    `digest`, an object of hashlib, is given the bytes of the file, which in a gzipped one are the compressed ones.
+    """
     try:
         with contextlib.ExitStack() as stack:
-            file: Any = stack.enter_context(open(path, "rb"))
+            raw = io.FileIO(path) if digest is None else _HashedFile(path, digest)
+            file: Any = stack.enter_context(io.BufferedReader(raw, BUFFER))
             if file.peek(2)[:2] == b"\x1f\x8b":
                 file = stack.enter_context(io.BufferedReader(gzip.GzipFile(fileobj=file)))
             yield TextFile(path, file)
@@ -100,6 +130,35 @@ def open_text(path: Path) -> Iterator[TextFile]:
         raise UserError(f"{escape(str(path))} is damaged: {error}", remedy="get the file again") from error
     except OSError as error:
         raise UserError(f"cannot read {escape(str(path))}", error.strerror or str(error), code=ENVIRONMENT) from error
+
+
+def measure(path: Path) -> tuple[int, str]:
+    """The number of characters of a text file, a line end being one, and its sha256. Raises UserError."""
+    digest = hashlib.sha256()
+    with open_text(path, digest) as file:
+        n_chars = sum(map(len, file.characters()))
+    return n_chars, digest.hexdigest()
+
+
+def portions(path: Path, sizes: Sequence[int], sha256: str) -> Iterator[Iterator[str]]:
+    """A text file cut into portions of so many characters, which are all of it; each comes in pieces and must be read
+    to its end before the next. Raises UserError when the file is no longer what it was when it was measured."""
+    digest = hashlib.sha256()
+    with open_text(path, digest) as file:
+        chunks, rest = file.characters(), ""
+
+        def portion(size: int) -> Iterator[str]:
+            nonlocal rest
+            while size and (rest := rest or next(chunks, "")):
+                piece, rest = rest[:size], rest[size:]
+                size -= len(piece)
+                yield piece
+
+        yield from map(portion, sizes)
+        for _ in chunks:  # to the end of the file, for its hash
+            pass
+    if digest.hexdigest() != sha256:
+        raise UserError(f"{escape(str(path))} was changed while it was read", remedy="start again")
 
 
 def shorten(text: str, length: int = 40) -> str:

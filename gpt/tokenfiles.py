@@ -4,64 +4,130 @@
 response_start, end, as offsets into it.
 """
 
+import hashlib
 import os
 import re
 import stat
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from gpt import sources
+from gpt import sources, textfiles
 from gpt.console import escape
 from gpt.errors import ENVIRONMENT, USAGE, UserError
 from gpt.prompts import TEMPLATES, format_prompt
 from gpt.records import Record
 from gpt.tokenizer import Tokenizer
 
-CHUNK = 256  # texts that a thread takes at a time
-PIECE = 2**18  # characters of a long text that are encoded at a time
-# GPT-2 cuts text into words before merging; a word never reaches across a single line feed followed by a character
-# that is not whitespace. What is before and after such a place can be encoded apart.
-SAFE_CUT = re.compile(r"(?<=\S\n)(?=\S)")
-
+PIECE = 2**16  # characters of running text that are encoded at a time
+BATCH = 2**18  # characters of records, in 30 ms: a thread may wait 5 ms for Python's lock before it can take the next
+AHEAD = 32  # pieces or batches that may wait; so many that reading goes on, and the processors have work when it ends
+UNCUT_LIMIT = 2**22  # characters; encoding a word of that length takes up to 0.5 GB and 4 s
 REMEDY = "prepare the data again with prepare_data.py"
 
-
-def encode(texts: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
-    """The ids of each text, uint16. The tokenizer works outside Python's global lock, so threads help."""
-    chunks = [texts[i : i + CHUNK] for i in range(0, len(texts), CHUNK)]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        encoded = threads.map(lambda chunk: [_ids(text, tokenizer) for text in chunk], chunks)
-        return [ids for chunk in encoded for ids in chunk]
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
-def _ids(text: str, tokenizer: Tokenizer) -> np.ndarray:
-    return np.array(tokenizer.encode(text), dtype=np.uint16)  # raises OverflowError for an id above 65,535
+def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """function(item) of each item, in their order, in as many threads as there are processors. Only AHEAD items
+    are taken before their turn, so any number of them needs the same memory."""
+    n_threads = os.cpu_count() or 1
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(n_threads) as threads:
+        for item in items:
+            pending.append(threads.submit(function, item))
+            if len(pending) > n_threads + AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
-def encode_prompts(records: Sequence[Record], template: str, tokenizer: Tokenizer) -> list[np.ndarray]:
-    """The ids of each record's prompt. What all prompts begin with is encoded once where that makes no difference."""
-    fixed = TEMPLATES[template].header + TEMPLATES[template].instruction
-    prompts = [format_prompt(template, r.instruction, r.input) for r in records]
-    shared = [p.startswith(fixed) and (not fixed or SAFE_CUT.match(p, len(fixed)) is not None) for p in prompts]
-    head = _ids(fixed, tokenizer)
-    rest = encode([p[len(fixed) :] if s else p for p, s in zip(prompts, shared, strict=True)], tokenizer)
-    return [np.concatenate([head, ids]) if s else ids for ids, s in zip(rest, shared, strict=True)]
+def encode(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """The ids of each text, uint16, while the next texts are being made: the tokenizer works outside Python's global
+    lock, and so long at a time that it does not wait for it."""
+    for encoded in in_order(tokenizer.ids_of_each, _batches(texts)):
+        yield from encoded
 
 
-def encode_long(text: str, tokenizer: Tokenizer) -> np.ndarray:
-    """The ids of a text of any length, the same as if it were encoded at once."""
-    pieces, start = [], 0
-    while start < len(text):
-        cut = SAFE_CUT.search(text, start + PIECE)
-        end = cut.start() if cut else len(text)
-        pieces.append(text[start:end])
-        start = end
-    return np.concatenate([np.empty(0, np.uint16), *encode(pieces, tokenizer)])
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch, n_chars = [], 0
+    for text in texts:
+        batch.append(text)
+        n_chars += len(text)
+        if n_chars >= BATCH:
+            yield batch
+            batch, n_chars = [], 0
+    if batch:
+        yield batch
+
+
+def encode_records(records: Iterable[Record], template: str, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, ...]]:
+    """The ids of each record's prompt and of its response. What all prompts begin with is encoded once where that makes
+    no difference."""
+    fixed = (TEMPLATES[template].header + TEMPLATES[template].instruction).rstrip()
+    head = tokenizer.ids(fixed)
+    heads: deque[np.ndarray] = deque()  # of the records that are on their way
+
+    def texts() -> Iterator[str]:
+        for record in records:
+            prompt = format_prompt(template, record.instruction, record.input)
+            is_shared = prompt.startswith(fixed) and tokenizer.safe_cut.match(prompt, len(fixed))
+            heads.append(head if is_shared else head[:0])
+            yield prompt[len(fixed) :] if is_shared else prompt
+            yield record.output
+
+    encoded = encode(texts(), tokenizer)
+    for rest, response in zip(encoded, encoded, strict=True):
+        yield np.concatenate([heads.popleft(), rest]), response
+
+
+def encode_files(
+    files: list[Path], measured: list[tuple[int, str]], borders: list[tuple[str, int, int]], tokenizer: Tokenizer
+) -> Iterator[tuple[str, bool, np.ndarray]]:
+    """Running text as ids: the split they belong to, whether a file begins with them there, and some ids.
+
+    `measured` is what textfiles.measure says of the files, `borders` what splits.of_text says of all characters.
+    """
+
+    def texts() -> Iterator[tuple[str, bool, str]]:
+        before = 0  # characters
+        for path, (n_chars, sha256) in zip(files, measured, strict=True):
+            after = before + n_chars
+            sizes = {name: n for name, first, last in borders if (n := min(last, after) - max(first, before)) > 0}
+            portions = textfiles.portions(path, list(sizes.values()), sha256)
+            for name, portion in zip(sizes, portions, strict=True):
+                for i, piece in enumerate(pieces(portion, tokenizer.safe_cut, escape(str(path)))):
+                    yield name, i == 0, piece
+            before = after
+
+    return in_order(lambda part: (part[0], part[1], tokenizer.ids(part[2])), texts())
+
+
+def pieces(chunks: Iterable[str], safe_cut: re.Pattern[str], where: str) -> Iterator[str]:
+    """Running text in pieces of little more than PIECE characters, the ids of which make up those of the whole.
+
+    Raises UserError for a word of more than UNCUT_LIMIT characters, within which there is no safe cut.
+    """
+    text = ""
+    for chunk in chunks:
+        searched = max(PIECE, len(text) - 1)  # a cut needs up to two characters after it to be seen
+        text += chunk
+        while len(text) > searched and (cut := safe_cut.search(text, searched)):
+            yield text[: cut.start()]
+            text, searched = text[cut.start() :], PIECE
+        if len(text) > UNCUT_LIMIT + PIECE:
+            raise UserError(
+                f"{where}: a word of more than {UNCUT_LIMIT:,} characters, in it {text[PIECE : PIECE + 40]!a}",
+                remedy="put line ends or spaces into it",
+            )
+    if text:
+        yield text
 
 
 def names(split: str) -> tuple[str, str]:
@@ -69,24 +135,62 @@ def names(split: str) -> tuple[str, str]:
     return f"{split}.bin", f"{split}.index.npy"
 
 
-def write(directory: Path, split: str, documents: Sequence[Sequence[np.ndarray]], response: int | None) -> dict:
+class Writer:
+    """The two files of a split on their way to the disk. Ids go there as they come; what stays in memory is 24 bytes a
+    document."""
+
+    def __init__(self, directory: Path, split: str) -> None:
+        self.path, self._index_path = (directory / name for name in names(split))  # of the ids, and of the index
+        self.n_tokens = 0
+        self._digest = hashlib.sha256()
+        self._file = open(self.path, "wb")  # noqa: SIM115  closed by __exit__
+        self._documents = array("q")  # start, response_start, end of each
+
+    @property
+    def sha256(self) -> str:
+        """Of the file of ids, as far as it is written."""
+        return self._digest.hexdigest()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, ids: np.ndarray) -> None:
+        """Ids of the current document."""
+        content = np.ascontiguousarray(ids, dtype="<u2")
+        self._file.write(content)
+        self._digest.update(content)
+        self.n_tokens += len(ids)
+
+    def end_document(self, n_prompt: int = 0) -> None:
+        """The current document is complete; its first `n_prompt` ids are the prompt."""
+        start = self._last_end()
+        self._documents.extend((start, start + n_prompt, self.n_tokens))
+
+    def finish(self) -> dict[str, int]:
+        """Writes the index; ids that no document has are a last one. Returns the counts of the split."""
+        if self.n_tokens > self._last_end():
+            self.end_document()
+        index = np.array(self._documents, dtype="<i8").reshape(-1, 3)
+        np.save(self._index_path, index)
+        self._file.close()  # what it cannot write is an error now
+        responses = int((index[:, 2] - index[:, 1]).sum())
+        return {"documents": len(index), "tokens": self.n_tokens, "response_tokens": responses}
+
+    def _last_end(self) -> int:
+        return self._documents[-1] if self._documents else 0
+
+
+def write(directory: Path, split: str, documents: Iterable[Sequence[np.ndarray]], response: int | None) -> dict:
     """Writes both files of a split and returns its counts. Each document is given as parts that are joined; its
     response begins at part number `response`, or at its start when that is None."""
-    n_parts = [[len(part) for part in document] for document in documents]
-    lengths = np.array([sum(parts) for parts in n_parts], dtype=np.int64)
-    end = np.cumsum(lengths)
-    start = end - lengths
-    before = np.array([sum(parts[:response]) if response else 0 for parts in n_parts], dtype=np.int64)
-    flat = [part for document in documents for part in document]
-    ids = np.concatenate([np.empty(0, np.uint16), *flat])
-    ids.astype("<u2", copy=False).tofile(directory / names(split)[0])
-    index = np.stack([start, start + before, end], axis=1).astype("<i8", copy=False)
-    np.save(directory / names(split)[1], index)
-    return {
-        "documents": len(lengths),
-        "tokens": int(lengths.sum()),
-        "response_tokens": int((lengths - before).sum()),
-    }
+    with Writer(directory, split) as writer:
+        for parts in documents:
+            writer.add(np.concatenate(parts))
+            writer.end_document(sum(map(len, parts[: response or 0])))
+        return writer.finish()
 
 
 def read(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -149,7 +253,8 @@ def _size(path: Path) -> int:
 def check(directory: Path, files: dict[str, dict[str, Any]]) -> None:
     """Raises UserError for the first of some files that is not as it was written: {name: {"bytes", "sha256"}}.
 
-    Token files are hashed, once at each start: milliseconds for MedQuAD, about 1.2 s for 2 GB.
+    Token files are hashed, once at each start: milliseconds for MedQuAD, about 1.2 s for 2 GB. They are not mapped for
+    that, so they take no memory.
     """
     for name, file in files.items():
         path = directory / name
@@ -158,8 +263,38 @@ def check(directory: Path, files: dict[str, dict[str, Any]]) -> None:
         if path.stat().st_size != file["bytes"]:
             raise damaged(path, f"{path.stat().st_size} bytes, not {file['bytes']}")
     for name, file in files.items():
-        if name.endswith((".bin", ".npy")) and sources.sha256(directory / name) != file["sha256"]:
-            raise damaged(directory / name, "sha256 differs")
+        path = directory / name
+        if name.endswith((".bin", ".npy")):
+            sha256 = _read_through(path) if name.endswith(".bin") else sources.sha256(path)
+            if sha256 != file["sha256"]:
+                raise damaged(path, "sha256 differs")
+
+
+_largest_ids: dict[tuple[Any, ...], int] = {}  # of the token files that were read, by `_version`
+
+
+def largest_id(directory: Path, split: str) -> int:
+    """The largest id of a split, 0 if it is empty; known if `check` has read the file, which is not mapped for it."""
+    path = directory / names(split)[0]
+    if _version(path) not in _largest_ids:
+        _read_through(path)
+    return _largest_ids[_version(path)]
+
+
+def _version(path: Path) -> tuple[Any, ...]:
+    status = path.stat()
+    return path, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _read_through(path: Path) -> str:
+    """The sha256 of a token file; its largest id is remembered."""
+    version, digest, largest = _version(path), hashlib.sha256(), 0
+    with sources.reading(path), open(path, "rb") as file:
+        while content := file.read(2**18):
+            digest.update(content)
+            largest = max(largest, int(np.frombuffer(content, "<u2", len(content) // 2).max(initial=0)))
+    _largest_ids[version] = largest
+    return digest.hexdigest()
 
 
 def damaged(path: Path, reason: str) -> UserError:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +16,20 @@ from tiktoken_ext.openai_public import r50k_pat_str  # how GPT-2 cuts text into 
 from gpt.errors import ENVIRONMENT, UserError
 
 END_OF_TEXT = "<|endoftext|>"
+# A place where GPT-2's ids of a text are those of what is before it, then those of what is after it. Its pattern takes
+# from left to right letters, or digits, or other characters (each with one space before them, if any), contractions
+# such as 's, or whitespace, and never looks back. It looks ahead from whitespace only, at what comes after it. So:
+# - before whitespace that follows another character: whatever that character belongs to ends there;
+# - after one line feed between other characters: it is taken alone, also where the text ends after it;
+# - before the last of several whitespace characters: those before it are taken together, also where the text ends;
+# - before a punctuation mark that follows a letter or a digit. Not after one: 's and " x" are taken together.
+# Whitespace is that of Unicode, which is Python's without \x1c to \x1f. The letters and the punctuation marks are some
+# that no version of Unicode is in doubt about; the rest of them is not needed.
+SPACE, OTHER = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"
+LETTER = "[0-9A-Za-z\u0400-\u0481\u0e01-\u0e30\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3]"
+MARK = r"[!-/:-@\[-`{-~\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f]"
+BEFORE_LAST_SPACE = rf"(?<={SPACE})(?={SPACE}{OTHER})"
+GPT2_CUT = rf"(?<={OTHER})(?={SPACE})|(?<={OTHER}\n)(?={OTHER})|(?<={LETTER})(?={MARK})|{BEFORE_LAST_SPACE}"
 # The sha256 that tiktoken itself expects of OpenAI's file.
 ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 
@@ -22,19 +38,47 @@ class Tokenizer:
     """A tiktoken encoding with one control token, the end of a text.
 
     Text is encoded as ordinary text: a user's "<|endoftext|>" becomes the letters it consists of, never the control
-    token.
+    token. `safe_cut` finds the places where a text may be cut before it is encoded: its ids stay the same.
     """
 
-    def __init__(self, name: str, pattern: str, ranks: dict[bytes, int]) -> None:
+    def __init__(self, name: str, pattern: str, ranks: dict[bytes, int], safe_cut: str) -> None:
         self.name = name
         self.eos = len(ranks)
         self.n_vocab = len(ranks) + 1
+        assert self.n_vocab <= 2**16, "ids are kept as uint16"
+        self.safe_cut = re.compile(safe_cut)
         self.encoding = tiktoken.Encoding(
             name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.eos}
         )
 
     def encode(self, text: str) -> list[int]:
-        return self.encoding.encode_ordinary(text)
+        return self.ids(text).tolist()
+
+    def ids(self, text: str) -> np.ndarray:
+        """Text -> (n,) uint16, the same as tiktoken's `encode_ordinary`."""
+        try:
+            return self.encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
+        except UnicodeEncodeError:  # as in tiktoken, a lone surrogate becomes U+FFFD
+            return self.ids(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        except ValueError:  # a million whitespace characters before another exhaust the stack of its regular expression
+            pieces = re.split(BEFORE_LAST_SPACE, text)
+            if len(pieces) == 1:
+                raise
+            return np.concatenate([self.ids(piece) for piece in pieces])
+
+    def ids_of_each(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """What `ids` gives for each text, in one call that lets other threads run until it is done."""
+        try:
+            if any(END_OF_TEXT in text for text in texts):
+                raise ValueError("a text has what would tell texts apart")
+            joined = END_OF_TEXT.join(texts)
+            ids = self.encoding.encode_to_numpy(joined, allowed_special={END_OF_TEXT}, disallowed_special=())
+        except ValueError:
+            return [self.ids(text) for text in texts]
+        ids = ids.astype(np.uint16)
+        ends = [*np.flatnonzero(ids == self.eos).tolist(), len(ids)]
+        starts = [0, *(end + 1 for end in ends)]
+        return [ids[start:end] for start, end, _ in zip(starts, ends, texts, strict=False)]
 
     def decode(self, ids: list[int]) -> str:
         """Ids -> text. Bytes that do not form UTF-8 become U+FFFD. Raises KeyError for an id outside 0..n_vocab-1."""
@@ -66,10 +110,10 @@ def gpt2_ranks() -> dict[bytes, int]:
         )  # fmt: skip
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in printable]
-    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    byte_of = {b: b for b in printable} | {256 + i: b for i, b in enumerate(others)}
     vocabulary = json.loads(content)
     del vocabulary[END_OF_TEXT]
-    return {bytes(byte_of[c] for c in token): rank for token, rank in vocabulary.items()}
+    return {token.translate(byte_of).encode("latin-1"): rank for token, rank in vocabulary.items()}
 
 
 def ordinary_ids(tokenizer: Any, text: str) -> list[int]:
@@ -85,6 +129,6 @@ def load(name: str) -> Tokenizer:
 
 
 TOKENIZERS = {
-    "gpt2": lambda: Tokenizer("gpt2", r50k_pat_str, gpt2_ranks()),
-    "bytes": lambda: Tokenizer("bytes", r"(?s:.)", {bytes([b]): b for b in range(256)}),
+    "gpt2": lambda: Tokenizer("gpt2", r50k_pat_str, gpt2_ranks(), GPT2_CUT),
+    "bytes": lambda: Tokenizer("bytes", r"(?s:.)", {bytes([b]): b for b in range(256)}, safe_cut=""),
 }

@@ -2,17 +2,25 @@
 
 import csv
 import fcntl
+import gzip
+import hashlib
+import itertools
 import json
 import logging
 import os
+import random
+import subprocess
+import sys
 import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 from conftest import REAL_MEDQUAD, ROOT, THE_VERDICT, data_config
+from test_tokenizer import made_texts
 
-from gpt import corpus, tokenizer
+from gpt import corpus, splits, textfiles, tokenfiles, tokenizer
 from gpt.errors import UserError
 from gpt.prompts import format_prompt
 
@@ -215,7 +223,7 @@ DAMAGE = {  # what is done to a prepared directory, and what is said about it
     "no prepared data yet": lambda d: (d / "meta.json").unlink(),
     "meta.json damaged (Expecting property name": lambda d: os.truncate(d / "meta.json", 1),
     "meta.json damaged (maximum recursion depth": lambda d: (d / "meta.json").write_text("[" * 100_000),
-    "meta.json damaged (Input should be an object": lambda d: (d / "meta.json").write_text("[]"),
+    "meta.json damaged (Input should be a valid dictionary": lambda d: (d / "meta.json").write_text("[]"),
     "meta.json damaged ('utf-": lambda d: (d / "meta.json").write_bytes(b"\x80\x04pickle"),
     "meta.json damaged (not an ordinary file of at most": lambda d: os.truncate(d / "meta.json", 2**40),
     "meta.json damaged (not an ordinary file of": lambda d: replace_by_a_pipe(d / "meta.json"),
@@ -408,6 +416,79 @@ def test_several_texts_are_joined_by_the_end_of_text_and_cut_by_characters(tmp_p
     directory = corpus.prepare(cfg, tmp_path)
     ids = [np.fromfile(directory / f"{name}.bin", dtype="<u2").tolist() for name in ("train", "val", "test")]
     assert ids == [[97] * 50 + [256] + [99] * 20, [99] * 20, [99] * 10]
+
+
+def test_texts_have_the_ids_of_each_split_at_once_however_they_are_read_and_cut(tmp_path, monkeypatch):
+    """Files, gzipped or not, with Windows line ends, pieces that end anywhere: as if all were in memory."""
+    monkeypatch.setattr(textfiles, "PIECE", 50)
+    monkeypatch.setattr(tokenfiles, "PIECE", 20)
+    gpt2, eos = tokenizer.load("gpt2"), 50256
+    for seed in range(12):
+        rng = random.Random(seed)
+        texts = ["".join(made_texts(rng.choice([0, 1, 9, 40]), seed=rng.random())) for _ in range(rng.randint(1, 6))]
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        for i, text in enumerate(texts):
+            content = text.replace("\n", "\r\n").encode() if i % 2 else text.encode()
+            (folder / f"{i}.txt").write_bytes(gzip.compress(content) if i % 3 else content)
+            texts[i] = content.decode("utf-8-sig").replace("\r\n", "\n")
+        fractions = {"val_fraction": rng.uniform(0.2, 0.5), "test_fraction": rng.choice([0.0, 0.3])}
+        cfg = data_config(kind="text", path=str(folder), prepared_dir=f"out {seed}", tokenizer="gpt2", **fractions)
+        if sum(map(len, texts)) < 20:  # a split would be empty
+            continue
+        directory = corpus.prepare(cfg, tmp_path)
+        for name, first, last in splits.of_text(sum(map(len, texts)), cfg):
+            expected, before = [], 0
+            for text in texts:
+                piece = text[max(0, first - before) : max(0, last - before)]
+                before += len(text)
+                expected += [eos] * (bool(expected) and bool(piece)) + gpt2.encode(piece)
+            ids = np.fromfile(directory / f"{name}.bin", dtype="<u2").tolist()
+            assert ids == expected, f"seed {seed}, {name}"
+            index = [[0, 0, len(ids)]] if ids else []
+            assert np.load(directory / f"{name}.index.npy").tolist() == index
+        for name, file in corpus.read_meta(directory)["files"].items():
+            assert hashlib.sha256((directory / name).read_bytes()).hexdigest() == file["sha256"]
+        assert corpus.read_meta(directory)["source"]["files"] == corpus.sources.local(cfg, tmp_path).identity()
+
+
+def test_a_text_is_prepared_in_memory_that_does_not_depend_on_its_length(tmp_path, monkeypatch, record_property):
+    monkeypatch.setattr(tokenfiles, "AHEAD", 4)
+    line = "The quick brown fox, 12 years old, doesn't jump; an \u00e9tude: it's over the lazy dog.\n"
+    peaks = []
+    for size in (1_000_000, 5_000_000):
+        (tmp_path / "a.txt").write_text(line * (size // len(line)), encoding="utf-8")
+        tracemalloc.start()
+        corpus.prepare(data_config(kind="text", path="a.txt", prepared_dir="out", tokenizer="gpt2"), tmp_path)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    record_property("count", f"memory to prepare 1 and 5 MB of text: {peaks[0] / 1e6:.1f} and {peaks[1] / 1e6:.1f} MB")
+    assert peaks[1] < peaks[0] + 300_000
+
+
+# The peak of the process itself: what resource.getrusage tells begins with that of the process it was forked from.
+RUN_AND_TELL_PEAK = """
+import atexit, re, runpy, sys
+del sys.argv[0]
+atexit.register(lambda: print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.exhaustive
+def test_the_peak_memory_of_the_command_is_the_same_for_5_and_for_100_megabytes(tmp_path, record_property):
+    line = "The quick brown fox, 12 years old, doesn't jump; an \u00e9tude: it's over the lazy dog.\n"
+    peaks = []
+    for size in (5_000_000, 100_000_000):
+        with open(tmp_path / "a.txt", "w", encoding="utf-8") as file:
+            file.writelines(itertools.repeat(line, size // len(line)))
+        arguments = ["data=text", f"data.path={tmp_path}/a.txt", f"data.prepared_dir={tmp_path}/out"]
+        command = [sys.executable, "-c", RUN_AND_TELL_PEAK, str(ROOT / "prepare_data.py"), *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+    record_property("count", f"peak memory to prepare 5 and 100 MB of text: {peaks[0]:.0f} and {peaks[1]:.0f} MiB")
+    assert peaks[1] < peaks[0] + 20 and peaks[1] < 150
 
 
 def test_an_empty_text_is_an_error(tmp_path):

@@ -37,7 +37,7 @@ from test_conf import loaded
 from torch import nn
 
 from generate import generate
-from gpt import checkpoint, config, corpus, sources, track
+from gpt import checkpoint, config, corpus, run_facts, sources
 from gpt.schema import GenerateConfig, TrainConfig
 from train import train
 
@@ -772,4 +772,4 @@ def test_a_hostile_wandb_json_gives_the_run_a_new_id(tmp_path, make):
 
 
 def run_id_of(place: Place) -> str:
-    return track._arguments(settings(place), place.run_dir, resumed=True)["id"]
+    return run_facts.of(settings(place), place.run_dir, resumed=True)["id"]

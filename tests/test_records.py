@@ -10,7 +10,10 @@ from gpt.readers import BadRows, Row
 
 def clean(values, policy="error", **config):
     rows = [Row("x/data.csv", line, row) for line, row in enumerate(values, start=2)]
-    return records.clean(rows, data_config(**config), BadRows(policy))
+    found = records.Cleaned()
+    given = list(records.clean(rows, data_config(**config), BadRows(policy), found))
+    assert given == found.records
+    return found
 
 
 def qa(question="q", answer="a", **more):

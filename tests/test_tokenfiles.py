@@ -1,10 +1,17 @@
 """Token files hold exactly what the tokenizer says, however the work was divided."""
 
+import hashlib
+import itertools
+import os
+import tracemalloc
+
 import numpy as np
 import pytest
 from conftest import THE_VERDICT
+from test_tokenizer import made_texts
 
 from gpt import tokenfiles, tokenizer
+from gpt.errors import UserError
 from gpt.prompts import TEMPLATES, format_prompt
 from gpt.records import Record
 
@@ -15,35 +22,86 @@ STARTS = ["What is it ?", " it", "\nit", "\u00a0it", "'s", "123", "é", "日本"
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_prompts_are_encoded_as_if_each_were_encoded_alone(template):
-    records = [Record(start, extra, "") for start in STARTS for extra in ("", "an input")]
-    encoded = tokenfiles.encode_prompts(records, template, GPT2)
-    for record, ids in zip(records, encoded, strict=True):
-        assert ids.tolist() == GPT2.encode(format_prompt(template, record.instruction, record.input))
+    records = [Record(start, extra, start + extra) for start in STARTS for extra in ("", "an input")]
+    encoded = tokenfiles.encode_records(iter(records), template, GPT2)
+    for record, (prompt, response) in zip(records, encoded, strict=True):
+        assert prompt.tolist() == GPT2.encode(format_prompt(template, record.instruction, record.input))
+        assert response.tolist() == GPT2.encode(record.output)
 
 
 def test_the_header_has_24_tokens_and_the_response_header_6():
-    (ids,) = tokenfiles.encode_prompts([Record("X", "", "")], "alpaca", GPT2)
-    assert len(ids) == 24 + 1 + 6
+    ((prompt, _),) = tokenfiles.encode_records([Record("X", "", "")], "alpaca", GPT2)
+    assert len(prompt) == 24 + 1 + 6
 
 
-def test_many_texts_come_back_in_their_order():
+@pytest.mark.parametrize("batch", [1, 50, 10_000])
+def test_many_texts_come_back_in_their_order(monkeypatch, batch):
+    monkeypatch.setattr(tokenfiles, "BATCH", batch)  # characters
     texts = [str(i) * (i % 7) for i in range(1000)]
-    assert [GPT2.decode(ids.tolist()) for ids in tokenfiles.encode(texts, GPT2)] == texts
+    assert [GPT2.decode(ids.tolist()) for ids in tokenfiles.encode(iter(texts), GPT2)] == texts
 
 
-def test_a_long_text_is_encoded_as_if_at_once(monkeypatch):
-    monkeypatch.setattr(tokenfiles, "PIECE", 5)  # characters
-    text = "\n".join(["one ", "", "two", "\n\n three", "four\n", "\t", "five's\u2028", " 6", "\r", "", "", "seven"] * 3)
-    assert tokenfiles.encode_long(text, GPT2).tolist() == GPT2.encode(text)
-    assert tokenfiles.encode_long("", GPT2).tolist() == []
+def test_few_items_are_taken_ahead_of_the_results_and_errors_of_both_sides_arrive():
+    taken = 0
+
+    def items():
+        nonlocal taken
+        while taken < 100:
+            taken += 1
+            yield taken
+        raise OSError("the last")
+
+    results = tokenfiles.in_order(lambda i: 100 // (i - 40), items())
+    for n in range(1, 40):
+        assert next(results) == 100 // (n - 40)
+        assert taken <= n + tokenfiles.AHEAD + (os.cpu_count() or 1)
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    with pytest.raises(OSError, match="the last"):
+        list(tokenfiles.in_order(str, items()))
+
+
+def cut(text, size):
+    """The pieces of a text that comes in chunks of `size` characters."""
+    chunks = (text[i : i + size] for i in range(0, len(text), size))
+    return list(tokenfiles.pieces(chunks, GPT2.safe_cut, "a.txt"))
+
+
+@pytest.mark.parametrize("piece, chunk", [(1, 1), (1, 50), (5, 3), (5, 1000), (100, 7)])
+def test_pieces_have_the_ids_of_the_whole(monkeypatch, record_property, piece, chunk):
+    monkeypatch.setattr(tokenfiles, "PIECE", piece)
+    n_pieces = 0
+    texts = ["".join(made_texts(20, seed)) for seed in range(25)]
+    for text in texts:
+        pieces = cut(text, chunk)
+        ids = [i for part in pieces for i in GPT2.encode(part)]
+        assert "".join(pieces) == text and ids == GPT2.encode(text), f"{text!a} in chunks of {chunk}"
+        n_pieces += len(pieces)
+    record_property(
+        "count", f"pieces of at least {piece} characters, from chunks of {chunk}: {n_pieces:,}, no id changed"
+    )
+    assert n_pieces > len(texts) * (10 if piece < 100 else 1)
 
 
 @pytest.mark.skipif(not THE_VERDICT.exists(), reason=f"{THE_VERDICT} is not there")
 def test_the_verdict_has_5145_tokens(monkeypatch):
     text = THE_VERDICT.read_text(encoding="utf-8")
     monkeypatch.setattr(tokenfiles, "PIECE", 100)
-    ids = tokenfiles.encode_long(text, GPT2)
-    assert len(text) == 20_479 and len(ids) == 5_145 and ids.tolist() == GPT2.encode(text)
+    ids = [i for piece in cut(text, 64) for i in GPT2.encode(piece)]
+    assert len(text) == 20_479 and len(ids) == 5_145 and ids == GPT2.encode(text)
+    assert max(map(len, cut(text, 64))) < 120
+
+
+@pytest.mark.parametrize("end", ["", " c", "\n"])
+def test_a_word_without_an_end_is_not_drawn_into_memory(monkeypatch, end):
+    monkeypatch.setattr(tokenfiles, "PIECE", 100)
+    monkeypatch.setattr(tokenfiles, "UNCUT_LIMIT", 1000)
+    assert [len(piece) for piece in cut("b " + "ACGT" * 250 + end, 10)] == [1002] + ([len(end)] if end else [])
+    taken = itertools.chain(["b "], itertools.repeat("AC\x1bT", 10**9))
+    with pytest.raises(
+        UserError, match=r"a.txt: a word of more than 1,000 characters, in it '.*C\\x1bTA.*'; put line ends"
+    ):
+        list(tokenfiles.pieces(taken, GPT2.safe_cut, "a.txt"))
 
 
 def test_the_index_says_where_documents_and_responses_begin(tmp_path):
@@ -60,3 +118,47 @@ def test_a_text_is_one_document_that_is_all_response_and_a_split_may_be_empty(tm
     assert np.load(tmp_path / "val.index.npy").tolist() == [[0, 0, 5]]
     assert tokenfiles.write(tmp_path, "test", [], response=None)["documents"] == 0
     assert np.load(tmp_path / "test.index.npy").shape == (0, 3)
+
+
+def test_a_split_is_hashed_while_it_is_written_and_ids_come_in_any_parts(tmp_path):
+    with tokenfiles.Writer(tmp_path, "val") as writer:
+        for part in ([1, 2, 3], [], [40_000], [7]):
+            writer.add(np.array(part, dtype=np.uint16))
+        counts = writer.finish()
+    content = (tmp_path / "val.bin").read_bytes()
+    assert np.frombuffer(content, "<u2").tolist() == [1, 2, 3, 40_000, 7]
+    assert writer.sha256 == hashlib.sha256(content).hexdigest()
+    assert counts == {"documents": 1, "tokens": 5, "response_tokens": 5}
+
+
+def listed(directory):
+    """What meta.json says of the files in a directory."""
+    return {
+        path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in directory.iterdir()
+    }
+
+
+def test_the_largest_id_is_known_after_a_check_without_reading_the_file_again(tmp_path):
+    documents = [[np.array([5, 30_000, 2], dtype=np.uint16)], [np.array([4], dtype=np.uint16)]]
+    tokenfiles.write(tmp_path, "train", documents, response=None)
+    tokenfiles.write(tmp_path, "test", [], response=None)
+    assert [tokenfiles.largest_id(tmp_path, name) for name in ("train", "test")] == [30_000, 0]
+    tokenfiles.write(tmp_path, "train", documents[1:], response=None)
+    tokenfiles.check(tmp_path, listed(tmp_path))
+    status = (tmp_path / "train.bin").stat()
+    (tmp_path / "train.bin").write_bytes(b"\xff\xff")  # what reading it again would show
+    os.utime(tmp_path / "train.bin", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert tokenfiles.largest_id(tmp_path, "train") == 4
+    tokenfiles.write(tmp_path, "train", documents, response=None)  # another file of that name
+    assert tokenfiles.largest_id(tmp_path, "train") == 30_000
+
+
+def test_a_check_of_token_files_maps_nothing_and_takes_no_memory(tmp_path):
+    tokenfiles.write(tmp_path, "train", [[np.arange(8_000_000, dtype=np.uint16)]], response=None)
+    files = listed(tmp_path)
+    tracemalloc.start()
+    tokenfiles.check(tmp_path, files)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000

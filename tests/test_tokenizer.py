@@ -1,10 +1,14 @@
+import random
+import re
 import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tiktoken
 
 from gpt import tokenizer
 from gpt.errors import UserError
@@ -60,6 +64,85 @@ def test_the_bytes_of_tokens_add_up_to_those_of_the_text(name):
     assert len(lengths) == t.n_vocab
     assert lengths[t.encode(text)].sum() == len(text.encode())
     assert lengths[t.eos] == 0
+
+
+# Where a cut could go wrong: whitespace of every kind, contractions, digits, marks, other scripts, parts of characters.
+ATOMS = [
+    " ", "  ", "\n", "\n\n", "\t", "\r\n", "\r", "\v", "\x1c", "\x1f", "\x85", "\u00a0", "\u2028", "\u3000",
+    "\u180e", "'", "'s", "'ll", "'r", "'re", "e", "l", "don't", "I", "word", "5", "42", "\u0663", "\u00bd", "\u00b2",
+    "\u2167", "\u00aa", "\u00e9", "e\u0301", "\u65e5\u672c", "\u3002", "\u3001", "\uff0c", "\u3005", "\u30fc",
+    "\u3072", "\u30a2", "\ud55c", "\u0416", "\u0e01", "\u0e31", "\U0001f600", "\U0001f469\u200d\u2695\ufe0f",
+    "\u200b", "\u00ad", "\ufeff", "_", "-", "!", "...", "`", "~", "{", "@", "/", ":", "<|endoftext|>",
+]  # fmt: skip
+
+
+def made_texts(n, seed=0):
+    rng = random.Random(seed)
+    return ["".join(rng.choices(ATOMS, k=rng.randint(1, 14))) for _ in range(n)]
+
+
+def test_a_text_may_be_cut_at_a_safe_cut_and_elsewhere_not(record_property):
+    alternatives = [re.compile(part) for part in tokenizer.GPT2_CUT.split("|")]
+    n_cuts, n_elsewhere, n_wrong = [0] * len(alternatives), 0, 0
+    for text in made_texts(2500):
+        ids = GPT2.encode(text)
+        safe = {cut.start() for cut in GPT2.safe_cut.finditer(text)}
+        for at in range(1, len(text)):
+            is_same = GPT2.encode(text[:at]) + GPT2.encode(text[at:]) == ids
+            assert is_same or at not in safe, f"{text[:at]!a} and {text[at:]!a}"
+            n_elsewhere += at not in safe
+            n_wrong += not is_same
+        n_cuts = [n + len(part.findall(text)) for n, part in zip(n_cuts, alternatives, strict=True)]
+    record_property(
+        "count", f"cuts of {len(made_texts(2500)):,} texts: {n_cuts} safe ones of each kind, 0 changed the ids; "
+        f"{n_wrong:,} of {n_elsewhere:,} elsewhere did",
+    )  # fmt: skip
+    assert min(n_cuts) > 100 and n_wrong > 2000
+
+
+def matched_by_tiktoken(pattern, text):
+    """The characters of a text that a pattern matches where GPT-2's is matched."""
+    single = {bytes([b]): b for b in range(256)}
+    encoding = tiktoken.Encoding("test", pat_str=pattern, mergeable_ranks=single, special_tokens={})
+    return encoding.decode(encoding.encode_ordinary(text))
+
+
+def test_what_safe_cuts_call_whitespace_letters_and_marks_is_that_for_gpt2s_pattern():
+    every = "".join(chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000)
+    found = {
+        name: "".join(re.findall(getattr(tokenizer, name), every)) for name in ("SPACE", "OTHER", "LETTER", "MARK")
+    }
+    assert found["SPACE"] == matched_by_tiktoken(r"\s", every)
+    assert len(found["SPACE"]) + len(found["OTHER"]) == len(every)
+    assert len(found["LETTER"]) > 30_000 and len(found["MARK"]) > 30
+    assert found["LETTER"] == matched_by_tiktoken(r"[\p{L}\p{N}]", found["LETTER"])
+    assert found["MARK"] == matched_by_tiktoken(r"[^\s\p{L}\p{N}]", found["MARK"])
+    assert tokenizer.r50k_pat_str == (  # what the cuts are derived from
+        r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+    )
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bytes"])
+def test_ids_of_one_text_and_of_many_are_tiktokens(name):
+    t = tokenizer.load(name)
+    texts = ["", *made_texts(300, seed=1), "\ud800", "a\udc00b", "\ud83d\ude00 \ud83d", "<|endoftext|", "|>", "", ""]
+    expected = [t.encoding.encode_ordinary(text) for text in texts]
+    assert [t.encode(text) for text in texts] == expected
+    for some in (slice(None), slice(1), slice(2), slice(0, 0), slice(-2, None)):  # with and without odd ones
+        plain = [i for i, text in enumerate(texts) if "<|endoftext|>" not in text and text.isprintable()][some]
+        assert [ids.tolist() for ids in t.ids_of_each([texts[i] for i in plain])] == [expected[i] for i in plain]
+    assert [ids.tolist() for ids in t.ids_of_each(texts)] == expected
+    assert t.ids("a b").dtype == np.uint16
+
+
+def test_whitespace_of_any_length_before_a_word_is_encoded():
+    """tiktoken alone gives up on it; the ids are those of all of it but the last character, then the rest."""
+    text = "a\n b" + " " * 1_000_001 + "c \n\n d"
+    with pytest.raises(ValueError, match="stack"):
+        GPT2.encoding.encode_to_numpy(text)
+    expected = [*GPT2.encode("a\n b" + " " * 1_000_000), *GPT2.encode(" c \n\n d")]
+    assert GPT2.encode(text) == expected
+    assert GPT2.ids_of_each(["x", text])[1].tolist() == expected
 
 
 def test_an_id_outside_the_vocabulary_is_refused():
