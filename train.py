@@ -5,32 +5,40 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from gpt import config
+from gpt import config, estimate
 from gpt.errors import Interrupted
 from gpt.schema import TrainConfig, as_dict
 
 
-def train(cfg: TrainConfig) -> float:
+def train(cfg: TrainConfig) -> float | estimate.Cost:
     """One run from start to end. Returns the best validation loss, which is what a sweep minimises."""
+    if cfg.dry_run:
+        return estimate.of_run(cfg, config.PROJECT_ROOT)  # which gpt/config.py prints
     import torch  # here, because it takes seconds: --help and a misspelt key shall not wait for it
 
-    from gpt import checkpoint, console, corpus, data, device, figures, interrupt, loop  # isort: skip
+    from gpt import checkpoint, compilation, console, corpus, data, device, figures, interrupt, loop  # isort: skip
     from gpt import model_card, model_file, optim, resume, rows, run_directory, sampling, saver, tokenizer, track  # isort: skip
     from gpt.model import GPT
+    from gpt.progress import is_finished
 
     run_dir = Path(cfg.out_dir)
     with run_directory.owned(run_dir), console.log_to(run_dir / "train.log"), device.memory_errors():
         found = resume.find(run_dir, cfg.resume)
         where, dtype, environment = device.choose(cfg.device, cfg.train, resume.environment(found))
         tokens = tokenizer.load(cfg.data.tokenizer)
+        rows_at_once = estimate.micro_batch(cfg, tokens.n_vocab, where, dtype, resume.environment(found))
+        environment["micro_batch"] = rows_at_once
         saver.check_space(run_dir, cfg, tokens.n_vocab)
         prepared = corpus.ensure(cfg.data, config.PROJECT_ROOT)
-        batches, val_batches = data.open_batches(prepared, cfg, tokens.n_vocab)
+        batches, val_batches = data.open_batches(prepared, estimate.with_micro_batch(cfg, rows_at_once), tokens.n_vocab)
         total_steps, budget = loop.count_steps(cfg.train, batches)
         optim.check_schedule(cfg.schedule, total_steps)
+        operations = total_steps * cfg.train.tokens_per_step * sum(estimate.flops_per_token(cfg.model, tokens.n_vocab))
+        environment["compile"] = compilation.decide(cfg.train, resume.environment(found), where, dtype, operations)
 
         torch.manual_seed(cfg.seed)
         model = GPT(cfg.model, tokens.n_vocab).to(where)
+        model.gradient_checkpointing = cfg.train.gradient_checkpointing
         optimizer = optim.build(model, cfg.optimizer)
         template = None if cfg.data.kind == "text" else cfg.data.template
         identity = checkpoint.Identity(cfg.model, tokens.n_vocab, tokens.name, template)
@@ -38,18 +46,17 @@ def train(cfg: TrainConfig) -> float:
         settings["data"]["fingerprint"] = corpus.read_meta(prepared)["fingerprint"]
         progress = resume.restore(found, model, optimizer, identity, settings, cfg.allow_changed)
         config.save(cfg, run_dir / "config.yaml")
-        if cfg.train.compile:
-            for block in model.h:  # one block is compiled, the others reuse it
-                block.compile()
+        if environment["compile"]:
+            compilation.compile_blocks(model, config.PROJECT_ROOT / "outputs" / "compiled")
 
         console.describe(
             model=f"{cfg.model.name}, {model.n_parameters():,} parameters, context {cfg.model.context_length}",
             data=f"{cfg.data.name}, {batches.describe()}",
             budget=f"{total_steps} steps ({budget}) of about {cfg.train.tokens_per_step:,} tokens",
-            device=device.describe(where, dtype),
+            device=device.describe(where, environment),
         )
         last_model = run_dir / "last_model.pt"
-        if loop.is_finished(progress, cfg.train, total_steps):
+        if is_finished(progress, cfg.train, total_steps):
             console.say(f"already at step {progress.step} of {total_steps}")
             if last_model.exists():  # else the run was killed at its very end: what is missing is made below
                 console.say(str(run_dir))
@@ -79,9 +86,8 @@ def train(cfg: TrainConfig) -> float:
                 if event.checkpoint_due and (path := checkpoints.save(progress)):
                     log.checkpoint(path, progress)
             if stop.signal:
-                raise Interrupted(
-                    stop.signal, f"{checkpoints.newest()} is saved; to go on: {config.resume_command(cfg)}"
-                )
+                saved = f"{checkpoints.newest()} is saved; to go on: {config.resume_command(cfg)}"
+                raise Interrupted(stop.signal, saved)
             if stop():
                 console.say(f"stopped from the W&B dashboard after step {progress.step}")
             checkpoints.save(progress, forgive=False)
@@ -96,7 +102,7 @@ def train(cfg: TrainConfig) -> float:
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | estimate.Cost:
     return train(config.load(cfg, TrainConfig))
 
 

@@ -31,9 +31,9 @@ from safetensors import SafetensorError
 from gpt import optim
 from gpt.durable import sync
 from gpt.errors import ENVIRONMENT, NUMERICAL, UserError
-from gpt.loop import Progress
 from gpt.model import GPT
 from gpt.optim import Optimizer
+from gpt.progress import Progress
 from gpt.run_directory import in_bytes
 from gpt.schema import ModelConfig, TemplateName, TokenizerName
 from gpt.tensorfiles import load_weights, read_safetensors, read_torch, unusable, weights_of
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 Tensors = dict[str, torch.Tensor]
 
-FORMAT = 2
+FORMAT = 3
 WEIGHTS, STATE, CONFIG, MANIFEST = "model.safetensors", "state.safetensors", "config.json", "manifest.json"
 STATE_1 = "state.pt"  # optimizer and progress in format 1
 NAME = re.compile(r"step_\d{8,}")
@@ -92,10 +92,12 @@ class Manifest:
 MANIFESTS = TypeAdapter(Manifest)  # takes 10 ms to make
 FIELDS = dataclasses.fields(Progress)
 
+UNSCALED = {"loss_scale": 2.0**16, "steady": 0}  # before format 3 there was no float16
 # Format n -> what turns the content of its manifest into one of format n + 1. Every released format can be read, and
 # tests/golden has a checkpoint of each.
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda content: content | {"format": 2, "progress": None},
+    2: lambda content: content | {"format": 3, "progress": content["progress"] and content["progress"] | UNSCALED},
 }
 
 

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter
 
-from gpt import console, guard, interrupt, schema, sweep
+from gpt import console, dry_run, guard, interrupt, schema, sweep
 from gpt.command_line import find_faults
 from gpt.errors import ENVIRONMENT, USAGE, UserError
 from gpt.problems import find_problems
@@ -77,7 +77,9 @@ def in_its_directory(cfg: DictConfig) -> DictConfig:
     is_job = hydra.mode == RunMode.MULTIRUN
     if is_job and any(override.startswith("out_dir=") for override in hydra.overrides.task):
         raise UserError("out_dir is one directory, and each job of a sweep needs its own", remedy="use sweep.name=...")
-    if not os.access(hydra.runtime.output_dir, os.W_OK):  # now, and not after the model has been built
+    output_dir = Path(hydra.runtime.output_dir)
+    there = next(path for path in [output_dir, *output_dir.parents] if path.exists())  # a dry run does not make it
+    if not os.access(there, os.W_OK):  # now, and not after the model has been built
         raise UserError("cannot write to the run directory", hydra.runtime.output_dir, "set out_dir=...", ENVIRONMENT)
     found = {"out_dir": hydra.runtime.output_dir}
     if is_job:
@@ -96,7 +98,7 @@ def launch(main: Callable[[], Any], script: str) -> None:
     An error that a person can mend is one line on stderr; anything else is a bug, whose traceback goes to a file.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise what goes wrong, not print it and exit with 1
-    gc.set_threshold(200_000)  # by default imports alone cause hundreds of collections: most of a second at the start
+    gc.set_threshold(400_000)  # a start makes 300,000 objects, to stay: searching them hundreds of times is for nothing
     JobReturn.return_value = property(_result_or_raise, JobReturn.return_value.fset)
     interrupt.end_at_once()
     console.survive_closed_output()
@@ -106,7 +108,10 @@ def launch(main: Callable[[], Any], script: str) -> None:
     sys.argv[1:] = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
     code = 0
     try:
-        main()
+        try:
+            main()
+        except sweep.DryRun as asked:
+            code = dry_run.run(main, asked)
     except UserError as error:
         code = error.code
         console.error(str(error))

@@ -5,7 +5,8 @@ of it, or a piece of at most context_length tokens. A batch is a pure function o
 from a stream, so nothing has to be saved to go on in the middle of an epoch.
 """
 
-import bisect
+import mmap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from gpt import tokenfiles
 from gpt.errors import UserError
+from gpt.plan import Plan, WindowPlan, limit_slots, plan_packed, plan_unpacked
 from gpt.schema import DataConfig, TrainConfig, TrainSection
 
 IGNORE = -100  # the target that F.cross_entropy skips
@@ -32,12 +34,22 @@ class Batch:
     documents: Tensor | None  # (B, T) which document of its row a token belongs to; None: one document a row
     n_tokens: int  # inputs that are not padding
     n_targets: int  # targets that are not IGNORE
+    scored: Tensor | None = None  # (n_targets,) their places, all rows after each other; found when not given
+
+    def __post_init__(self) -> None:
+        if self.scored is None:  # not later: on a GPU, looking for them would have to wait for it
+            object.__setattr__(self, "scored", (self.targets.flatten() != IGNORE).nonzero()[:, 0])
 
     def to(self, device: torch.device) -> "Batch":
-        moved = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **moved)
+        """On another device. From `pinned` memory a copy to a GPU goes on while Python does."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """In page-locked memory, which a GPU reads by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return replace(self, **{k: change(v) for k, v in vars(self).items() if isinstance(v, Tensor)})
 
 
 class Segments(NamedTuple):
@@ -68,44 +80,70 @@ class Split:
         """Raises UserError when the files are not what preparing data writes."""
         return cls(*tokenfiles.read(directory, name), name)
 
-    def check_vocabulary(self, vocab_size: int) -> None:
-        """Raises UserError when a token id is outside 0..vocab_size-1."""
-        largest = max((int(self.ids[i : i + 2**24].max()) for i in range(0, len(self.ids), 2**24)), default=0)
-        if largest >= vocab_size:
-            raise UserError(
-                f"token id {largest} in split {self.name} is outside the vocabulary of {vocab_size}",
-                remedy="prepare the data with the model's tokenizer",
-            )
+    def release(self) -> None:
+        """Lets go of mapped pages: they stay in the kernel's cache, but no longer count as memory of this process."""
+        if isinstance(self.ids.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            self.ids.base.madvise(mmap.MADV_DONTNEED)
 
 
-def cut(split: Split, context_length: int, mask: str, overflow: str) -> tuple[Segments, dict[str, int]]:
+class Cut:
+    """The segments that documents are cut into, numbered from 0. They are computed when asked for, never stored, so
+    that a text takes no more memory than its one row in the index, however long it is."""
+
+    def __init__(self, documents: np.ndarray, context_length: int, mask: str, overflow: str) -> None:
+        self.documents, self.context_length, self.mask = documents, context_length, mask
+        start, response, end = documents.T
+        pieces = -(-(end - start - 1) // context_length)  # ceil; 0 for a document of one token, which predicts nothing
+        self.n_longer = int((pieces > 1).sum())
+        if overflow == "drop":
+            pieces[pieces > 1] = 0
+        elif overflow == "truncate":
+            pieces = np.minimum(pieces, 1)
+        if mask == "response":  # pieces that end before the response does begin predict nothing that is scored
+            skipped = np.where(response < end, np.maximum(0, response - start - 1) // context_length, pieces)
+            self.skipped = np.minimum(skipped, pieces)
+        else:
+            self.skipped = np.zeros_like(pieces)
+        self.n_unscored = int(self.skipped.sum())
+        self.ends = np.cumsum(pieces - self.skipped)  # number of segments of each document and all before it
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of inputs of each segment: one number for each, so not for a text of any length."""
+        return self.take(np.arange(len(self))).lengths
+
+    def document(self, which: np.ndarray) -> np.ndarray:
+        """The numbers of the documents that some segments are of."""
+        return np.searchsorted(self.ends, which, side="right")
+
+    def take(self, which: np.ndarray) -> Segments:
+        document = self.document(which)
+        before = np.where(document > 0, self.ends[document - 1], 0)
+        start, response, end = self.documents[document].T
+        first = start + (which - before + self.skipped[document]) * self.context_length
+        scored_from = np.maximum(first + 1, response) if self.mask == "response" else first + 1
+        return Segments(first, scored_from, np.minimum(end, first + self.context_length + 1))
+
+
+def cut(split: Split, context_length: int, mask: str, overflow: str) -> tuple[Cut, dict[str, int]]:
     """Documents -> segments of at most `context_length` inputs, and a count of what happened to longer ones.
 
     overflow: "split" makes pieces that follow each other, so that every token is a target once; "truncate" keeps the
     first piece; "drop" keeps none. Segments without a scored target (prompts, when mask is "response") are left out
     and counted. Raises UserError when nothing remains.
     """
-    start, response, end = split.documents.T
-    pieces = -(-(end - start - 1) // context_length)  # ceil; 0 for a document of one token, which predicts nothing
-    long = pieces > 1
-    if overflow == "drop":
-        pieces = np.where(long, 0, pieces)
-    elif overflow == "truncate":
-        pieces = np.minimum(pieces, 1)
-    document = np.repeat(np.arange(len(start)), pieces)
-    number = np.arange(len(document)) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # of the piece in its document
-    first = start[document] + number * context_length
-    last = np.minimum(end[document], first + context_length + 1)
-    scored_from = np.maximum(first + 1, response[document]) if mask == "response" else first + 1
-    scored = scored_from < last
-    segments = Segments(first[scored], scored_from[scored], last[scored])
+    segments = Cut(split.documents, context_length, mask, overflow)
     counts = {
-        "documents": len(start),
-        "longer": int(long.sum()),
-        "segments": len(segments.start),
-        "unscored": int((~scored).sum()),
+        "documents": len(split.documents),
+        "longer": segments.n_longer,
+        "segments": len(segments),
+        "unscored": segments.n_unscored,
     }
-    if not len(segments.start):
+    if not len(segments):
+        start, _, end = split.documents.T
         longest = int((end - start).max(initial=0))
         raise UserError(
             f"no segment of split {split.name} has a token to predict: {len(start)} documents, the longest of "
@@ -125,30 +163,31 @@ class TrainBatches:
                 f"the text has {len(split.ids)} tokens to train on, no more than model.context_length {context_length}",
                 remedy="give more text or a shorter context",
             )
-        self.ids = split.ids
-        self.first_tokens = split.documents[:, 0]  # of each document
+        self.split, self.seed, self.context_length = split, seed, context_length
         self.segments, self.counts = cut(split, context_length, cfg.mask, cfg.overflow)
-        self.batching, self.overflow, self.context_length, self.seed = cfg.batching, cfg.overflow, context_length, seed
+        self.is_text, self.overflow = cfg.kind == "text", cfg.overflow
+        self.batching = "packed" if self.is_text else cfg.batching  # windows of text fill their rows in any case
         self.tokens_per_step, self.micro_batch = train.tokens_per_step, train.micro_batch
-        self._plan_epoch, self._plan = -1, []
-        self.steps_per_epoch = len(self.plan(0))
+        self._planned = 0, self._plan(0)
+        self.steps_per_epoch = len(self._planned[1])
 
     def step(self, step: int) -> list[Batch]:
         """The micro-batches of optimizer step `step` (from 0)."""
-        epoch, step = divmod(step, self.steps_per_epoch)
-        rows = self.plan(epoch)[step]
-        if self.batching == "packed":
+        rows = self._rows(step)
+        width = self.context_length if self.batching == "packed" else None
+        if width:
             groups = [rows[i : i + self.micro_batch] for i in range(0, len(rows), self.micro_batch)]
-            return [collate(self.ids, self.segments, group, self.context_length) for group in groups]
-        lengths = self.segments.lengths
-        groups = limit_slots([lengths[row[0]] for row in rows], self.micro_batch * self.context_length)
-        return [collate(self.ids, self.segments, [rows[i] for i in group]) for group in groups]
+        else:
+            lengths = self.segments.take(np.concatenate(rows)).lengths.tolist()
+            slots = self.micro_batch * self.context_length
+            groups = [[rows[i] for i in group] for group in limit_slots(lengths, slots)]
+        batches = [collate(self.split.ids, self.segments, group, width) for group in groups]
+        self.split.release()
+        return batches
 
     def documents(self, step: int) -> list[int]:
         """The numbers (from 0) of the documents that step `step` reads from."""
-        epoch, step = divmod(step, self.steps_per_epoch)
-        starts = self.segments.start[[segment for row in self.plan(epoch)[step] for segment in row]]
-        return np.unique(np.searchsorted(self.first_tokens, starts, side="right") - 1).tolist()
+        return np.unique(self.segments.document(np.concatenate(self._rows(step)))).tolist()
 
     def describe(self) -> str:
         """What training reads, and what became of documents that are longer than the context."""
@@ -160,126 +199,62 @@ class TrainBatches:
             text += f"; {self.counts['unscored']:,} segments without a response token left out"
         return text
 
-    def plan(self, epoch: int) -> list[list[list[int]]]:
-        """Steps -> rows -> segments of one epoch. Every epoch has the same number of steps, each segment once."""
-        if epoch != self._plan_epoch:
-            rng = np.random.default_rng([self.seed, epoch])
-            if self.batching == "packed":
-                self._plan = plan_packed(self.segments.lengths, self.context_length, self.tokens_per_step, rng)
-            else:
-                by_length = self.batching == "bucketed"
-                self._plan = plan_unpacked(self.segments.lengths, by_length, self.tokens_per_step, rng)
-            self._plan_epoch = epoch
-        return self._plan
+    def _rows(self, step: int) -> list[np.ndarray]:
+        """The segments of each row of a step."""
+        epoch, step = divmod(step, self.steps_per_epoch)
+        planned, plan = self._planned  # both at once, as another thread may be about to replace them
+        if planned != epoch:
+            plan = self._plan(epoch)
+            self._planned = epoch, plan
+        return plan.step(step)
+
+    def _plan(self, epoch: int) -> Plan | WindowPlan:
+        """Every epoch has the same number of steps, and each segment once."""
+        rows_per_step = max(1, round(self.tokens_per_step / self.context_length))  # of context_length tokens each
+        if self.is_text:
+            return WindowPlan(len(self.segments), rows_per_step, key=(self.seed, epoch))
+        lengths = self.segments.lengths
+        rng = np.random.default_rng([self.seed, epoch])
+        if self.batching == "packed":
+            return plan_packed(lengths, self.context_length, rows_per_step, rng)
+        return plan_unpacked(lengths, self.batching == "bucketed", self.tokens_per_step, rng)
 
 
-def plan_packed(
-    lengths: np.ndarray, context_length: int, tokens_per_step: int, rng: np.random.Generator
-) -> list[list[list[int]]]:
-    """Rows filled with several whole segments each; a step has the number of rows nearest to tokens_per_step."""
-    rows = pack(lengths, context_length, rng)
-    rows_per_step = max(1, round(tokens_per_step / context_length))
-    order = rng.permutation(len(rows))
-    return [[rows[i] for i in order[k : k + rows_per_step]] for k in range(0, len(rows), rows_per_step)]
+Rows = Sequence[Sequence[int] | np.ndarray]  # the numbers of the segments in each row
 
 
-def pack(lengths: np.ndarray, capacity: int, rng: np.random.Generator) -> list[list[int]]:
-    """Best-fit decreasing bin packing: each segment, longest first, goes into the fullest row that has room for it.
-
-    Segments of equal length come in random order, so rows differ from epoch to epoch but their number does not.
-    """
-    order = rng.permutation(len(lengths))
-    order = order[np.argsort(-lengths[order], kind="stable")]
-    rows: list[list[int]] = []
-    by_room: dict[int, list[list[int]]] = {}  # rows that are not full, by the room they have left
-    rooms: list[int] = []  # the keys of by_room, ascending
-    for segment, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        i = bisect.bisect_left(rooms, length)
-        if i == len(rooms):
-            row, room = [], capacity
-            rows.append(row)
-        else:
-            room = rooms[i]
-            row = by_room[room].pop()
-            if not by_room[room]:
-                del by_room[room], rooms[i]
-        row.append(segment)
-        if room > length:
-            if room - length not in by_room:
-                bisect.insort(rooms, room - length)
-            by_room.setdefault(room - length, []).append(row)
-    return rows
-
-
-def plan_unpacked(
-    lengths: np.ndarray, by_length: bool, tokens_per_step: int, rng: np.random.Generator
-) -> list[list[list[int]]]:
-    """One segment a row: in random order ("padded"), or neighbours in length together ("bucketed").
-
-    The sequence of segments is cut where its running number of tokens passes each multiple of an equal share, so a
-    step has about tokens_per_step real tokens and the number of steps does not depend on the order.
-    """
-    order = rng.permutation(len(lengths))
-    if by_length:
-        order = order[np.argsort(lengths[order], kind="stable")]
-    running = np.cumsum(lengths[order])
-    n_steps = int(-(-running[-1] // tokens_per_step))
-    k = np.arange(1, n_steps)
-    cuts = np.searchsorted(running, k * running[-1] / n_steps)
-    cuts = np.maximum.accumulate(np.maximum(cuts, k) - k) + k  # at least one segment for each step ...
-    cuts = np.minimum(cuts, len(lengths) - n_steps + k)  # ... also for the last ones
-    steps = [[[int(segment)] for segment in step] for step in np.split(order, cuts)]
-    if by_length:
-        steps = [steps[i] for i in rng.permutation(n_steps)]
-    return steps
-
-
-def limit_slots(lengths: list[int], slots: int) -> list[list[int]]:
-    """Groups of neighbouring rows such that rows times longest row, padding included, stays within `slots`."""
-    groups: list[list[int]] = []
-    longest = 0
-    for i, length in enumerate(lengths):
-        longest = max(longest, length)
-        if not groups or (len(groups[-1]) + 1) * longest > slots:
-            groups.append([])
-            longest = length
-        groups[-1].append(i)
-    return groups
-
-
-def collate(ids: np.ndarray, segments: Segments, rows: list[list[int]], width: int | None = None) -> Batch:
+def collate(ids: np.ndarray, segments: Cut | Segments, rows: Rows, width: int | None = None) -> Batch:
     """Rows of segments -> Batch of `width` columns (default: the longest row), padded at the end.
 
     Padding is the id 0, as an input that no token attends to and that predicts nothing.
     """
-    lengths = segments.lengths
-    width = width or int(max(sum(lengths[s] for s in row) for row in rows))
-    inputs = np.zeros((len(rows), width), dtype=np.int64)
-    targets = np.full((len(rows), width), IGNORE, dtype=np.int64)
-    positions = np.zeros((len(rows), width), dtype=np.int64)
-    documents = np.full((len(rows), width), -1, dtype=np.int64)
-    n_tokens = 0
-    for b, row in enumerate(rows):
-        at = 0
-        for number, s in enumerate(row):
-            start, scored_from, end = (int(array[s]) for array in segments)
-            tokens = ids[start:end].astype(np.int64)
-            here = slice(at, at + len(tokens) - 1)
-            inputs[b, here] = tokens[:-1]
-            targets[b, here] = tokens[1:]
-            targets[b, at : at + scored_from - start - 1] = IGNORE
-            positions[b, here] = np.arange(len(tokens) - 1)
-            documents[b, here] = number
-            at = here.stop
-        n_tokens += at
-    several = any(len(row) > 1 for row in rows)
+    counts = np.array([len(row) for row in rows])
+    start, scored_from, end = segments.take(np.concatenate(rows))
+    n = end - start - 1  # inputs of each segment
+    before = np.cumsum(n) - n  # inputs of all segments ahead of it ...
+    first_in_row = np.cumsum(counts) - counts
+    column = before - np.repeat(before[first_in_row], counts)  # ... in its row
+    number = np.arange(len(n)) - np.repeat(first_in_row, counts)  # of the segment in its row
+    width = width or int((column + n).max())
+
+    position = np.arange(n.sum()) - np.repeat(before, n)  # from here on one entry for each input, not for each segment
+    source = np.repeat(start, n) + position
+    place = np.repeat(np.repeat(np.arange(len(rows)), counts) * width + column, n) + position
+    is_scored = source + 1 >= np.repeat(scored_from, n)
+
+    def filled(padding: int, values: np.ndarray) -> Tensor:
+        array = np.full(len(rows) * width, padding, dtype=np.int64)
+        array[place] = values
+        return torch.from_numpy(array).view(len(rows), width)
+
+    several = bool((counts > 1).any())
     return Batch(
-        torch.from_numpy(inputs),
-        torch.from_numpy(targets),
-        torch.from_numpy(positions) if several else None,
-        torch.from_numpy(documents) if several else None,
-        n_tokens,
-        int((targets != IGNORE).sum()),
+        inputs=filled(0, ids[source]),
+        targets=filled(IGNORE, np.where(is_scored, ids[source + 1].astype(np.int64), IGNORE)),
+        positions=filled(0, position) if several else None,
+        documents=filled(-1, np.repeat(number, n)) if several else None,
+        n_tokens=len(source),
+        n_targets=int(is_scored.sum()),
     )
 
 
@@ -293,7 +268,7 @@ def eval_segments(split: Split, context_length: int, mask: str, max_targets: int
     stride = max(1, context_length // 2)
     windows: list[tuple[int, int, int]] = []
     left = max_targets
-    for start, response, end in split.documents.tolist():
+    for start, response, end in map(np.ndarray.tolist, split.documents):  # no more of them than needed
         target = max(start + 1, response) if mask == "response" else start + 1
         end = min(end, target + left)
         left -= max(0, end - target)
@@ -319,6 +294,15 @@ def eval_batches(split: Split, cfg: DataConfig, context_length: int, train: Trai
     return [collate(split.ids, segments, [[i] for i in group]) for group in groups]
 
 
+def check_vocabulary(name: str, largest: int, vocab_size: int) -> None:
+    """Raises UserError when the largest token id of the split called `name` is outside 0..vocab_size-1."""
+    if largest >= vocab_size:
+        raise UserError(
+            f"token id {largest} in split {name} is outside the vocabulary of {vocab_size}",
+            remedy="prepare the data with the model's tokenizer",
+        )
+
+
 def open_batches(prepared: Path, cfg: TrainConfig, vocab_size: int) -> tuple[TrainBatches, list[Batch]]:
     """The batches that a run trains on and those that it is scored on, from a directory of prepared data.
 
@@ -326,7 +310,7 @@ def open_batches(prepared: Path, cfg: TrainConfig, vocab_size: int) -> tuple[Tra
     """
     train, val = (Split.open(prepared, name) for name in ("train", "val"))
     for split in (train, val):
-        split.check_vocabulary(vocab_size)
+        check_vocabulary(split.name, tokenfiles.largest_id(prepared, split.name), vocab_size)
     context_length = cfg.model.context_length
     batches = TrainBatches(train, cfg.data, context_length, cfg.train, cfg.seed)
     return batches, eval_batches(val, cfg.data, context_length, cfg.train)

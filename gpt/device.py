@@ -36,7 +36,8 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type that matrix products are computed in under autocast; float32 means no autocast.
+    """The type that matrix products are computed in under autocast; float32 means no autocast. "tf32" is float32 whose
+    products are rounded to 10 bits on the way in (GPUs from Ampere on), see `choose`.
 
     "auto" is bfloat16 where the processor multiplies in it: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX. Other
     CPUs emulate it, hundreds of times slower than float32. Raises UserError for a type that cannot be used.
@@ -49,17 +50,17 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         )
     if name == "auto":
         return torch.bfloat16 if native_bfloat16 else torch.float32
-    if name == "float16":
-        raise UserError(
-            "train.dtype=float16 is not supported", "its gradients need loss scaling",
-            "use train.dtype=bfloat16 or float32", ENVIRONMENT,
-        )  # fmt: skip
+    if name == "tf32":
+        if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+            where = f"{device} has no TF32 products"
+            raise UserError("train.dtype=tf32 is not supported", where, "use train.dtype=float32", ENVIRONMENT)
+        return torch.float32
     if name == "bfloat16" and device.type == "cuda" and not native_bfloat16:
         raise UserError(
             "train.dtype=bfloat16 is not supported", torch.cuda.get_device_name(device), "use train.dtype=float32",
             ENVIRONMENT,
         )  # fmt: skip
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
 def choose(name: str, cfg: TrainSection, recorded: dict[str, Any]) -> tuple[torch.device, torch.dtype, dict[str, Any]]:
@@ -73,11 +74,13 @@ def choose(name: str, cfg: TrainSection, recorded: dict[str, Any]) -> tuple[torc
         raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: a run is one process", remedy="do without torchrun")
     keep_memory()
     device = choose_device(recorded_or(name, recorded.get("device"), choose_device))
-    dtype = choose_dtype(recorded_or(cfg.dtype, recorded.get("dtype"), lambda d: choose_dtype(d, device)), device)
+    precision = recorded_or(cfg.dtype, recorded.get("dtype"), lambda d: choose_dtype(d, device))
+    dtype = choose_dtype(precision, device)
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     threads = recorded.get("threads")
     if device.type == "cpu" and isinstance(threads, int) and 0 < threads <= 1024:
         torch.set_num_threads(threads)
-    now = environment(device, dtype, cfg.compile)
+    now = environment(device, "tf32" if precision == "tf32" else str(dtype).removeprefix("torch."))
     changed = [f"{key} {recorded[key]} != {now[key]}" for key in now if recorded.get(key, now[key]) != now[key]]
     if changed:
         log.warning(f"not as before: {', '.join(changed)}; the run goes on, though not bit for bit as it would have")
@@ -95,14 +98,13 @@ def recorded_or(name: str, recorded: Any, choose: Callable[[str], Any]) -> str:
     return recorded
 
 
-def environment(device: torch.device, dtype: torch.dtype, compiled: bool) -> dict[str, Any]:
+def environment(device: torch.device, precision: str) -> dict[str, Any]:
     """What results depend on, to the last bit, besides the settings."""
     on_gpu = device.type == "cuda"
     return {
         "device": device.type,
         "processor": torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
-        "dtype": str(dtype).removeprefix("torch."),
-        "compile": compiled,
+        "dtype": precision,
         "threads": torch.get_num_threads(),
         "world_size": 1,
         "system": f"{platform.system()} {platform.machine()}",
@@ -152,7 +154,7 @@ def memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def describe(device: torch.device, dtype: torch.dtype) -> str:
-    """One phrase for the log: device, precision, threads."""
+def describe(device: torch.device, environment: dict[str, Any]) -> str:
+    """One phrase for the log: device, threads, precision, and whether the model is compiled."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    return f"{device} ({name}), {str(dtype).removeprefix('torch.')}"
+    return f"{device} ({name}), {environment['dtype']}{', compiled' if environment.get('compile') else ''}"

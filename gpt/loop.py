@@ -9,12 +9,11 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from gpt import optim
@@ -22,27 +21,14 @@ from gpt.console import escape
 from gpt.data import IGNORE, Batch, TrainBatches
 from gpt.device import memory_gb
 from gpt.errors import NUMERICAL, UserError
+from gpt.feed import ReadAhead
+from gpt.loss import summed_loss, token_losses
 from gpt.model import GPT
-from gpt.sampling import generate_text_simple, text_to_token_ids, token_ids_to_text
+from gpt.progress import Progress, due_at, is_finished, rescaled, scored
+from gpt.sampling import eval_mode, generate_text_simple, text_to_token_ids, token_ids_to_text
 from gpt.schema import ScheduleConfig, TrainSection, budget
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is: everything that the loop remembers from one step to the next."""
-
-    step: int = 0  # optimizer steps taken
-    tokens: int = 0  # tokens read, padding not counted
-    reported: int = -1  # the last step that was evaluated and logged as far as it was due
-    best: float = math.inf  # lowest validation loss
-    best_step: int = 0
-    stale: int = 0  # evaluations since then
-    skipped: int = 0  # updates left out because loss or gradient was not finite
-    grad_norm: float = 0.0  # of the last step
-    loss_sum: float = 0.0  # of the targets since the last logged step ...
-    loss_targets: int = 0  # ... and their number
 
 
 @dataclass(frozen=True)
@@ -59,18 +45,16 @@ class Event:
     checkpoint_due: bool = False
 
 
-def token_losses(model: GPT, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(N,) -ln p(target) in nats and (N,) ids of the N scored targets. Logits are computed at these positions only."""
+def scored_positions(model: GPT, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(N, C) stream and (N,) ids of a batch's N targets; the head is not asked about any other position."""
     hidden = model.hidden(batch.inputs, batch.positions, batch.documents)  # (B, T, C)
-    scored = batch.targets != IGNORE  # (B, T), true N times
-    targets = batch.targets[scored]  # (N,)
-    logits = model.logits(hidden[scored])  # (N, V)
-    return F.cross_entropy(logits.float(), targets, reduction="none"), targets
+    return hidden.flatten(0, 1).index_select(0, batch.scored), batch.targets.flatten()[batch.scored]
 
 
 def batch_loss(model: GPT, batch: Batch) -> Tensor:
-    """Sum of the losses of a batch's scored targets."""
-    return token_losses(model, batch)[0].sum()
+    """Sum of the losses of a batch's targets."""
+    hidden, targets = scored_positions(model, batch)
+    return summed_loss(hidden, model.head, targets)
 
 
 def train_step(
@@ -81,27 +65,42 @@ def train_step(
     dtype: torch.dtype = torch.float32,
     grad_clip: float | None = None,
     stop: Callable[[], bool] = lambda: False,
+    loss_scale: float = 1.0,
 ) -> tuple[float, float] | None:
     """One optimizer step: forward and backward for each micro-batch, clip, step. Returns loss and gradient norm.
 
     When either is not finite, the weights are left as they were. `stop` is asked before each micro-batch; once it
-    says true, the step is given up and None returned.
+    says true, the step is given up and None returned. Gradients are computed `loss_scale` times too large, so that
+    small ones do not vanish in float16, and divided by it before they are used.
     """
     n_targets = sum(batch.n_targets for batch in micro_batches)
-    loss = 0.0
-    for batch in micro_batches:
-        if stop():
-            optimizer.zero_grad(set_to_none=True)
-            return None
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+    total = torch.zeros((), device=device)
+    with autocast(device, dtype):  # around all micro-batches: each weight is converted once
+        for batch in micro_batches:
+            if stop():
+                optimizer.zero_grad(set_to_none=True)
+                return None
             part = batch_loss(model, batch.to(device)) / n_targets
-        part.backward()
-        loss += part.item()
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf).item()
-    if math.isfinite(loss) and math.isfinite(grad_norm):
+            with torch.autocast(device.type, enabled=False):
+                (part * loss_scale).backward()
+            total += part.detach()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if loss_scale != 1.0:
+        torch._foreach_mul_(gradients, 1 / loss_scale)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    mean_loss, grad_norm = torch.stack([total, norm]).tolist()  # the one place where a GPU is waited for
+    if math.isfinite(mean_loss) and math.isfinite(grad_norm):
+        if grad_clip is not None and grad_norm > grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(model.parameters(), grad_clip, norm)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss, grad_norm
+    return mean_loss, grad_norm
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Matrix products in `dtype`; float32 leaves everything as it is."""
+    low = dtype != torch.float32
+    return torch.autocast(device.type, dtype if low else None, enabled=low)
 
 
 @torch.no_grad()
@@ -118,23 +117,20 @@ def evaluate(
     Targets without bytes (the end of a text) count in the loss but not in the bits per byte. None when `stop`, which
     is asked before each batch, says true.
     """
-    was_training = model.training
-    model.eval()
     loss_sum, n_targets, nats, n_bytes = 0.0, 0, 0.0, 0
-    try:
+    with eval_mode(model):
         for batch in batches:
             if stop():
                 return None
-            with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-                losses, targets = token_losses(model, batch.to(device))
+            with autocast(device, dtype):
+                hidden, targets = scored_positions(model, batch.to(device))
+                losses = token_losses(hidden, model.head, targets)
             loss_sum += losses.sum(dtype=torch.float64 if device.type != "mps" else None).item()
             n_targets += len(targets)
             if bytes_per_token is not None:
                 lengths = bytes_per_token[targets]
                 nats += losses[lengths > 0].sum().item()
                 n_bytes += int(lengths.sum())
-    finally:
-        model.train(was_training)
     loss = loss_sum / n_targets
     # e^709 is the largest float; NaN stays NaN
     metrics = {"val/loss": loss, "val/perplexity": math.exp(loss if not loss > 700 else 700.0)}
@@ -174,6 +170,7 @@ def fit(
     UserError (4), with the weights as they were before, when a loss or a gradient is not finite, also of an evaluation.
     """
     model.train()
+    ahead = ReadAhead(batches.step, device)
     seconds, tokens_before = 0.0, progress.tokens  # since the last logged step, training only
     while True:
         step = progress.step
@@ -219,11 +216,19 @@ def fit(
         started = time.perf_counter()
         optim.set_lr(optimizer, optim.lr_factor(schedule, step, total_steps))
         place = 0 if cfg.one_batch else step
-        micro_batches = batches.step(place)
+        micro_batches = ahead.step(place)
+        following = None if step + 1 == total_steps else 0 if cfg.one_batch else step + 1
         # Dropout draws from the global generator: with a seed of its own for each step, whatever else draws from it
         # in between (samples, evaluation) changes nothing, and a resumed run draws the same.
-        torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]))
-        result = train_step(model, optimizer, micro_batches, device, dtype, cfg.grad_clip, stop)
+        step_seed = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
+        scale = progress.loss_scale if dtype == torch.float16 else 1.0
+        while True:
+            torch.manual_seed(step_seed)
+            with ahead.preparing(following):
+                result = train_step(model, optimizer, micro_batches, device, dtype, cfg.grad_clip, stop, scale)
+            if result is None or not is_overflow(*result) or scale == 1.0:
+                break
+            scale /= 2  # the scaled gradients were too large for float16: the step is taken again with smaller ones
         seconds += time.perf_counter() - started
         if result is None:
             yield Event({}, progress, progress)
@@ -232,6 +237,8 @@ def fit(
         n_tokens = sum(batch.n_tokens for batch in micro_batches)
         n_targets = sum(batch.n_targets for batch in micro_batches)
         after = replace(progress, step=step + 1, tokens=progress.tokens + n_tokens)
+        if dtype == torch.float16:
+            after = rescaled(after, scale)
         if math.isfinite(loss) and math.isfinite(grad_norm):
             loss_sum = progress.loss_sum + loss * n_targets
             loss_targets = progress.loss_targets + n_targets
@@ -248,28 +255,9 @@ def fit(
         log.warning(f"step {step + 1}: loss {loss}, gradient norm {grad_norm} ({error.where}); update left out")
 
 
-class Due(NamedTuple):
-    """What is to be done at a step."""
-
-    log: bool
-    evaluation: bool
-    sample: bool
-    checkpoint: bool
-
-
-def due_at(step: int, cfg: TrainSection, total_steps: int) -> Due:
-    """What is due after `step` steps, whatever happens; before the first one, an evaluation."""
-    if step == 0:
-        return Due(log=False, evaluation=True, sample=False, checkpoint=False)
-    every = (cfg.log_every, cfg.eval_every, cfg.sample_every, cfg.save_every)
-    return Due(*(n is not None and (step == total_steps or step % n == 0) for n in every))
-
-
-def scored(progress: Progress, loss: float) -> Progress:
-    """What an evaluation with this validation loss makes of the best one so far."""
-    if loss < progress.best:
-        return replace(progress, best=loss, best_step=progress.step, stale=0)
-    return replace(progress, stale=progress.stale + 1)
+def is_overflow(loss: float, grad_norm: float) -> bool:
+    """Whether it was the gradients that left the range of their type, not the loss."""
+    return math.isfinite(loss) and not math.isfinite(grad_norm)
 
 
 def stopped(step: int, what: str, lr: float, documents: Sequence[int] = ()) -> UserError:
@@ -280,12 +268,6 @@ def stopped(step: int, what: str, lr: float, documents: Sequence[int] = ()) -> U
         where += f", documents {', '.join(map(str, documents[:8]))}{more} of the training split"
     remedy = "lower optimizer.lr, set train.grad_clip, or allow some such steps with train.max_skipped"
     return UserError(f"training stopped at step {step}: {what}", where, remedy, NUMERICAL)
-
-
-def is_finished(progress: Progress, cfg: TrainSection, total_steps: int) -> bool:
-    """Whether a run has come to its end: all steps taken, or `cfg.patience` evaluations without a better one."""
-    at_end = progress.step >= total_steps or (cfg.patience is not None and progress.stale >= cfg.patience)
-    return at_end and progress.reported == progress.step
 
 
 def train_model_simple(

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from gpt.schema import ModelConfig
 
@@ -105,6 +106,7 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
         # A tied head is the embedding matrix itself: there is no second tensor that could drift from it.
         self.lm_head = None if config.tie_weights else nn.Linear(config.n_embd, vocab_size, bias=False)
+        self.gradient_checkpointing = False  # set it to keep only the stream between blocks until backward
         self.init_weights()
 
     @torch.no_grad()
@@ -157,12 +159,20 @@ class GPT(nn.Module):
             mask = torch.ones(T, past + T, dtype=torch.bool, device=tokens.device).tril(past)  # (T, S)
         x = self.drop(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
         for block in self.h:
-            x = block(x, mask, cache)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, cache, use_reentrant=False)  # computes the block again in backward
+            else:
+                x = block(x, mask, cache)
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V)"""
-        return F.linear(hidden, self.wte.weight if self.lm_head is None else self.lm_head.weight)
+        return F.linear(hidden, self.head)
+
+    @property
+    def head(self) -> nn.Parameter:
+        """(V, C), what the stream is multiplied with to get logits."""
+        return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
     def n_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

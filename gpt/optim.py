@@ -1,5 +1,6 @@
 """Optimizers, the groups that weight decay applies to, and the learning rate as a function of the step."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,6 +12,17 @@ from gpt.errors import UserError
 from gpt.schema import AdamWConfig, MuonConfig, OptimizerConfig, ScheduleConfig, SGDConfig
 
 Groups = list[dict[str, Any]]
+
+
+def uncompiled(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """The same optimizer without torch's wrappers around its methods. All they do is to tell torch.compile not to look
+    inside, and for that they import it, which takes more than a second; the optimizer is never compiled here."""
+    names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
+AdamW, Muon, SGD = map(uncompiled, (torch.optim.AdamW, torch.optim.Muon, torch.optim.SGD))
 
 
 def decay_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> Groups:
@@ -25,11 +37,11 @@ def decay_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: f
 
 def build_adamw(model: nn.Module, cfg: AdamWConfig) -> torch.optim.Optimizer:
     groups = decay_groups(model.named_parameters(), cfg.weight_decay)
-    return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
+    return AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
 
 
 def build_sgd(model: nn.Module, cfg: SGDConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(decay_groups(model.named_parameters(), cfg.weight_decay), lr=cfg.lr, momentum=cfg.momentum)
+    return SGD(decay_groups(model.named_parameters(), cfg.weight_decay), lr=cfg.lr, momentum=cfg.momentum)
 
 
 class MuonWithAdamW:
@@ -40,11 +52,11 @@ class MuonWithAdamW:
         matrices = [(name, p) for name, p in named if name.startswith("h.") and p.dim() == 2]
         others = [(name, p) for name, p in named if not (name.startswith("h.") and p.dim() == 2)]
         self.parts = {
-            "muon": torch.optim.Muon(
+            "muon": Muon(
                 [p for _, p in matrices if p.requires_grad],
                 lr=cfg.lr, weight_decay=cfg.weight_decay, momentum=cfg.momentum,
             ),
-            "adamw": torch.optim.AdamW(
+            "adamw": AdamW(
                 decay_groups(others, cfg.weight_decay),
                 lr=cfg.adamw_lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True,
             ),

@@ -9,9 +9,9 @@ from typing import Any
 from gpt import checkpoint
 from gpt.checkpoint import Identity, Manifest
 from gpt.errors import CHECKPOINT, UserError
-from gpt.loop import Progress
 from gpt.model import GPT
 from gpt.optim import Optimizer
+from gpt.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +126,9 @@ def check_settings(found: Found, config: dict[str, Any], allowed: list[str]) -> 
         )  # fmt: skip
     for key in decisive:
         log.warning(f"{key} was {before[key]} and is now {now[key]}")
-    if "train.micro_batch" in changed:  # the same sums in another order
-        log.warning(f"train.micro_batch was {before['train.micro_batch']}: results will differ in the last digits")
+    was, now_is = (c.get("environment.micro_batch", c.get("train.micro_batch")) for c in (before, now))
+    if was not in (None, now_is):  # the same sums in another order; what "auto" means is in the environment
+        log.warning(f"train.micro_batch was {was}: results will differ in the last digits")
     if "total_steps" in changed:
         log.warning(
             f"the run was planned for {before['total_steps']} steps and is now for {now['total_steps']}: the learning "

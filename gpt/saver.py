@@ -7,9 +7,9 @@ from typing import Any
 from gpt import optim, run_directory
 from gpt.checkpoint import Identity, is_valid, listed, prune, publish, read_manifest
 from gpt.errors import ENVIRONMENT, NUMERICAL, UserError
-from gpt.loop import Progress
 from gpt.model import GPT
 from gpt.optim import Optimizer
+from gpt.progress import Progress
 from gpt.schema import TrainConfig
 
 log = logging.getLogger(__name__)

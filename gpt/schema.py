@@ -8,8 +8,9 @@ dataclasses at the bottom.
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, Strict
+from pydantic import BeforeValidator, ConfigDict, Field, Strict, ValidationError, WrapValidator
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 # extra: a misspelt key is an error. frozen: nobody changes it later.
 section = dataclass(config=ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False))
@@ -26,6 +27,22 @@ Fraction = Annotated[_Float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[_Float, Field(gt=0, le=1)]
 BelowOne = Annotated[_Float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+
+
+def _or_auto(what: str) -> WrapValidator:
+    """One phrase where a value is neither "auto" nor `what`; pydantic has one for each and calls both by other keys."""
+
+    def validate(value: Any, handler: Any) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise PydanticCustomError("or_auto", f"input should be auto or {what}") from error
+
+    return WrapValidator(validate)
+
+
+CountOrAuto = Annotated[Count | Literal["auto"], _or_auto("a whole number from 1 on")]
+FlagOrAuto = Annotated[Flag | Literal["auto"], _or_auto("true or false")]
 TokenizerName = Literal["gpt2", "bytes"]
 TemplateName = Literal["alpaca", "alpaca_stanford", "plain"]
 DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
@@ -142,7 +159,7 @@ class TrainSection:
     max_epochs: Count | None
     max_tokens: Count | None
     tokens_per_step: Count
-    micro_batch: Count
+    micro_batch: CountOrAuto
     grad_clip: Positive | None
     eval_every: Count
     eval_tokens: Count
@@ -153,8 +170,9 @@ class TrainSection:
     patience: Count | None
     max_skipped: Annotated[_Int, Field(ge=0)]
     one_batch: Flag
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]
-    compile: Flag
+    dtype: Literal["auto", "float32", "tf32", "bfloat16", "float16"]
+    compile: FlagOrAuto
+    gradient_checkpointing: Flag
 
 
 @section
@@ -204,6 +222,7 @@ class TrainConfig:
     resume: Literal["auto", "never"]
     allow_changed: list[Text]
     overrides: list[str]
+    dry_run: Flag
 
 
 @section

@@ -14,11 +14,14 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from gpt import console, durable
 from gpt.errors import UserError
@@ -30,6 +33,13 @@ METRICS = ["val/loss", "val/bpb", "tokens", "tokens_per_second"]
 _directory: Path | None = None  # of the sweep that this process runs; Hydra hands nothing back from a callback
 
 
+class DryRun(BaseException):
+    """dry_run=true: raised before Hydra makes a directory. Of an Exception in a callback, Hydra makes a warning."""
+
+    def __init__(self, config: DictConfig, loader: ConfigLoader) -> None:
+        self.config, self.loader = config, loader
+
+
 class SweepCallback(Callback):
     """Told by Hydra (conf/hydra/callbacks/sweep.yaml) when a sweep starts and when each of its jobs starts and ends."""
 
@@ -37,8 +47,13 @@ class SweepCallback(Callback):
         self._started = time.monotonic()
         self._fixed: set[str] = set()  # keys that have one value in all jobs
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if OmegaConf.to_container(config, resolve=False).get("dry_run") is True:
+            raise DryRun(config, GlobalHydra.instance().config_loader())  # which it forgets on the way out
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         global _directory
+        self.on_run_start(config)
         _directory = Path(config.hydra.sweep.dir).absolute()
         typed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
         self._fixed = {override.key_or_group for override in typed if not override.is_sweep_override()}
@@ -89,6 +104,24 @@ class SweepCallback(Callback):
         }
 
 
+def jobs(config: DictConfig, loader: ConfigLoader) -> list[DictConfig]:
+    """The configurations of a sweep's jobs, composed as Hydra's basic sweeper and launcher do it.
+
+    What other sweepers will run is known only when they do: for them, raises UserError.
+    """
+    if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
+        raise UserError("dry_run=true", "hydra/sweeper", "only a basic sweep is known before it runs")
+    axes = [f"{key}={axis}" for key, axis in (config.hydra.sweeper.params or {}).items()]
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides([*axes, *config.hydra.overrides.task])
+    composed = []
+    for number, chosen in enumerate(BasicSweeper.split_arguments(overrides, None)[0]):
+        job = loader.load_sweep_config(config, chosen)
+        with open_dict(job):
+            job.hydra.job.id = job.hydra.job.num = number
+        composed.append(job)
+    return composed
+
+
 def running() -> bool:
     """Whether this process runs a sweep that is not closed yet."""
     return _directory is not None
@@ -133,9 +166,9 @@ def read_jobs(directory: Path) -> list[dict[str, Any]]:
 
 def varied_keys(jobs: list[dict[str, Any]]) -> list[str]:
     """The overridden keys whose values differ between the jobs, in the order in which they were given."""
-    settings = [_settings(job) for job in jobs]
-    keys = dict.fromkeys(key for values in settings for key in values)
-    return [key for key in keys if len({values.get(key) for values in settings}) > 1]
+    given = [settings(job) for job in jobs]
+    keys = dict.fromkeys(key for values in given for key in values)
+    return [key for key in keys if len({values.get(key) for values in given}) > 1]
 
 
 def _explain(error: BaseException) -> str:
@@ -170,7 +203,7 @@ def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def _settings(job: dict[str, Any]) -> dict[str, str]:
+def settings(job: dict[str, Any]) -> dict[str, str]:
     """{key: value} of a job's overrides, as typed."""
     return {_key(override): override.partition("=")[2] for override in job["overrides"]}
 
@@ -190,7 +223,7 @@ def _summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _row(job: dict[str, Any]) -> dict[str, Any]:
     """A line of the closing table."""
-    return {**_settings(job), **job, "job": str(job["num"]), "tokens/s": job["tokens_per_second"]}
+    return {**settings(job), **job, "job": str(job["num"]), "tokens/s": job["tokens_per_second"]}
 
 
 def _write_json(folder: Path, job: dict[str, Any]) -> None:
@@ -204,12 +237,12 @@ def _write_json(folder: Path, job: dict[str, Any]) -> None:
 def _write_csv(directory: Path) -> None:
     """sweep.csv: one line for each job, overridden keys and metrics as columns."""
     jobs = read_jobs(directory)
-    keys = dict.fromkeys(key for job in jobs for key in _settings(job))
+    keys = dict.fromkeys(key for job in jobs for key in settings(job))
     columns = ["num", "status", *keys, *METRICS, "seconds", "code", "error", "out_dir"]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_settings(job) | job for job in jobs)
+    writer.writerows(settings(job) | job for job in jobs)
     path = directory / "sweep.csv"
     try:
         durable.write(path, text.getvalue())
@@ -223,7 +256,7 @@ def _draw(directory: Path, jobs: list[dict[str, Any]]) -> None:
     curves = {}
     for job in jobs:
         if job["val/loss"] is not None:
-            values = _settings(job)
+            values = settings(job)
             curves[" ".join([f"{job['num']}:", *(f"{key}={values[key]}" for key in keys if key in values)])] = job[
                 "rows"
             ]

@@ -3,6 +3,8 @@
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +44,7 @@ def train_section(**changes) -> TrainSection:
         "max_steps": 10, "max_epochs": None, "max_tokens": None, "tokens_per_step": 64, "micro_batch": 2,
         "grad_clip": 1.0, "eval_every": 5, "eval_tokens": 100, "log_every": 2, "sample_every": None, "save_every": 5,
         "keep_checkpoints": 2, "patience": None, "max_skipped": 0, "one_batch": False, "dtype": "float32",
-        "compile": False, **changes,
+        "compile": False, "gradient_checkpointing": False, **changes,
     })  # fmt: skip
 
 
@@ -54,6 +56,13 @@ def adamw_config(**changes) -> AdamWConfig:
 
 def schedule_config(**changes) -> ScheduleConfig:
     return ScheduleConfig(**{"name": "cosine", "warmup": 0.1, "decay": 0.2, "final": 0.1, **changes})
+
+
+def run_config(shape: dict[str, Any], rows: int, **train: Any) -> SimpleNamespace:
+    """The sections of a run that decide what a step costs; all of a step's rows in one micro-batch."""
+    model = model_config(**{"n_layer": 4, "n_head": 4, "n_embd": 128, **shape})
+    section = train_section(**{"tokens_per_step": rows * model.context_length, "micro_batch": rows, **train})
+    return SimpleNamespace(model=model, train=section, data=data_config(mask="all"), optimizer=adamw_config())
 
 
 def made_split(lengths: list[int], prompt: int = 3, vocab_size: int = 50, seed: int = 0, name: str = "train") -> Split:

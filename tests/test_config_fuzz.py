@@ -11,6 +11,7 @@ from gpt.console import escape
 
 ANY_BAD = ["abc", "true", "[1]", "{a: 1}", "'3'", "", "nan", "inf", "-inf", "???", "${nope}", "${model.nope}", "\uff11"]
 COUNT = (["1", "7", "64", "1_000", "1e3"], ["0", "-1", "2.5", "1e30", "9" * 5000, "null", *ANY_BAD])
+COUNT_OR_AUTO = (["1", "64", "auto"], ["0", "-1", "2.5", "null", "automatic", "Auto", *ANY_BAD])
 COUNT_OR_NULL = (["3", "null"], ["0", "-7", "0.5", *ANY_BAD])
 SEED = (["0", "12345"], ["-1", str(2**63), "1.5", "null", *ANY_BAD])
 POSITIVE = (["1e-3", "0.5", "3"], ["0", "-1e-3", "null", *ANY_BAD])
@@ -36,7 +37,8 @@ KEYS = {
         "data.batching": one_of("packed", "bucketed", "padded"), "data.tokenizer": one_of("gpt2", "bytes"),
         "data.overflow": one_of("split", "truncate", "drop"), "data.card.license": TEXT,
         "optimizer.lr": POSITIVE, "optimizer.weight_decay": NOT_NEGATIVE, "schedule.final": FRACTION,
-        "train.micro_batch": COUNT, "train.grad_clip": POSITIVE_OR_NULL, "train.eval_every": COUNT,
+        "train.micro_batch": COUNT_OR_AUTO, "dry_run": (["false", "False"], FLAG[1]),
+        "train.grad_clip": POSITIVE_OR_NULL, "train.eval_every": COUNT,
         "train.eval_tokens": COUNT, "train.log_every": COUNT, "train.sample_every": COUNT_OR_NULL,
         "train.save_every": COUNT, "train.keep_checkpoints": COUNT, "train.patience": COUNT_OR_NULL,
         "train.one_batch": FLAG, "train.compile": FLAG, "train.dtype": one_of("auto", "float32", "bfloat16", "float16"),

@@ -14,7 +14,7 @@ from test_checkpoint import IDENTITY, made
 
 from gpt import checkpoint, model_file, resume
 from gpt.errors import UserError
-from gpt.loop import Progress
+from gpt.progress import Progress
 
 STEPS = (2, 4, 6)
 SETTINGS = {"seed": 1, "optimizer": {"lr": 0.1}, "environment": {"threads": 1}, "data": {"fingerprint": "f"}}

@@ -1,16 +1,22 @@
 """Token files -> batches."""
 
 import io
+import json
 import os
+import re
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import data_config, made_split, model_config, train_section
+from conftest import REAL_MEDQUAD, ROOT, data_config, made_split, model_config, train_section
+from torch.nn import functional as F
 
-from gpt import tokenfiles
-from gpt.data import IGNORE, Split, TrainBatches, collate, cut, eval_batches, eval_segments, limit_slots, pack
+from gpt import corpus, tokenfiles
+from gpt.data import IGNORE, Split, TrainBatches, check_vocabulary, collate, cut, eval_batches, eval_segments
 from gpt.errors import UserError
 from gpt.loop import batch_loss
 from gpt.model import GPT
@@ -91,28 +97,37 @@ def test_every_step_has_a_segment_even_when_one_document_fills_a_step(batching):
     assert all(batches.step(step) for step in range(batches.steps_per_epoch))
 
 
-def test_packing_leaves_less_than_two_percent_of_padding_on_lengths_like_medquads():
-    rng = np.random.default_rng(0)
-    lengths = np.clip(rng.lognormal(5.2, 0.9, 5000), 30, 1024).astype(int)  # median 181 tokens, as measured
-    rows = pack(lengths, 1024, rng)
-    assert sorted(s for row in rows for s in row) == list(range(5000))
-    assert max(lengths[row].sum() for row in rows) <= 1024
-    assert 1 - lengths.sum() / (len(rows) * 1024) < 0.02
-
-
-def test_the_packed_loss_per_token_is_the_unpacked_one():
-    """Documents of one row do not attend to each other and count their positions from 0."""
-    split = made_split([5, 9, 4, 12, 8, 8, 6, 7, 11])
-    model = GPT(model_config(context_length=32), 50).eval()
-    segments, _ = cut(split, 32, "response", "split")
-    n = len(segments.start)
-    packed = collate(split.ids, segments, pack(segments.lengths, 32, np.random.default_rng(0)), 32)
-    assert packed.inputs.shape[0] < n
-    alone = [collate(split.ids, segments, [[i]]) for i in range(n)]
+def losses_of_tokens(model, batch):
+    """{id of a target: its loss}, for documents in which no id comes twice."""
     with torch.no_grad():
-        packed_loss = batch_loss(model, packed) / packed.n_targets
-        unpacked_loss = sum(batch_loss(model, batch) for batch in alone) / sum(batch.n_targets for batch in alone)
-    assert abs(packed_loss - unpacked_loss) < 1e-5
+        logits = model(batch.inputs, batch.positions, batch.documents)
+    losses = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="none")
+    scored = batch.targets.flatten() != IGNORE
+    return dict(zip(batch.targets.flatten()[scored].tolist(), losses[scored].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("batching", ["packed", "bucketed", "padded"])
+@pytest.mark.parametrize("mask", ["response", "all"])
+def test_each_token_has_the_loss_that_it_has_in_a_row_of_its_own(batching, mask):
+    """Documents of one row do not attend to each other and count their positions from 0; padding is not seen."""
+    lengths = np.random.default_rng(0).integers(4, 64, 60)
+    split = made_split(lengths.tolist())
+    split.ids[:] = np.arange(len(split.ids))
+    model = GPT(model_config(context_length=64, n_embd=32), len(split.ids))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)  # so that a look at the wrong token would show
+    model.eval()
+    batches = batches_of(split, batching, context_length=64, mask=mask, train=train_section(tokens_per_step=256))
+    together = {}
+    for step in range(batches.steps_per_epoch):
+        for batch in batches.step(step):
+            together |= losses_of_tokens(model, batch)
+    alone = {}
+    for i in range(len(batches.segments)):
+        alone |= losses_of_tokens(model, collate(split.ids, batches.segments, [[i]]))
+    assert together.keys() == alone.keys() and np.std(list(alone.values())) > 0.5
+    assert max(abs(together[token] - alone[token]) for token in alone) < 1e-5
 
 
 def test_padding_changes_no_loss():
@@ -123,6 +138,89 @@ def test_padding_changes_no_loss():
     with torch.no_grad():
         alone = sum(batch_loss(model, collate(split.ids, segments, [[i]])) for i in range(4))
         assert torch.allclose(batch_loss(model, together), alone, rtol=1e-6)
+
+
+def text_of(n_tokens):
+    """Running text in which the n-th token is n."""
+    ids = np.arange(n_tokens, dtype=np.uint16)
+    return Split(ids, np.array([[0, 0, n_tokens]]), "train")
+
+
+@pytest.mark.parametrize("n_tokens", [17, 18, 160, 161, 1000])
+def test_every_window_of_a_text_comes_once_in_an_epoch_and_in_another_order_in_the_next(n_tokens):
+    batches = batches_of(text_of(n_tokens), "packed", kind="text", mask="all")
+    epochs = []
+    for epoch in range(2):
+        steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
+        rows = [row for step in steps for batch in batches.step(step) for row in batch.targets]
+        targets = torch.cat([row[row != IGNORE] for row in rows]).tolist()
+        assert sorted(targets) == list(range(1, n_tokens))
+        epochs.append([int(row[0]) for row in rows])
+    assert epochs[0] != epochs[1] or n_tokens < 100
+
+
+def shapes_of_an_epoch(batches):
+    """The distinct shapes of an epoch's batches, with and without a mask of documents; the share of padding."""
+    shapes, tokens, slots = set(), 0, 0
+    for step in range(batches.steps_per_epoch):
+        for batch in batches.step(step):
+            shapes.add((tuple(batch.inputs.shape), batch.documents is None))
+            tokens += batch.n_tokens
+            slots += batch.inputs.numel()
+    return shapes, 1 - tokens / slots
+
+
+def check_the_default_batching(directory, context_length, most_padding):
+    """Packed batches have one shape but for the last micro-batch of a step and the last step of an epoch. Each of these
+    three may be without several documents in a row, and so without a mask."""
+    split = Split.open(directory, "train")
+    for tokens_per_step, micro_batch in ((8 * context_length, 8), (16 * context_length, 8), (11 * context_length, 4)):
+        train = train_section(tokens_per_step=tokens_per_step, micro_batch=micro_batch)
+        shapes, padding = shapes_of_an_epoch(batches_of(split, "packed", context_length, train=train))
+        assert {width for (_, width), _ in shapes} == {context_length}
+        assert len({shape for shape, _ in shapes}) <= 3 and len(shapes) <= 6
+        assert padding < most_padding
+
+
+def test_packed_batches_of_the_sample_have_three_shapes_at_most_and_hardly_any_padding(tmp_path):
+    """What torch.compile sees. An epoch of the sample has few rows, the last of which is not full."""
+    cfg = data_config(name="sample", path=str(ROOT / "gpt" / "sample.csv"), tokenizer="gpt2")
+    check_the_default_batching(corpus.prepare(cfg, tmp_path), 128, most_padding=0.02)
+
+
+@pytest.mark.exhaustive
+def test_packed_batches_of_the_real_medquad_have_three_shapes_at_most_and_under_two_percent_of_padding(tmp_path):
+    cfg = data_config(name="medquad", path=str(REAL_MEDQUAD), tokenizer="gpt2", max_tokens=1024)
+    directory = corpus.prepare(cfg, tmp_path)
+    for context_length in (256, 512, 1024):
+        check_the_default_batching(directory, context_length, most_padding=0.01)
+
+
+@pytest.mark.exhaustive
+def test_an_epoch_of_packed_batches_and_an_evaluation_compile_six_graphs_at_most(tmp_path, record_property):
+    """torch.compile makes one for the first shape and one for all others: in training with and without a mask of
+    documents, and in evaluation."""
+    from torch._dynamo.utils import counters
+
+    cfg = data_config(name="sample", path=str(ROOT / "gpt" / "sample.csv"), tokenizer="gpt2")
+    train_split, val_split = (Split.open(corpus.prepare(cfg, tmp_path), name) for name in ("train", "val"))
+    train = train_section(tokens_per_step=11 * 128, micro_batch=4, eval_tokens=4096)
+    batches = batches_of(train_split, "packed", 128, train=train)
+    model = GPT(model_config(context_length=128), 50257)
+    torch.compiler.reset()
+    counters.clear()
+    for block in model.h:
+        block.compile(backend="eager")  # only counts: nothing is generated
+    for step in range(batches.steps_per_epoch):
+        for batch in batches.step(step):
+            model.hidden(batch.inputs, batch.positions, batch.documents)
+    model.eval()
+    with torch.no_grad():
+        for batch in eval_batches(val_split, cfg, 128, train):
+            model.hidden(batch.inputs, batch.positions, batch.documents)
+    graphs = counters["stats"]["unique_graphs"]
+    assert 1 <= graphs <= 6
+    record_property("count", f"an epoch of packed batches of the sample and an evaluation: {graphs} graphs compiled")
 
 
 def test_rows_longer_than_the_context_are_split_truncated_or_dropped_and_always_counted():
@@ -139,7 +237,59 @@ def test_a_segment_that_holds_only_prompt_is_left_out_and_counted():
     split = made_split([40, 10], prompt=20)  # the first document's first 16 inputs predict nothing but prompt
     segments, counts = cut(split, 16, "response", "split")
     assert counts["unscored"] == 2  # that piece, and the second document, which is all prompt
-    assert (segments.scored_from < segments.end).all()
+    every = segments.take(np.arange(len(segments)))
+    assert (every.scored_from < every.end).all()
+
+
+def pieces_of(documents, context_length, mask, overflow):
+    """The definition of cutting, a piece at a time: (start, scored_from, end) of each."""
+    for start, response, end in documents.tolist():
+        firsts = range(start, end - 1, context_length)
+        firsts = firsts[: {"split": None, "truncate": 1, "drop": 0 if len(firsts) > 1 else None}[overflow]]
+        for first in firsts:
+            last = min(end, first + context_length + 1)
+            scored_from = max(first + 1, response) if mask == "response" else first + 1
+            if scored_from < last:
+                yield first, scored_from, last
+
+
+@pytest.mark.parametrize("mask", ["response", "all"])
+@pytest.mark.parametrize("overflow", ["split", "truncate", "drop"])
+def test_computed_segments_are_those_that_cutting_one_by_one_gives(mask, overflow):
+    rng = np.random.default_rng(0)
+    for context_length in (1, 2, 7, 16, 200):
+        lengths = rng.integers(1, 80, 300)
+        split = made_split(lengths.tolist())
+        split.documents[:, 1] = split.documents[:, 0] + rng.integers(0, lengths + 1)  # prompts of any length
+        expected = np.array(list(pieces_of(split.documents, context_length, mask, overflow)))
+        segments, _ = cut(split, context_length, mask, overflow)
+        assert len(segments) == len(expected)
+        some = rng.permutation(len(expected))[:50]
+        assert np.array_equal(np.stack(segments.take(some), axis=1), expected[some])
+        document = np.searchsorted(split.documents[:, 2], expected[some, 0], side="right")
+        assert np.array_equal(segments.document(some), document)
+
+
+def test_a_batch_is_what_copying_segment_by_segment_into_its_rows_gives():
+    rng = np.random.default_rng(0)
+    split = made_split(rng.integers(2, 30, 40).tolist())
+    segments, _ = cut(split, 16, "response", "split")
+    rows = np.split(rng.permutation(len(segments))[:24], [1, 5, 6, 14])
+    batch = collate(split.ids, segments, rows, 256)
+    expected = {name: torch.full((5, 256), padding) for name, padding in
+                {"inputs": 0, "targets": IGNORE, "positions": 0, "documents": -1}.items()}  # fmt: skip
+    for b, row in enumerate(rows):
+        at = 0
+        for number, (start, scored_from, end) in enumerate(zip(*segments.take(row), strict=True)):
+            for i in range(start, end - 1):
+                expected["inputs"][b, at] = int(split.ids[i])
+                expected["targets"][b, at] = int(split.ids[i + 1]) if i + 1 >= scored_from else IGNORE
+                expected["positions"][b, at], expected["documents"][b, at] = i - start, number
+                at += 1
+    for name, tensor in expected.items():
+        assert torch.equal(getattr(batch, name), tensor), name
+    assert batch.n_tokens == (expected["documents"] >= 0).sum()
+    assert batch.n_targets == (expected["targets"] != IGNORE).sum()
 
 
 def test_no_segment_left_is_an_error_that_names_both_numbers():
@@ -154,13 +304,6 @@ def test_a_text_shorter_than_one_window_is_an_error_that_names_both_numbers():
     assert batches_of(made_split([17], prompt=0), "packed", kind="text", mask="all")
     with pytest.raises(UserError, match=r"the text has 16 tokens .* model.context_length 16"):
         batches_of(made_split([16], prompt=0), "packed", kind="text", mask="all")
-
-
-def test_rows_times_the_longest_row_stay_within_the_slots():
-    lengths = [3, 3, 9, 2, 2, 2, 2, 16, 16, 1]
-    groups = limit_slots(lengths, 18)
-    assert [i for group in groups for i in group] == list(range(len(lengths)))
-    assert all(len(g) == 1 or len(g) * max(lengths[i] for i in g) <= 18 for g in groups)
 
 
 @pytest.mark.parametrize("mask", ["response", "all"])
@@ -190,7 +333,115 @@ def test_eval_batches_hold_all_scored_tokens():
 
 def test_a_token_id_outside_the_vocabulary_is_an_error():
     with pytest.raises(UserError, match=r"token id 4. .*vocabulary of 30"):
-        made_split(LENGTHS, vocab_size=50).check_vocabulary(30)
+        check_vocabulary("train", int(made_split(LENGTHS, vocab_size=50).ids.max()), 30)
+
+
+def sparse_text(directory, n_tokens):
+    """Prepared running text of any length that takes no space: one document of zeros."""
+    directory.mkdir()
+    for name in ("train", "val"):
+        (directory / f"{name}.bin").touch()
+        os.truncate(directory / f"{name}.bin", 2 * n_tokens)
+        np.save(directory / f"{name}.index.npy", np.array([[0, 0, n_tokens]]))
+    return directory
+
+
+def use(directory):
+    """Opens prepared text, reads some steps of two epochs and what is evaluated: everything but the vocabulary."""
+    train, val = (Split.open(directory, name) for name in ("train", "val"))
+    cfg = data_config(kind="text", mask="all")
+    batches = TrainBatches(train, cfg, 256, train_section(tokens_per_step=1024), 0)
+    last = batches.steps_per_epoch - 1
+    read = [batches.step(step) for step in (0, 1, last // 2, last, last + 1)]
+    assert sum(len(batch.inputs) for step in read for batch in step) > 16
+    return batches.steps_per_epoch, eval_batches(val, cfg, 256, train_section(eval_tokens=4096))
+
+
+def test_a_text_of_four_billion_tokens_takes_no_more_memory_than_one_of_a_hundred_thousand(tmp_path, record_property):
+    peaks, steps = [], []
+    for name, n_tokens in (("small", 100_000), ("small again", 100_000), ("huge", 4_000_000_000)):
+        tracemalloc.start()
+        try:
+            n_steps, _ = use(sparse_text(tmp_path / name, n_tokens))
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        steps.append(n_steps)
+    assert steps[2] > 30_000 * steps[1]
+    assert peaks[2] < peaks[1] + 20_000
+    record_property("count", f"4e9 tokens of text: {peaks[2]:,} bytes allocated at most, for 1e5 tokens {peaks[1]:,}")
+
+
+def resident_kb(path):
+    """KiB of a file that are mapped into memory and count as this process's."""
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            inside = line.endswith(f" {path}")
+        elif inside and line.startswith("Rss:"):
+            found += int(line.split()[1])
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what is resident")
+def test_tokens_that_were_read_do_not_stay_in_the_memory_of_the_process(tmp_path):
+    path = sparse_text(tmp_path / "text", 10_000_000) / "train.bin"
+    split = Split.open(path.parent, "train")
+    assert int(split.ids[::64].sum()) == 0 and resident_kb(path) > 15_000  # without anybody letting go: 20 MB
+    assert tokenfiles.largest_id(path.parent, "train") == 0
+    split.release()
+    assert resident_kb(path) == 0
+    batches = batches_of(split, "packed", 256, kind="text", mask="all", train=train_section(tokens_per_step=2**20))
+    batches.step(0)
+    assert resident_kb(path) == 0
+
+
+MEASURE = """
+import json, resource, sys, time
+started = time.perf_counter()
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import torch
+from conftest import adamw_config, data_config, model_config, schedule_config, train_section
+from gpt import data, loop, optim, tokenfiles
+from gpt.model import GPT
+from gpt.progress import Progress
+torch.set_num_threads(1)
+
+train = train_section(tokens_per_step=512, micro_batch=4, max_steps=20, eval_every=10, eval_tokens=1024)
+cfg = data_config(kind="text", mask="all")
+imported = time.perf_counter()
+splits = [data.Split.open(Path(sys.argv[1]), name) for name in ("train", "val")]
+for split in splits:
+    data.check_vocabulary(split.name, tokenfiles.largest_id(Path(sys.argv[1]), split.name), 257)
+batches = data.TrainBatches(splits[0], cfg, 128, train, 0)
+val = data.eval_batches(splits[1], cfg, 128, train)
+model = GPT(model_config(context_length=128, n_embd=64), 257)
+optimizer = optim.build(model, adamw_config())
+opened = time.perf_counter()
+cpu, progress = torch.device("cpu"), Progress()
+for event in loop.fit(model, optimizer, batches, val, train, schedule_config(), 20, progress, 0, cpu):
+    pass
+assert event.progress.step == 20
+anonymous = [int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("Anonymous:")][0]
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"peak": peak, "anonymous": anonymous, "open_seconds": opened - imported}))
+"""
+
+
+@pytest.mark.exhaustive
+def test_a_run_on_two_gigabytes_of_tokens_needs_the_memory_of_one_on_twenty_megabytes(tmp_path, record_property):
+    used = {}
+    for name, n_tokens in (("20 MB", 10**7), ("2 GB", 10**9)):
+        directory = sparse_text(tmp_path / name, n_tokens)
+        command = [sys.executable, "-c", MEASURE, str(directory), str(ROOT / "tests")]
+        runs = [subprocess.run(command, capture_output=True, text=True, cwd=ROOT) for _ in range(3)]
+        assert all(run.returncode == 0 for run in runs), runs[0].stderr
+        measured = [json.loads(run.stdout) for run in runs]
+        used[name] = {key: sorted(m[key] for m in measured)[1] for key in measured[0]}
+    for key in ("peak", "anonymous"):
+        assert abs(used["2 GB"][key] - used["20 MB"][key]) < 16_000, used  # KiB, of about 400,000
+    record_property("count", f"20 steps on token files of 20 MB and 2 GB, in KiB: {used}")
 
 
 def npy(array, version=(1, 0)):

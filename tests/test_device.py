@@ -19,9 +19,9 @@ def test_auto_takes_a_device_that_exists():
     torch.ones(1, device=choose_device("auto"))
 
 
-def test_float16_is_refused_because_it_needs_loss_scaling():
-    with pytest.raises(UserError, match="float16") as caught:
-        choose_dtype("float16", torch.device("cpu"))
+def test_tf32_is_refused_where_there_is_no_such_arithmetic():
+    with pytest.raises(UserError, match="tf32") as caught:
+        choose_dtype("tf32", torch.device("cpu"))
     assert caught.value.code == 5
 
 
@@ -32,7 +32,7 @@ def test_auto_computes_in_bfloat16_only_where_the_processor_does():
 
 
 def test_the_description_names_device_and_precision():
-    assert describe(torch.device("cpu"), torch.float32).endswith("threads), float32")
+    assert describe(torch.device("cpu"), {"dtype": "float32"}).endswith("threads), float32")
 
 
 def test_a_resumed_run_takes_auto_to_mean_what_it_meant_before_and_says_what_is_not_as_before(caplog):

@@ -9,7 +9,7 @@ from test_kill import Run
 from tracing import NEEDS_SPACE, full_disk, trace
 
 from gpt import checkpoint
-from gpt.loop import Progress
+from gpt.progress import Progress
 
 
 def fail_at(number, code):

@@ -15,8 +15,8 @@ import generate
 from gpt import checkpoint, config, model_file, tokenizer
 from gpt.checkpoint import Identity
 from gpt.errors import UserError
-from gpt.loop import Progress
 from gpt.model import GPT
+from gpt.progress import Progress
 from gpt.schema import GenerateConfig
 
 BYTES = tokenizer.load("bytes")

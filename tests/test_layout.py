@@ -24,14 +24,19 @@ LAYERS = [
         "cards",
         "interrupt",
         "rows",
+        "free_memory",
         "tensorfiles",
         "guard",
         "problems",
+        "plan",
+        "loss",
+        "progress",
     },
-    {"run_directory", "data", "sampling", "records", "sources", "splits", "tokenfiles"},
+    {"run_directory", "run_facts", "data", "feed", "sampling", "records", "sources", "splits", "tokenfiles"},
     {"examples", "loop", "corpus", "track"},
     {"checkpoint", "sweep", "model_card"},
-    {"resume", "model_file", "saver", "command_line"},
+    {"resume", "model_file", "saver", "command_line", "compilation", "estimate"},
+    {"dry_run"},
     {"config"},
 ]
 
@@ -62,7 +67,7 @@ def test_imports_go_one_way(path):
 
 
 def test_only_track_knows_wandb_and_omegaconf_and_hydra_stay_at_the_door():
-    door = {"config", "command_line", "problems", "guard", "sweep"}
+    door = {"config", "command_line", "problems", "guard", "sweep", "dry_run"}
     for path in MODULES + SCRIPTS:
         roots = {name.split(".")[0] for name in imports(path)}
         assert "wandb" not in roots or path.stem == "track"

@@ -2,25 +2,37 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import adamw_config, data_config, made_split, model_config, schedule_config, train_section
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from gpt import optim, tokenizer
 from gpt.data import Batch, TrainBatches, collate, cut, eval_batches
 from gpt.errors import UserError
 from gpt.examples import GPTDatasetV1
-from gpt.loop import Progress, batch_loss, count_steps, evaluate, fit, train_model_simple, train_step
+from gpt.loop import batch_loss, count_steps, evaluate, fit, train_model_simple, train_step
 from gpt.model import GPT
+from gpt.progress import Progress
 
 CPU = torch.device("cpu")
 SPLIT = made_split([5, 9, 17, 4, 30, 12, 8, 8, 6, 21, 7, 11] * 3)
 VAL = made_split([7, 19, 12], seed=1, name="val")
 
 
-def run(model=None, progress=None, total_steps=10, optimizer_cfg=None, data=None, interrupt=None, **changes):
+def run(
+    model=None,
+    progress=None,
+    total_steps=10,
+    optimizer_cfg=None,
+    data=None,
+    interrupt=None,
+    dtype=torch.float32,
+    **changes,
+):
     """A small run from start to end, or to step `interrupt`: (events, model, optimizer, progress)."""
     train = train_section(**changes)
     cfg = data_config(**(data or {}))
@@ -31,7 +43,7 @@ def run(model=None, progress=None, total_steps=10, optimizer_cfg=None, data=None
     batches = TrainBatches(SPLIT, cfg, 16, train, seed=3)
     events = fit(
         model, optimizer, batches, eval_batches(VAL, cfg, 16, train), train, schedule_config(), total_steps, progress,
-        seed=3, device=CPU,
+        seed=3, device=CPU, dtype=dtype,
     )  # fmt: skip
     seen = []
     for event in events:
@@ -40,6 +52,10 @@ def run(model=None, progress=None, total_steps=10, optimizer_cfg=None, data=None
         if progress.step == interrupt:
             break
     return seen, model, optimizer, progress
+
+
+def micro_batches():
+    return TrainBatches(SPLIT, data_config(), 16, train_section(), seed=3).step(0)
 
 
 def weights(model):
@@ -56,6 +72,110 @@ def test_one_step_gives_these_values():
     order of batches, another torch), say why in the commit and put the new values here."""
     events, *_ = run(total_steps=2, log_every=1)
     assert [event.row["train/loss"] for event in events[1:]] == pytest.approx([3.90766, 3.93672], abs=1e-4)
+
+
+def test_fifty_steps_follow_the_curve_of_the_plainest_step():
+    """All logits at once, torch's cross-entropy, its own AdamW, unfused, and clipping of every step."""
+    torch.manual_seed(0)
+    model = GPT(model_config(), 50)
+    plain = copy.deepcopy(model)
+    events, *_ = run(model=model, total_steps=50, log_every=1, micro_batch=1)
+    groups = optim.decay_groups(plain.named_parameters(), adamw_config().weight_decay)
+    cfg = adamw_config(lr=1e-2)
+    optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, foreach=False)
+    batches = TrainBatches(SPLIT, data_config(), 16, train_section(), seed=3)
+    losses = []
+    for step in range(50):
+        for group in optimizer.param_groups:
+            group["lr"] = cfg.lr * optim.lr_factor(schedule_config(), step, 50)
+        micro_batches = batches.step(step)
+        n_targets = sum(batch.n_targets for batch in micro_batches)
+        loss = sum(
+            torch.nn.functional.cross_entropy(
+                plain(batch.inputs, batch.positions, batch.documents).flatten(0, 1), batch.targets.flatten(),
+                reduction="sum",
+            )
+            for batch in micro_batches
+        ) / n_targets  # fmt: skip
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.5  # it has learned something on the way
+    assert [event.row["train/loss"] for event in events[1:]] == pytest.approx(losses, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_checkpointing_changes_no_bit(dtype):
+    ends = []
+    for gradient_checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = GPT(model_config(dropout=0.1), 50)
+        model.gradient_checkpointing = gradient_checkpointing
+        _, model, *_ = run(model=model, dtype=dtype, total_steps=3)
+        ends.append(weights(model))
+    assert torch.equal(*ends)
+
+
+def test_each_matrix_is_converted_once_in_a_step_however_many_micro_batches_it_has():
+    torch.manual_seed(0)
+    model = GPT(model_config(tie_weights=False), 50)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    shapes = [p.shape for name, p in model.named_parameters() if name.startswith("h.") and p.dim() == 2]
+
+    class Conversions(TorchDispatchMode):
+        found = 0
+
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            if operator is torch.ops.aten._to_copy.default and kwargs["dtype"] == torch.bfloat16:
+                self.found += args[0].shape in shapes
+            return operator(*args, **(kwargs or {}))
+
+    batches = TrainBatches(SPLIT, data_config(), 16, train_section(micro_batch=1), seed=3).step(0)
+    with Conversions() as conversions:
+        train_step(model, optimizer, batches, CPU, torch.bfloat16)
+    assert len(batches) > 1
+    assert conversions.found == len(shapes)
+
+
+class TestFloat16:
+    def test_learns_as_float32_does(self):
+        curves = []
+        for dtype in (torch.float32, torch.float16):
+            torch.manual_seed(0)
+            events, *_ = run(model=GPT(model_config(), 50), dtype=dtype, total_steps=30, log_every=1)
+            curves.append([event.row["train/loss"] for event in events[1:]])
+        assert curves[0] != curves[1]
+        assert curves[1] == pytest.approx(curves[0], abs=0.02)
+
+    def test_gradients_too_small_for_it_are_kept_by_the_scale(self):
+        """2^-24 is the smallest number of float16: at a scale of 1 the gradients of a loss of 1e-6 vanish."""
+        norms = {}
+        for loss_scale in (1.0, 2.0**16):
+            torch.manual_seed(0)
+            model = GPT(model_config(), 50)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+            tiny = [replace(batch, n_targets=batch.n_targets * 10**6) for batch in micro_batches()]
+            norms[loss_scale] = train_step(model, optimizer, tiny, CPU, torch.float16, loss_scale=loss_scale)[1]
+        exact = train_step(model, optimizer, tiny, CPU)[1]
+        assert norms[2.0**16] == pytest.approx(exact, rel=0.01)
+        assert norms[1.0] != pytest.approx(exact, rel=0.01)
+
+    def test_a_step_whose_gradients_overflow_is_taken_again_with_half_the_scale(self):
+        start = Progress(loss_scale=2.0**40)
+        _, model, _, progress = run(dtype=torch.float16, progress=start, total_steps=3)
+        assert progress.step == 3 and progress.skipped == 0
+        assert progress.loss_scale < 2.0**30
+        _, fitting, *_ = run(dtype=torch.float16, progress=Progress(loss_scale=progress.loss_scale), total_steps=3)
+        assert torch.equal(weights(model), weights(fitting))
+
+    def test_a_loss_that_is_not_finite_is_no_overflow_of_the_scale(self):
+        model = GPT(model_config(), 50)
+        with torch.no_grad():
+            model.wpe.weight[0] = math.inf
+        with pytest.raises(UserError, match="loss nan"):
+            run(model=model, dtype=torch.float16, eval_every=100)
 
 
 def test_micro_batches_of_any_size_give_the_gradient_of_one_batch():

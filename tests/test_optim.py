@@ -1,8 +1,11 @@
 """Optimizers, decay groups and schedules."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
-from conftest import adamw_config, model_config, schedule_config
+from conftest import ROOT, adamw_config, model_config, schedule_config
 
 from gpt import optim
 from gpt.errors import UserError
@@ -87,6 +90,57 @@ def test_the_schedule_scales_every_group_from_its_own_peak():
     optim.set_lr(optimizer, 0.5)
     optim.set_lr(optimizer, 0.5)  # from the peak, not from what it was
     assert {group["lr"] for group in optimizer.param_groups} == {0.01, 0.0005}
+
+
+UPDATES = [
+    ("AdamW", {"lr": 0.01, "fused": True}),
+    ("Muon", {"lr": 0.02, "momentum": 0.95}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), UPDATES, ids=[name for name, _ in UPDATES])
+def test_an_optimizer_without_torchs_wrappers_does_what_torchs_own_does_bit_for_bit(name, settings):
+    def run(kind):
+        torch.manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(33, 17)) for _ in range(4)]
+        groups = [{"params": parameters[:2], "weight_decay": 0.1}, {"params": parameters[2:], "weight_decay": 0.0}]
+        optimizer = kind(groups, **settings)
+        for step in range(7):
+            sum(((step + 1) * p.sin()).sum() for p in parameters).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            assert all(p.grad is None for p in parameters)
+        twin = kind(groups, **settings)
+        twin.load_state_dict(optimizer.state_dict())
+        return parameters, optimizer.state_dict(), twin.state_dict()
+
+    ours, theirs = run(getattr(optim, name)), run(getattr(torch.optim, name))
+    assert all(map(torch.equal, ours[0], theirs[0]))
+    for our, their in zip(ours[1:], theirs[1:], strict=True):
+        assert our["param_groups"] == their["param_groups"]
+        assert our["state"].keys() == their["state"].keys() and len(our["state"]) == 4
+        for number, state in their["state"].items():
+            assert our["state"][number].keys() == state.keys()
+            assert all(torch.equal(our["state"][number][key], tensor) for key, tensor in state.items())
+
+
+def test_no_optimizer_loads_torchs_compiler_which_takes_longer_than_the_first_step():
+    code = """
+import sys, torch
+from test_optim import CONFIGS, GPT, model_config, optim
+for cfg in CONFIGS:
+    model = GPT(model_config(), 50)
+    optimizer = optim.build(model, cfg)
+    model(torch.arange(32).view(2, 16)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optim.load_state_tensors(optimizer, optim.state_tensors(optimizer))
+    print(cfg.name, "torch._dynamo" in sys.modules)
+"""
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}, capture_output=True, text=True)
+    assert result.stdout == "".join(f"{cfg.name} False\n" for cfg in CONFIGS), result.stderr
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from test_checkpoint import IDENTITY, damage, made, publish
 from gpt import checkpoint, resume
 from gpt.checkpoint import Identity
 from gpt.errors import UserError
-from gpt.loop import Progress
+from gpt.progress import Progress
 
 BEFORE = {
     "seed": 1, "optimizer": {"name": "adamw", "lr": 0.1}, "schedule": {"name": "cosine"},

@@ -9,7 +9,7 @@ from test_conf import loaded
 
 from gpt import checkpoint, run_directory, saver
 from gpt.errors import UserError
-from gpt.loop import Progress
+from gpt.progress import Progress
 
 
 def saver_in(run_dir):

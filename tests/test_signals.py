@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import replace
 
@@ -24,13 +25,12 @@ CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 AT_ONCE = {
     "reading prepared data": ("corpus.py", "ensure", 1),
     "building the model": ("model.py", "init_weights", 1),
-    "starting W&B": ("wandb_init.py", "init", 1),
 }
 SAVING = {
     "the first evaluation": ("loop.py", "evaluate", 1),
     "a step": ("loop.py", "train_step", 3),
     "a micro-batch": ("loop.py", "batch_loss", 8),
-    "an evaluation": ("loop.py", "token_losses", 16),
+    "an evaluation": ("loss.py", "token_losses", 16),
     "a sample": ("sampling.py", "next_logits", 7),
     "logging": ("track.py", "event", 3),
     "writing a checkpoint": ("checkpoint.py", "write_files", 2),
@@ -69,6 +69,7 @@ class Interruptible(Run):
             for name in [name for name in sys.modules if name.split(".")[0] == "wandb"]:
                 del sys.modules[name]  # it may have a connection of other tests in this process
             sys.setprofile(watch)
+            threading.setprofile(watch)
             self.command()
 
         return body
@@ -97,18 +98,35 @@ def complaints(output):
 
 @pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
 @pytest.mark.parametrize("phase", AT_ONCE)
-def test_before_the_first_step_a_signal_ends_the_run_at_once(undisturbed, phase, number, monkeypatch, tmp_path):
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+def test_before_the_first_step_a_signal_ends_the_run_at_once(undisturbed, phase, number):
     run, _ = undisturbed
-    mode = "offline" if phase == "starting W&B" else "disabled"
-    cfg = replace(run.cfg, wandb=replace(run.cfg.wandb, mode=mode))
-    monkeypatch.setattr(run.fresh(), "cfg", cfg)
-    code, output = finish(run.signalled(number, *AT_ONCE[phase]))
+    code, output = finish(run.fresh().signalled(number, *AT_ONCE[phase]))
     assert run.note.exists(), "the phase was not reached"
     run.note.unlink()
     assert code == CODES[number], output
     assert complaints(output) == [f"error: interrupted by {number.name}"], output
     assert not (run.directory / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
+def test_while_wandb_starts_in_a_thread_a_signal_ends_the_run_soon_and_it_goes_on_to_the_same_end(
+    undisturbed, number, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    run, expected = undisturbed
+    slow = replace(run.cfg.sample, max_new_tokens=500)  # else the run would be over before W&B has started
+    monkeypatch.setattr(run, "cfg", replace(run.cfg, wandb=replace(run.cfg.wandb, mode="offline"), sample=slow))
+    code, output = finish(run.fresh().signalled(number, "wandb_init.py", "init", 1))
+    ended = time.monotonic()
+    assert ended - float(run.note.read_text().split()[1]) < 5
+    run.note.unlink()
+    assert code == CODES[number], output
+    (line,) = complaints(output)
+    assert line.startswith(f"error: interrupted by {number.name}"), line
+    code, output = finish(run.command)
+    assert code == 0, output
+    rows, _, *rest = run.result()  # all but the samples, which are longer here
+    assert [rows, *rest] == [expected[0], *expected[2:]]
 
 
 @pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)

@@ -1,11 +1,13 @@
 """Bytes become text by rows or by pieces, and what is no text is named by its line and byte."""
 
 import gzip
+import hashlib
 
 import pytest
 
+from gpt import textfiles
 from gpt.errors import UserError
-from gpt.textfiles import BadLine, open_text, shorten
+from gpt.textfiles import BadLine, measure, open_text, portions, shorten
 
 
 @pytest.fixture
@@ -69,6 +71,47 @@ def test_a_damaged_gzip_file_says_so(path, where):
     path.write_bytes(packed)
     with pytest.raises(UserError, match=r"a.txt is damaged: .*; get the file again"), open_text(path) as file:
         file.file.read()
+
+
+@pytest.mark.parametrize("size", [4, 5, 6, 7, 100])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_characters_have_unix_line_ends_wherever_pieces_end(path, monkeypatch, size, pack):
+    monkeypatch.setattr(textfiles, "PIECE", size)
+    content = "\ufeffa\r\né\r\r\n漢\r\n\r\n\U0001f600\rb\n\r".encode() * 9
+    path.write_bytes(pack(content))
+    expected = content[3:].decode().replace("\r\n", "\n")
+    with open_text(path) as file:
+        assert "".join(file.characters()) == expected
+    assert measure(path) == (len(expected), hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", gzip.compress(b"") + gzip.compress(b"")])
+def test_a_file_without_characters_has_none(path, content):
+    path.write_bytes(content)
+    assert measure(path) == (0, hashlib.sha256(content).hexdigest())
+    assert list(portions(path, [], measure(path)[1])) == []
+
+
+@pytest.mark.parametrize("size", [4, 10, 1000])
+@pytest.mark.parametrize("pack", [bytes, lambda content: gzip.compress(content) + b"\0" * 1000])
+def test_portions_are_all_of_a_file(path, monkeypatch, size, pack):
+    monkeypatch.setattr(textfiles, "PIECE", size)
+    path.write_bytes(pack("aé漢\r\n".encode() * 50))
+    n_chars, sha256 = measure(path)
+    for sizes in ([n_chars], [1, n_chars - 1], [70, 60, 70], [4] * 50):
+        assert ["".join(p) for p in portions(path, sizes, sha256)] == [
+            ("aé漢\n" * 50)[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))
+        ]
+
+
+@pytest.mark.parametrize("change", [lambda c: c + b"x", lambda c: c[:-1], lambda c: b"b" + c[1:], lambda c: b""])
+def test_a_file_that_changes_between_two_readings_is_refused(path, change):
+    path.write_bytes(b"a" * 200_000)
+    n_chars, sha256 = measure(path)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(UserError, match=r"a.txt was changed while it was read; start again"):
+        for portion in portions(path, [n_chars], sha256):
+            list(portion)
 
 
 def test_a_name_cannot_reach_the_terminal_unescaped(tmp_path):

@@ -99,9 +99,9 @@ def test_wandb_has_the_same_rows_as_the_disk(root, run_dir):
         for row in rows:
             log.event(row, [])
         log.summary({"best/val/loss": 7.25})
-        folder = recorded(root)[0]
-        assert log.sync_command == f"wandb sync {folder}"
-        assert log.url is None
+    folder = recorded(root)[0]
+    assert log.sync_command == f"wandb sync {folder}"
+    assert log.url is None
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     assert history(folder) == [json.loads(line) for line in lines]  # W&B has the same strings for NaN and infinity
     assert [record["step"]["num"] for record in records(folder, "history")] == [row["step"] for row in rows]
@@ -171,6 +171,8 @@ directory, reported, last, killed = Path(arguments[0]), *map(int, arguments[1:])
 with track.start(config("auto"), directory, reported) as log:
     for step in range(reported + 1, last + 1):
         log.event({"step": step, "train/loss": 1 / (step + 1)}, [{"prompt": "p", "text": str(step)}] * (step % 4 == 0))
+        while log.sync_command is None and killed >= 0:  # W&B is not open yet; the last run does not wait for it
+            time.sleep(0.01)
         print(step, flush=True)
         time.sleep(600 if step == killed else 0)
 """
@@ -246,7 +248,7 @@ def test_a_run_killed_offline_is_complete_in_its_last_folder_and_uploaded_once(r
     offline = {"WANDB_DIR": str(root), "HOME": str(root), "WANDB_MODE": "offline"}
     child = go_on(run_dir, -1, kills, offline)
     (last,) = recorded(root)
-    assert child.stdout.splitlines()[0] == f"W&B: offline; to upload: wandb sync {last}"
+    assert f"W&B: offline; to upload: wandb sync {last}" in child.stdout.splitlines()
     earlier = sorted((root / "wandb").glob("superseded-offline-run-*"), key=lambda path: path.stat().st_mtime_ns)
     assert len(earlier) == len(kills)
     lost = [step + 1 - len(history(folder)) for step, folder in zip(kills, earlier, strict=True)]
@@ -341,18 +343,6 @@ def test_weights_that_wandb_does_not_take_are_one_warning_and_its_rows_go_on(roo
     assert [row["step"] for row in history(recorded(root)[0])] == [1, 2]
 
 
-IDS = ["../../x", "a/b", "a b", "a\n", "\x1b[31m", "", "x" * 65, "\u202e", 5, None, True, ["a"], {"a": 1}]
-
-
-@pytest.mark.parametrize("text", [json.dumps({"id": bad}) for bad in IDS] + ["", "{", "[]", '"id"', '{"id": "a'])
-def test_a_run_directory_of_somebody_else_cannot_choose_a_wandb_id_that_is_none(run_dir, text):
-    (run_dir / "wandb.json").write_text(text)
-    ids = {track._arguments(config(), run_dir, resumed=True)["id"] for _ in range(2)}
-    assert len(ids) == 2 and all(len(new) == 8 and int(new, 16) >= 0 for new in ids)
-    (run_dir / "wandb.json").write_text('{"id": "good1234"}')
-    assert track._arguments(config(), run_dir, resumed=True)["id"] == "good1234"
-
-
 @dataclass
 class Progress:
     step: int
@@ -393,7 +383,8 @@ def test_a_run_killed_online_goes_on_with_no_row_twice_and_none_missing(online, 
     kill_after(child, 20)
     assert received() == 13  # it is behind step 17
     child = go_on(online.run_dir, 17, (), online.environment)
-    assert child.stdout.splitlines()[0] == f"W&B: {json.loads((online.run_dir / 'wandb.json').read_text())['url']}"
+    url = json.loads((online.run_dir / "wandb.json").read_text())["url"]
+    assert f"W&B: {url}" in child.stdout.splitlines()
     check_uploaded(online.server)
     record_property("count", f"W&B online: 2 kill -9, one with 13 rows there and a checkpoint of 10, one with 13 and "
                     f"a checkpoint of 18; in the end {len(ALL_ROWS)} there, none twice, none missing")  # fmt: skip

@@ -193,7 +193,7 @@ def test_a_job_of_a_sweep_trains_what_it_would_train_alone(workflow, sweep):
         (["data=text"], 2, "data.path"),
         (["data=alpaca", "data.path=/nowhere.jsonl"], 2, "/nowhere.jsonl"),
         (["device=cuda:63"], 5, "device=cuda:63 is not available"),
-        (["train.dtype=float16"], 5, "float16"),
+        (["train.dtype=tf32"], 5, "tf32"),
         (["schedule.warmup=9999", "train.max_steps=null", "train.max_epochs=1"], 2, "schedule.warmup=9999 is longer"),
         (["data.overflow=drop", "data.mask=all"], 2, "no segment of split train"),
     ],

@@ -44,6 +44,8 @@ try:
     with track.start(config("auto"), directory, -1) as log:
         lap("opened")
         log_rows(0)
+        while log.sync_command is None and when != "start":  # W&B is not open yet
+            time.sleep(0.01)
         if when != "end":
             pause("breaking")
         began = time.monotonic()
@@ -173,7 +175,7 @@ def upload(outages: list[Outage]) -> dict[str, Run]:
 
 @pytest.mark.parametrize("kind", KINDS, ids=" ".join)
 def test_an_outage_costs_a_warning_and_little_time_and_no_row(outages, kind):
-    check(outages[kind], *kind[1:], opened=2 + 15, closed=2 + 15)
+    check(outages[kind], *kind[1:], opened=2, closed=2 + 15)
 
 
 def test_what_wandb_has_not_got_is_uploaded_later(outages, record_property):
@@ -225,29 +227,29 @@ from gpt import console, track
 
 console.setup()
 with track.start(config("auto"), Path(arguments[0]), -1) as log:
+    log.event({"step": 0, "val/loss": 1.0}, [])
     end = time.monotonic() + 40
     while not log.stop_requested and time.monotonic() < end:
         time.sleep(0.02)
     print("stopped", log.stop_requested)
-    log.event({"step": 0, "val/loss": 1.0}, [])
 """
     with Server() as server:
         server.stopped = True
         child = children().start(code, str(tmp_path), HOME=str(tmp_path), WANDB_DIR=str(tmp_path), **server.environment)
         assert (child.wait(), child.stderr) == (0, "")
         (run,) = server.runs.values()
-    assert child.stdout.splitlines()[-1] == "stopped True"
+    assert "stopped True" in child.stdout.splitlines()
     assert run.exit_code == 0 and [row["step"] for row in run.rows] == [0]
 
 
 @pytest.mark.exhaustive  # 80 s
-def test_with_wandbs_real_timeouts_35_seconds_are_lost_at_the_start_and_60_at_the_end(tmp_path, record_property):
+def test_with_wandbs_real_timeouts_no_time_is_lost_at_the_start_and_60_seconds_at_the_end(tmp_path, record_property):
     found = {}
     for kind in [*KINDS, ("hang", "middle", "weights")]:
         found[kind] = begin(tmp_path, *kind, init=track.INIT_TIMEOUT, finish=track.FINISH_TIMEOUT)
     finish(found, wait_before=17)  # W&B sends every 15 s: the server has the first six rows when it goes away
     for kind, outage in found.items():
-        check(outage, *kind[1:], opened=35, closed=60)
+        check(outage, *kind[1:], opened=2, closed=60)
         if kind[1] != "start":
             (run,) = outage.server.runs.values()
             assert len(run.lines) in (6, 12), kind

@@ -20,8 +20,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from gpt import checkpoint, config, optim, schema
-from gpt.loop import Progress
 from gpt.model import GPT
+from gpt.progress import Progress
 
 ROUNDS = 9
 

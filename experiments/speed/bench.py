@@ -1,66 +1,86 @@
-"""Training throughput beside transformers' GPT2LMHeadModel: `python experiments/speed/bench.py [--help]`.
+"""Training throughput beside others, as a share of what the machine can do: `python experiments/speed/bench.py --help`.
 
-Both models take the same full steps (forward, backward, clip, AdamW) on the same rows without padding, in one process,
-one after the other in turns, so that a machine that slows down slows both. Appends to results.csv beside this file.
+Everybody takes full optimizer steps (forward, backward, clip, AdamW) of the same shapes, in a process of its own, one
+after the other in turns, so that a machine that slows down slows all; before each turn the machine itself is measured.
+Ratios and shares are those within a turn. Peers that are not installed are named and left out:
+
+    pip install transformers litgpt
+
+Writes results.csv and figure.png beside this file, or under --out.
 """
 
 import argparse
 import csv
+import json
+import platform
 import statistics
+import subprocess
 import sys
-import time
+from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent.parent))
+sys.path.insert(0, str(HERE.parents[1]))
 
-from gpt.data import Batch  # noqa: E402
-from gpt.device import choose_device, choose_dtype, keep_memory  # noqa: E402
-from gpt.loop import memory_gb, train_step  # noqa: E402
-from gpt.model import GPT  # noqa: E402
-from gpt.optim import build  # noqa: E402
-from gpt.schema import AdamWConfig, ModelConfig  # noqa: E402
+import machine  # noqa: E402
+import torch  # noqa: E402
+
+from gpt import corpus  # noqa: E402
+from gpt.device import choose_device, choose_dtype  # noqa: E402
+from gpt.estimate import flops_per_token  # noqa: E402
+from gpt.schema import DataConfig, ModelConfig  # noqa: E402
 
 SHAPES = {"tiny": (4, 4, 128), "mini": (6, 6, 384), "small": (12, 12, 768)}  # layers, heads, width
 VOCABULARY = 50257
 
 
-def ours(args, device, dtype):
-    """One optimizer step of this project, as train.py takes it."""
-    n_layer, n_head, n_embd = SHAPES[args.model]
-    model = GPT(ModelConfig(args.model, n_layer, n_head, n_embd, args.context, args.dropout, True), VOCABULARY)
-    model.to(device).train()
-    optimizer = build(model, AdamWConfig("adamw", 1e-4, 0.1, 0.9, 0.95, 1e-8))
-    return lambda rows: train_step(
-        model, optimizer, [Batch(rows[:, :-1], rows[:, 1:], None, None, rows[:, 1:].numel(), rows[:, 1:].numel())],
-        device, dtype, grad_clip=1.0,
-    )  # fmt: skip
+class Contestant:
+    """A process of contestants.py, ready to take steps."""
+
+    def __init__(self, who: str, job: dict, dtype: str, compiled: bool) -> None:
+        self.label = f"{who.replace('_', ' ')}, {dtype}{', compiled' if compiled else ''}"
+        if who == "book":
+            self.label = f"the book's way, {dtype}"
+        self.rates: list[float] = []
+        command = [sys.executable, str(HERE / "contestants.py"), json.dumps(job | {
+            "who": who, "dtype": dtype, "compile": compiled})]  # fmt: skip
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        ready = self.answer()
+        self.start, self.first_step, self.memory_gb = ready["start"], ready["first_step"], 0.0
+
+    def answer(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.label}: ended with {self.process.wait()}")
+        return json.loads(line)
+
+    def turn(self, steps: int) -> None:
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        answer = self.answer()
+        self.rates.append(answer["tokens"] / answer["seconds"])
+        self.memory_gb = answer["memory_gb"]
+
+    def end(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
 
 
-def transformers_eager(args, device, dtype):
-    """The same step on transformers' GPT-2: its logits, torch's cross-entropy and AdamW."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    n_layer, n_head, n_embd = SHAPES[args.model]
-    pdrop = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), args.dropout)
-    shape = GPT2Config(n_layer=n_layer, n_head=n_head, n_embd=n_embd, n_positions=args.context, **pdrop)
-    model = GPT2LMHeadModel(shape).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, betas=(0.9, 0.95), fused=True)
-
-    def step(rows):
-        rows = rows.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            logits = model(rows[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
-
-    return step
+def contestants(args: argparse.Namespace, job: dict, native_bfloat16: bool) -> list[Contestant]:
+    """This project as train.py runs it comes first; then its other ways, then the others."""
+    dtypes = ["bfloat16", "float32"] if native_bfloat16 else ["float32"]
+    found = []
+    for who in ["this_project", *(["book"] if job["data"] else ["transformers", "litgpt"])]:
+        if who in ("transformers", "litgpt") and find_spec(who) is None:
+            print(f"{who} is not installed: left out")
+            continue
+        for dtype in dtypes if who != "book" else ["float32"]:
+            for compiled in [False, True] if args.compiled and who != "book" else [False]:
+                found.append(Contestant(who, job, dtype, compiled))
+                print(
+                    f"{found[-1].label}: ready after {found[-1].start:.1f} + {found[-1].first_step:.1f} s", flush=True
+                )
+    return found
 
 
 def main() -> None:
@@ -69,49 +89,119 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--medquad", metavar="CSV", help="instruction tuning on this file, against the book's way")
     parser.add_argument("--steps", type=int, default=2, help="steps in each turn")
     parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--keep-memory", action="store_true", help="the allocator setting that train.py makes")
+    parser.add_argument("--compiled", action=argparse.BooleanOptionalAction, default=True, help="compiled models, too")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for results.csv and figure.png")
     args = parser.parse_args()
-    if args.keep_memory and not keep_memory():
-        sys.exit("the allocator cannot be told to keep memory here")
     device = choose_device("auto")
-    dtype = choose_dtype(args.dtype, device)
-    steps = {"this project": ours(args, device, dtype), "transformers": transformers_eager(args, device, dtype)}
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(VOCABULARY, (args.rows, args.context + 1), generator=generator)
-    tokens = args.rows * args.context * args.steps
-    rates = {name: [] for name in steps}
-    for step in steps.values():
-        step(rows)
-    for _ in range(args.turns):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            for _ in range(args.steps):
-                step(rows)
-            rates[name].append(tokens / (time.perf_counter() - started))
-    ratios = [a / b for a, b in zip(*rates.values(), strict=True)]
+    native_bfloat16 = choose_dtype("auto", device) == torch.bfloat16
+    job = {"model": args.model, "shape": SHAPES[args.model], "rows": args.rows, "context": args.context,
+           "dropout": args.dropout, "data": prepare(args.medquad) if args.medquad else None}  # fmt: skip
+    model = ModelConfig(args.model, *SHAPES[args.model], args.context, args.dropout, True)
+    operations = sum(flops_per_token(model, VOCABULARY))
+    work = "MedQuAD, instruction tuning" if args.medquad else "pretraining"
     where = f"{device}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    print(f"{args.model}, {args.rows} x {args.context}, {dtype}, {where}, torch {torch.__version__}")
-    table = []
-    for name, values in rates.items():
-        table.append([name, args.model, args.rows, args.context, str(dtype), args.keep_memory, where, *spread(values)])
-        print(f"{name:>14}: {statistics.median(values):8.0f} tokens/s  ({min(values):.0f} to {max(values):.0f})")
-    print(f"ratio in each turn: median {statistics.median(ratios):.2f}  ({min(ratios):.2f} to {max(ratios):.2f})")
-    print(f"peak memory of the process, both models: {memory_gb(device):.2f} GB")
-    results = HERE / "results.csv"
-    is_new = not results.exists()
-    with open(results, "a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if is_new:
-            shape = ["who", "model", "rows", "context", "dtype", "keep_memory", "where"]
-            writer.writerow([*shape, "tokens_per_second_median", "min", "max"])
-        writer.writerows(table)
+    print(f"{work}: {args.model}, {args.rows} x {args.context} tokens; {where}, torch {torch.__version__}")
+    entrants = contestants(args, job, native_bfloat16)
+    ceilings = {name: [] for name in machine.NAMES}
+    for _ in range(args.turns):
+        for name, rates in ceilings.items():
+            rates.append(machine.product_rate(getattr(torch, name), device))
+        for entrant in entrants:
+            entrant.turn(args.steps)
+    for entrant in entrants:
+        entrant.end()
+    for name, rates in ceilings.items():
+        print(f"{machine.NAMES[name]}: {spread([rate / 1e9 for rate in rates], 'GFLOP/s')}")
+    print(f"memory read: {machine.read_rate(device) / 1e9:.1f} GB/s")
+    ceiling = ceilings["bfloat16" if native_bfloat16 else "float32"]
+    table = [row(entrant, entrants[0], operations, ceiling) for entrant in entrants]
+    show(table)
+    facts = {"work": work, "model": args.model, "rows": args.rows, "context": args.context, "where": where,
+             "platform": platform.machine(), "torch": torch.__version__}  # fmt: skip
+    write(args.out, [facts | values for values in table])
+    draw(args.out / f"{'instruction' if args.medquad else args.model}.png", table, work, facts)
 
 
-def spread(values: list[float]) -> list[float]:
-    return [round(x) for x in (statistics.median(values), min(values), max(values))]
+def prepare(path: str) -> str:
+    """MedQuAD, prepared as data=medquad."""
+    import yaml
+
+    read = yaml.safe_load((HERE.parents[1] / "conf/data/medquad.yaml").read_text())
+    cfg = DataConfig(**read | {"path": str(Path(path).resolve()), "prepared_dir": "outputs/data/medquad"})
+    return str(corpus.ensure(cfg, HERE.parents[1]))
+
+
+def row(entrant: Contestant, first: Contestant, operations: float, ceiling: list[float]) -> dict:
+    """A line of the table: medians, and least and most where they differ from turn to turn."""
+    shares = [rate * operations / most for rate, most in zip(entrant.rates, ceiling, strict=True)]
+    ratios = [ours / theirs for ours, theirs in zip(first.rates, entrant.rates, strict=True)]
+    steady = statistics.median(entrant.rates)
+    return {
+        "who": entrant.label,
+        "tokens_per_second": round(steady), "least": round(min(entrant.rates)), "most": round(max(entrant.rates)),
+        "share_of_ceiling": round(statistics.median(shares), 3),
+        "first_is_faster_by": round(statistics.median(ratios), 2),
+        "ratio_least": round(min(ratios), 2), "ratio_most": round(max(ratios), 2),
+        "memory_gb": round(entrant.memory_gb, 2),
+        "start_seconds": round(entrant.start, 1), "first_step_seconds": round(entrant.first_step, 1),
+    }  # fmt: skip
+
+
+def show(table: list[dict]) -> None:
+    print(f"{'':<34} {'tokens/s':>20} {'of ceiling':>10} {'first / this':>19} {'GB':>6} {'start':>6} {'1st step':>8}")
+    for r in table:
+        rates = f"{r['tokens_per_second']} ({r['least']}-{r['most']})"
+        ratios = f"{r['first_is_faster_by']:.2f} ({r['ratio_least']:.2f}-{r['ratio_most']:.2f})"
+        print(
+            f"{r['who']:<34} {rates:>20} {r['share_of_ceiling']:>10.2f} {ratios:>19} {r['memory_gb']:>6.2f} "
+            f"{r['start_seconds']:>6.1f} {r['first_step_seconds']:>8.1f}"
+        )
+
+
+def spread(values: list[float], unit: str) -> str:
+    return f"{statistics.median(values):.0f} {unit} ({min(values):.0f} to {max(values):.0f})"
+
+
+def write(folder: Path, lines: list[dict]) -> None:
+    """Replaces the lines of results.csv that are about the same work and shape on the same kind of machine."""
+    path, key = folder / "results.csv", ("work", "model", "rows", "context", "where")
+    kept = []
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            kept = [line for line in csv.DictReader(file) if any(line[k] != str(lines[0][k]) for k in key)]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*kept, *lines])
+
+
+def draw(path: Path, table: list[dict], work: str, facts: dict) -> None:
+    """Medians as bars, from the least to the most as whiskers."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 0.9 + 0.45 * len(table)), layout="constrained")
+    medians = [r["tokens_per_second"] for r in table]
+    whiskers = [
+        [r["tokens_per_second"] - r["least"] for r in table],
+        [r["most"] - r["tokens_per_second"] for r in table],
+    ]
+    colors = ["tab:blue" if r["who"].startswith("this project") else "tab:gray" for r in table]
+    axes.barh([r["who"] for r in table], medians, xerr=whiskers, color=colors, capsize=3)
+    for y, r in enumerate(table):
+        label = f" {r['tokens_per_second']:,} = {100 * r['share_of_ceiling']:.0f} %"
+        axes.text(0, y, label, va="center", color="white")
+    axes.invert_yaxis()
+    axes.set_xlabel("real tokens/s (share of the machine's fastest matrix products)")
+    axes.set_title(
+        f"{work}: {facts['model']}, {facts['rows']} x {facts['context']}, {facts['where']}", fontsize="medium"
+    )
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""Whether the blocks of a model are compiled for training (torch.compile), decided once for a run.
+
+Compiling costs about a minute when a run starts, less when the files of an earlier one are found, and makes each step
+somewhat faster: worth it for long runs only. How much faster: experiments/speed/README.md.
+"""
+
+import logging
+import math
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt.errors import ENVIRONMENT, UserError
+from gpt.model import GPT
+from gpt.schema import TrainSection
+
+log = logging.getLogger(__name__)
+
+COST = 60.0  # seconds at the start of a run
+# The share of a run's time that compiling saves. In float32 nearly all of it goes into products of matrices, which
+# stay what they are; it is what lies between them that gets faster.
+SAVED = {"float32": 0.04, "bfloat16": 0.2, "float16": 0.2}
+# Operations per second that a GPU, or a thread of a CPU, is taken to reach: rather too many, so that the length of a
+# run is expected rather too short, and a short one is never made slower.
+SPEED = {("cpu", "float32"): 80e9, ("cpu", "bfloat16"): 250e9, ("cuda", "float32"): 2e13, ("cuda", "bfloat16"): 3e14,
+         ("cuda", "float16"): 3e14}  # fmt: skip
+
+
+def decide(
+    cfg: TrainSection, recorded: dict[str, Any], device: torch.device, dtype: torch.dtype, operations: float
+) -> bool:
+    """Whether a run of so many `operations` (floating-point, in all) compiles.
+
+    train.compile=auto: as `recorded`, the environment of the run that is resumed, says; in a new run, when it is so
+    long that compiling saves more than twice what it costs. Raises UserError (5) when compiling is wanted and this
+    machine lacks what it takes.
+    """
+    wanted, lacking = cfg.compile, missing(device)
+    if wanted == "auto":
+        if isinstance(recorded.get("compile"), bool):
+            wanted = recorded["compile"] and not lacking
+        else:
+            wanted = not lacking and is_long(device, str(dtype).removeprefix("torch."), operations)
+    if wanted and lacking:
+        raise UserError("train.compile needs what is not here", lacking, "use train.compile=false", ENVIRONMENT)
+    if recorded.get("compile", wanted) != wanted:
+        log.warning(f"train.compile was {recorded['compile']}, is now {wanted}: results will differ in the last digits")
+    return wanted
+
+
+def is_long(device: torch.device, dtype: str, operations: float) -> bool:
+    """Whether compiling saves more than twice its cost; no, where that has not been measured."""
+    speed = SPEED.get((device.type, dtype), math.inf) * (torch.get_num_threads() if device.type == "cpu" else 1)
+    return SAVED[dtype] * operations / speed > 2 * COST
+
+
+def missing(device: torch.device) -> str | None:
+    """What torch.compile needs on a device and does not find, None when all is there."""
+    if device.type == "cuda":
+        return None if find_spec("triton") else "the package triton"
+    compiler = os.environ.get("CXX", "clang++" if shutil.which("clang++") and not shutil.which("g++") else "g++")
+    return None if shutil.which(compiler) else f"a C++ compiler, {compiler}"
+
+
+def compile_blocks(model: GPT, cache: Path) -> None:
+    """Compiles a block; all of them share the result, as they differ in nothing but weights. It is kept in `cache` for
+    later runs, unless TORCHINDUCTOR_CACHE_DIR names another directory."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    torch.compiler.reset()  # an earlier job of a sweep may have left other shapes, which would make these dynamic
+    for block in model.h:
+        block.compile()

@@ -1,0 +1,136 @@
+"""`dry_run=true`: what a run, or each job of a sweep, will cost, in place of the run. Nothing is written."""
+
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import filter_overrides
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from gpt import console, sweep
+from gpt.errors import UserError
+from gpt.estimate import Cost
+
+log = logging.getLogger(__name__)
+
+
+def run(main: Callable[[], Any], asked: sweep.DryRun) -> int:
+    """Calls the function that `hydra.main` has made `main` of, as Hydra would, once or for each job of a sweep. Prints
+    what it returns. Returns the exit code: 1 if a job of a sweep cannot run."""
+    if asked.config.hydra.mode != RunMode.MULTIRUN:
+        show(_cost(main, asked.config, Path(asked.config.hydra.run.dir)))
+        return 0
+    configs = sweep.jobs(asked.config, asked.loader)
+    jobs = [_job(config, number) for number, config in enumerate(configs)]
+    keys, costs = sweep.varied_keys(jobs), []
+    for job, config in zip(jobs, configs, strict=True):
+        try:
+            costs.append(_cost(main, config, Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir))
+        except UserError as error:
+            console.error(f"job {job['job']} ({' '.join(f'{key}={job.get(key)}' for key in keys)}): {error}")
+            costs.append(None)
+    show_sweep(jobs, keys, costs)
+    return int(None in costs)
+
+
+def _job(config: DictConfig, number: int) -> dict[str, Any]:
+    """Number and settings of a job; numbers as numbers, which a narrow table does not cut."""
+    overrides = list(filter_overrides(OmegaConf.to_container(config.hydra.overrides.task)))
+    values = {key: _number_or_text(value) for key, value in sweep.settings({"overrides": overrides}).items()}
+    return values | {"job": str(number), "overrides": overrides}
+
+
+def _number_or_text(value: str) -> int | float | str:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(value)
+    return value
+
+
+def _cost(main: Callable[[], Any], config: DictConfig, directory: Path) -> Cost:
+    """`directory`: where the run would write."""
+    config = config.copy()
+    with open_dict(config):
+        config.hydra.runtime.output_dir = str(directory.absolute())
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"]
+    return main.__wrapped__(config)
+
+
+def show(cost: Cost) -> None:
+    """The cost of one run, as a list."""
+    model, train = cost.cfg.model, cost.cfg.train
+    parts = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.2f}" for name, size in vars(cost.memory).items())
+    auto = ", by train.micro_batch=auto" if train.micro_batch == "auto" else ""
+    console.describe(
+        model=f"{model.name}, {cost.parameters:,} parameters, context {model.context_length}",
+        memory=f"about {in_gb(cost.memory.total)} ({parts}); {in_gb(cost.available)} can be had",
+        batch=f"{train.tokens_per_step:,} tokens a step, {cost.micro_batch} x {model.context_length} at a time{auto}",
+        budget=f"{cost.steps:,} steps ({cost.budget}), {cost.tokens:,} tokens" if cost.steps else "not known",
+        time=f"about {in_time(cost.seconds)} on {cost.where}, an estimate" if cost.seconds else "not known",
+    )
+    if cost.note:
+        console.say(cost.note)
+    if not cost.fits:
+        log.warning(_excess("this run", cost))
+
+
+def show_sweep(jobs: list[dict[str, Any]], keys: list[str], costs: list[Cost | None]) -> None:
+    """A table with the cost of each job, and what they cost together. A job that cannot run has None.
+
+    `keys`: the settings that differ from job to job.
+    """
+    rows = [job if cost is None else job | _row(cost) for job, cost in zip(jobs, costs, strict=True)]
+    # In a narrow terminal the last columns are left out.
+    columns = ["job", *keys, "fits", "minutes", "GB", "micro-batch", "steps", "tokens", "parameters"]
+    print("\n" + console.table(rows, columns) + "\n", flush=True)
+    known = [cost for cost in costs if cost]
+    bounded = [cost for cost in known if cost.steps]
+    if bounded:
+        steps, tokens, seconds = (sum(getattr(c, name) for c in bounded) for name in ("steps", "tokens", "seconds"))
+        left_out = f"; {len(jobs) - len(bounded)} left out" if len(bounded) < len(jobs) else ""
+        time = f"about {in_time(seconds)} on {known[0].where}, an estimate"
+        console.say(f"together {steps:,} steps, {tokens:,} tokens, {time}{left_out}")
+    for text in dict.fromkeys(cost.note for cost in known if cost.note):
+        console.say(text)
+    for job, cost in zip(jobs, costs, strict=True):
+        if cost and not cost.fits:
+            log.warning(_excess(f"job {job['job']}", cost))
+
+
+def _excess(what: str, cost: Cost) -> str:
+    return (
+        f"{what} does not fit: it needs about {in_gb(cost.memory.total)}, and {in_gb(cost.available)} can be had; "
+        "lower train.micro_batch, model.context_length or the model's size, or set train.gradient_checkpointing=true"
+    )
+
+
+def _row(cost: Cost) -> dict[str, Any]:
+    return {
+        "fits": "yes" if cost.fits else "no",
+        "minutes": None if cost.seconds is None else round(cost.seconds / 60, 1),
+        "GB": round(cost.memory.total / 1e9, 2),
+        "micro-batch": cost.micro_batch,
+        "steps": cost.steps,
+        "tokens": cost.tokens,
+        "parameters": cost.parameters,
+    }
+
+
+def in_gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def in_time(seconds: float) -> str:
+    """7,380 -> 2 h 3 min"""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    days, hours = minutes // 1440, minutes // 60 % 24
+    parts = [(days, "d"), (hours, "h"), (0 if days else minutes % 60, "min")]
+    return " ".join(f"{number} {unit}" for number, unit in parts if number)

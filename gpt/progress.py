@@ -1,0 +1,69 @@
+"""How far a run is, and what follows from that: what is due, how good it was so far, whether it is over."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from gpt.schema import TrainSection
+
+SCALE_GROWS_AFTER = 2000  # steps, as in torch's GradScaler
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: all that the loop remembers from one step to the next."""
+
+    step: int = 0  # optimizer steps taken
+    tokens: int = 0  # tokens read, padding not counted
+    reported: int = -1  # the last step that was evaluated and logged as far as it was due
+    best: float = math.inf  # lowest validation loss
+    best_step: int = 0
+    stale: int = 0  # evaluations since then
+    skipped: int = 0  # updates left out because loss or gradient was not finite
+    grad_norm: float = 0.0  # of the last step
+    loss_sum: float = 0.0  # of the targets since the last logged step ...
+    loss_targets: int = 0  # ... and their number
+    loss_scale: float = 2.0**16  # by which float16 gradients are kept from vanishing; other types go without
+    steady: int = 0  # steps since it was changed
+
+
+class Due(NamedTuple):
+    """What is to be done at a step."""
+
+    log: bool
+    evaluation: bool
+    sample: bool
+    checkpoint: bool
+
+
+def due_at(step: int, cfg: TrainSection, total_steps: int) -> Due:
+    """What is due after `step` steps, whatever happens; before the first one, an evaluation."""
+    if step == 0:
+        return Due(log=False, evaluation=True, sample=False, checkpoint=False)
+    every = (cfg.log_every, cfg.eval_every, cfg.sample_every, cfg.save_every)
+    return Due(*(n is not None and (step == total_steps or step % n == 0) for n in every))
+
+
+def scored(progress: Progress, loss: float) -> Progress:
+    """What an evaluation with this validation loss makes of the best one so far."""
+    if loss < progress.best:
+        return replace(progress, best=loss, best_step=progress.step, stale=0)
+    return replace(progress, stale=progress.stale + 1)
+
+
+def rescaled(progress: Progress, scale: float) -> Progress:
+    """The loss scale after a step that needed `scale`: that, or twice as much after 2,000 steady steps.
+
+    Dynamic loss scaling (Micikevicius et al., 2018, "Mixed Precision Training", section 3.2), without losing a step.
+    """
+    if scale != progress.loss_scale:
+        return replace(progress, loss_scale=scale, steady=0)
+    if progress.steady + 1 == SCALE_GROWS_AFTER:
+        return replace(progress, loss_scale=2 * scale, steady=0)
+    return replace(progress, steady=progress.steady + 1)
+
+
+def is_finished(progress: Progress, cfg: TrainSection, total_steps: int) -> bool:
+    """Whether a run has come to its end: all steps taken, or `cfg.patience` evaluations without a better one."""
+    at_end = progress.step >= total_steps or (cfg.patience is not None and progress.stale >= cfg.patience)
+    return at_end and progress.reported == progress.step

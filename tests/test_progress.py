@@ -1,0 +1,41 @@
+from dataclasses import replace
+
+from conftest import train_section
+
+from gpt import progress
+from gpt.progress import Progress, due_at, is_finished, rescaled, scored
+
+
+def test_the_scale_grows_after_many_steady_steps_and_shrinks_at_once():
+    steady = Progress(loss_scale=8.0, steady=progress.SCALE_GROWS_AFTER - 2)
+    after = rescaled(steady, 8.0)
+    assert (after.loss_scale, after.steady) == (8.0, progress.SCALE_GROWS_AFTER - 1)
+    after = rescaled(after, 8.0)
+    assert (after.loss_scale, after.steady) == (16.0, 0)
+    after = rescaled(replace(after, steady=5), 4.0)
+    assert (after.loss_scale, after.steady) == (4.0, 0)
+
+
+def test_each_thing_is_due_at_its_multiples_and_after_the_last_step():
+    cfg = train_section(log_every=2, eval_every=3, sample_every=None, save_every=4)
+    due = {step: due_at(step, cfg, total_steps=7) for step in range(8)}
+    assert due[0] == (False, True, False, False)  # the loss before training
+    assert [step for step in due if due[step].log] == [2, 4, 6, 7]
+    assert [step for step in due if due[step].evaluation] == [0, 3, 6, 7]
+    assert [step for step in due if due[step].sample] == []
+    assert [step for step in due if due[step].checkpoint] == [4, 7]
+
+
+def test_a_run_without_a_better_loss_for_as_long_as_patience_says_is_over():
+    cfg = train_section(patience=2)
+    now = Progress(step=4, reported=4)
+    for loss, is_over in ((3.0, False), (3.5, False), (2.5, False), (2.6, False), (2.7, True)):
+        now = scored(now, loss)
+        assert is_finished(now, cfg, total_steps=10) == is_over
+    assert (now.best, now.stale) == (2.5, 2)
+
+
+def test_a_run_is_over_when_its_last_step_has_been_reported():
+    cfg = train_section()
+    assert not is_finished(Progress(step=10, reported=9), cfg, total_steps=10)
+    assert is_finished(replace(Progress(step=10), reported=10), cfg, total_steps=10)
