@@ -6,7 +6,7 @@ Ratios and shares are those within a turn. Peers that are not installed are name
 
     pip install transformers litgpt
 
-Writes results.csv and figure.png beside this file, or under --out.
+Writes results.csv and a figure beside this file, or under --out.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="steps in each turn")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--compiled", action=argparse.BooleanOptionalAction, default=True, help="compiled models, too")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder for results.csv and figure.png")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for results.csv and the figure")
     args = parser.parse_args()
     device = choose_device("auto")
     native_bfloat16 = choose_dtype("auto", device) == torch.bfloat16

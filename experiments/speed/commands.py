@@ -1,8 +1,9 @@
 """What whole commands take, from the start of the process: `python experiments/speed/commands.py --help`.
 
     first step     python train.py train.log_every=1, the default run: until the row of step 1 is on the disk
-    job            python train.py -m with one job and with five of one step each: a quarter of the difference is what
-                   a job takes besides training: start, two evaluations, W&B offline, checkpoint, samples, figures
+    job            python train.py -m with one job and with five of one step each, without samples and next to no
+                   evaluation: a quarter of the difference is what a job takes besides training, that is composition,
+                   model, W&B offline, checkpoint, figures, model card
     medquad        python prepare_data.py data=medquad, with --medquad
     text           python prepare_data.py data=text of 25, 100 and 400 MB: the same text again and again, with --text
 
@@ -61,7 +62,8 @@ def sweep(folder: Path, number: int, jobs: int) -> float:
     seeds = ",".join(map(str, range(jobs)))
     name = f"overhead-{os.getpid()}-{number}-{jobs}"
     directory = f"hydra.sweep.dir={folder / name}"
-    return run("train.py", "-m", f"seed={seeds}", "train.max_steps=1", f"sweep.name={name}", directory)[0]
+    least = ["train.max_steps=1", "train.eval_tokens=128", "train.sample_every=null"]
+    return run("train.py", "-m", f"seed={seeds}", *least, f"sweep.name={name}", directory)[0]
 
 
 def prepare(folder: Path, *arguments: str) -> tuple[float, float, int]:
@@ -79,23 +81,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--medquad", metavar="CSV", type=Path)
     parser.add_argument("--text", metavar="TXT", type=Path)
+    parser.add_argument("--parts", choices=["train", "prepare"], nargs="+", default=["train", "prepare"])
     parser.add_argument("--turns", type=int, default=5)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         run("prepare_data.py")
-        show("first step", [first_step(folder, i) for i in range(args.turns)], "s")
-        jobs = [(sweep(folder, i, 5) - sweep(folder, i, 1)) / 4 for i in range(args.turns)]
-        show("job of a sweep", jobs, "s")
-        if args.medquad:
+        if "train" in args.parts:
+            show("first step", [first_step(folder, i) for i in range(args.turns)], "s")
+            jobs = [(sweep(folder, i, 5) - sweep(folder, i, 1)) / 4 for i in range(args.turns)]
+            show("job of a sweep", jobs, "s")
+        if args.medquad and "prepare" in args.parts:
             found = [prepare(folder, "data=medquad", f"data.path={args.medquad.resolve()}") for _ in range(args.turns)]
             show("medquad", [seconds for seconds, *_ in found], "s")
             show("medquad, peak memory", [memory for _, memory, _ in found], "MB")
-        if args.text:
+        if args.text and "prepare" in args.parts:
             content = re.sub(r"\r\n?", "\n", args.text.read_text(encoding="utf-8"))
             for megabytes in (25, 100, 400):
                 big = folder / "big.txt"
-                big.write_text(content * (megabytes * 1_000_000 // len(content.encode())), encoding="utf-8")
+                with open(big, "w", encoding="utf-8") as file:  # in pieces: a child's peak begins with its parent's
+                    for _ in range(megabytes * 1_000_000 // len(content.encode())):
+                        file.write(content)
                 n = args.turns if megabytes <= 100 else 1
                 found = [prepare(folder, "data=text", f"data.path={big}") for _ in range(n)]
                 show(f"text of {megabytes} MB", [seconds for seconds, *_ in found], "s")
