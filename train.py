@@ -33,8 +33,8 @@ def train(cfg: TrainConfig) -> float | estimate.Cost:
         batches, val_batches = data.open_batches(prepared, estimate.with_micro_batch(cfg, rows_at_once), tokens.n_vocab)
         total_steps, budget = loop.count_steps(cfg.train, batches)
         optim.check_schedule(cfg.schedule, total_steps)
-        operations = total_steps * cfg.train.tokens_per_step * sum(estimate.flops_per_token(cfg.model, tokens.n_vocab))
-        environment["compile"] = compilation.decide(cfg.train, resume.environment(found), where, dtype, operations)
+        flops = estimate.run_flops(cfg, tokens.n_vocab, total_steps)
+        environment["compile"] = compilation.decide(cfg.train, resume.environment(found), where, dtype, flops)
 
         torch.manual_seed(cfg.seed)
         model = GPT(cfg.model, tokens.n_vocab).to(where)

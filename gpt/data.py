@@ -168,6 +168,7 @@ class TrainBatches:
         self.is_text, self.overflow = cfg.kind == "text", cfg.overflow
         self.batching = "packed" if self.is_text else cfg.batching  # windows of text fill their rows in any case
         self.tokens_per_step, self.micro_batch = train.tokens_per_step, train.micro_batch
+        self.rows_per_step = train.rows_per_step(context_length)
         self._planned = 0, self._plan(0)
         self.steps_per_epoch = len(self._planned[1])
 
@@ -210,13 +211,12 @@ class TrainBatches:
 
     def _plan(self, epoch: int) -> Plan | WindowPlan:
         """Every epoch has the same number of steps, and each segment once."""
-        rows_per_step = max(1, round(self.tokens_per_step / self.context_length))  # of context_length tokens each
         if self.is_text:
-            return WindowPlan(len(self.segments), rows_per_step, key=(self.seed, epoch))
+            return WindowPlan(len(self.segments), self.rows_per_step, key=(self.seed, epoch))
         lengths = self.segments.lengths
         rng = np.random.default_rng([self.seed, epoch])
         if self.batching == "packed":
-            return plan_packed(lengths, self.context_length, rows_per_step, rng)
+            return plan_packed(lengths, self.context_length, self.rows_per_step, rng)
         return plan_unpacked(lengths, self.batching == "bucketed", self.tokens_per_step, rng)
 
 

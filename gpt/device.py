@@ -4,7 +4,6 @@ import ctypes
 import logging
 import os
 import platform
-import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gpt import free_memory
 from gpt.errors import ENVIRONMENT, UserError
 from gpt.schema import TrainSection
 
@@ -150,8 +150,7 @@ def memory_gb(device: torch.device) -> float:
     """The most memory in use so far, in 10^9 bytes: of the GPU, or resident memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return free_memory.peak() / 1e9
 
 
 def describe(device: torch.device, environment: dict[str, Any]) -> str:

@@ -121,7 +121,8 @@ def memory(cfg: TrainConfig, vocab_size: int, rows: int, kind: str, itemsize: in
     model, C = cfg.model, cfg.model.n_embd
     masked = cfg.data.kind != "text" and cfg.data.batching == "packed"
     N, in_head = model.n_parameters(vocab_size), vocab_size * C
-    n_tokens = min(rows, rows_per_step(cfg)) * model.context_length
+    rows_in_step = cfg.train.rows_per_step(model.context_length)
+    n_tokens = min(rows, rows_in_step) * model.context_length
     per_token = activation_bytes(model, itemsize, masked, kind != "cuda", cfg.train.gradient_checkpointing)
     copies = itemsize * 12 * model.n_layer * C * C if itemsize < 4 else 0  # of the blocks' weights, for autocast
     # gpt/loss.py: the logits of a chunk, their softmax, the gradient of the head and, for autocast, copies of both.
@@ -130,7 +131,7 @@ def memory(cfg: TrainConfig, vocab_size: int, rows: int, kind: str, itemsize: in
     head = chunk * vocab_size * itemsize + 2 * group * vocab_size * 4 + 4 * in_head
     head += 2 * itemsize * in_head if itemsize < 4 else 0
     activations = n_tokens * per_token
-    if rows < rows_per_step(cfg):  # then gradients are there already, and that of the embedding is added to one
+    if rows < rows_in_step:  # then gradients are there already, and that of the embedding is added to one
         backward = activations + 4 * N + 4 * in_head
     elif cfg.train.gradient_checkpointing:
         backward = activations + 4 * N
@@ -143,11 +144,6 @@ def memory(cfg: TrainConfig, vocab_size: int, rows: int, kind: str, itemsize: in
         head=head,
         base=BASE[kind],
     )
-
-
-def rows_per_step(cfg: TrainConfig) -> int:
-    """Rows of context_length tokens in an optimizer step, as gpt/data.py counts them."""
-    return max(1, round(cfg.train.tokens_per_step / cfg.model.context_length))
 
 
 def micro_batch(
@@ -166,9 +162,8 @@ def micro_batch(
         return before
     rows = rows_that_fit(cfg, vocab_size, device, dtype)
     needed = memory(cfg, vocab_size, rows, device.type, dtype.itemsize).total
-    console.say(
-        f"train.micro_batch=auto: {rows} of {rows_per_step(cfg)} rows at a time, about {needed / 1e9:.1f} GB in all"
-    )
+    in_step = cfg.train.rows_per_step(cfg.model.context_length)
+    console.say(f"train.micro_batch=auto: {rows} of {in_step} rows at a time, about {needed / 1e9:.1f} GB in all")
     return rows
 
 
@@ -181,7 +176,8 @@ def rows_that_fit(cfg: TrainConfig, vocab_size: int, device: "torch.device", dty
 def fitting_rows(cfg: TrainConfig, vocab_size: int, kind: str, itemsize: int, room: int) -> int:
     """The largest useful power of two of rows that takes no more than `room` bytes; 1 if none does."""
     rows = 1
-    most = min(rows_per_step(cfg), USEFUL_TOKENS[kind] // cfg.model.context_length)
+    context_length = cfg.model.context_length
+    most = min(cfg.train.rows_per_step(context_length), USEFUL_TOKENS[kind] // context_length)
     while 2 * rows <= most and memory(cfg, vocab_size, 2 * rows, kind, itemsize).total <= room:
         rows *= 2
     return rows
@@ -196,6 +192,11 @@ def flops_per_token(model: ModelConfig, vocab_size: int, checkpointing: bool = F
     L, C, T = model.n_layer, model.n_embd, model.context_length
     blocks = 6 * 12 * L * C * C + 12 * L * T * C
     return blocks * 4 // 3 if checkpointing else blocks, 6 * vocab_size * C
+
+
+def run_flops(cfg: TrainConfig, vocab_size: int, steps: int) -> int:
+    """Of all steps of a run, what checkpointing computes twice counted once."""
+    return steps * cfg.train.tokens_per_step * sum(flops_per_token(cfg.model, vocab_size))
 
 
 @cache
@@ -272,11 +273,13 @@ def of_run(cfg: TrainConfig, root: Path) -> Cost:
         steps = length[0]
         optim.check_schedule(cfg.schedule, steps)
         tokens = round(steps * work.tokens)
-        operations = steps * cfg.train.tokens_per_step * sum(flops_per_token(cfg.model, vocab_size))
-        environment["compile"] = compilation.decide(cfg.train, {}, where, dtype, operations)
+        flops = run_flops(cfg, vocab_size, steps)
+        environment["compile"] = compilation.decide(cfg.train, {}, where, dtype, flops)
         seconds = run_seconds(cfg, work, steps, probe(where, dtype, cfg.model.n_embd, vocab_size), vocab_size)
         if environment["compile"]:
-            seconds = compilation.COST + seconds * (1 - compilation.SAVED[environment["dtype"]])
+            seconds = compilation.COST + seconds * (
+                1 - compilation.SAVED[str(dtype).removeprefix("torch.")]
+            )  # tf32 is a float32
     return Cost(
         cfg=cfg,
         parameters=cfg.model.n_parameters(vocab_size),

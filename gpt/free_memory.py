@@ -28,6 +28,11 @@ def in_use(device: "torch.device") -> int:
         return torch.cuda.memory_reserved(device)
     if sys.platform == "linux":
         return _status().get("VmRSS", 0)
+    return peak()
+
+
+def peak() -> int:
+    """The most bytes of the machine's memory that this process has had at once."""
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -174,6 +174,10 @@ class TrainSection:
     compile: FlagOrAuto
     gradient_checkpointing: Flag
 
+    def rows_per_step(self, context_length: int) -> int:
+        """Rows of `context_length` tokens in an optimizer step: as many as come nearest to `tokens_per_step`."""
+        return max(1, round(self.tokens_per_step / context_length))
+
 
 @section
 class SampleConfig:

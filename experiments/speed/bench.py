@@ -24,14 +24,14 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 import machine  # noqa: E402
 import torch  # noqa: E402
+from contestants import VOCABULARY, medquad  # noqa: E402
 
 from gpt import corpus  # noqa: E402
 from gpt.device import choose_device, choose_dtype  # noqa: E402
 from gpt.estimate import flops_per_token  # noqa: E402
-from gpt.schema import DataConfig, ModelConfig  # noqa: E402
+from gpt.schema import ModelConfig  # noqa: E402
 
 SHAPES = {"tiny": (4, 4, 128), "mini": (6, 6, 384), "small": (12, 12, 768)}  # layers, heads, width
-VOCABULARY = 50257
 
 
 class Contestant:
@@ -127,10 +127,7 @@ def main() -> None:
 
 def prepare(path: str) -> str:
     """MedQuAD, prepared as data=medquad."""
-    import yaml
-
-    read = yaml.safe_load((HERE.parents[1] / "conf/data/medquad.yaml").read_text())
-    cfg = DataConfig(**read | {"path": str(Path(path).resolve()), "prepared_dir": "outputs/data/medquad"})
+    cfg = medquad(path=str(Path(path).resolve()), prepared_dir="outputs/data/medquad")
     return str(corpus.ensure(cfg, HERE.parents[1]))
 
 

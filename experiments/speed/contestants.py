@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 STARTED = time.perf_counter()
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,6 +18,9 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import yaml  # noqa: E402
+
+if TYPE_CHECKING:
+    from gpt.schema import DataConfig
 
 VOCABULARY = 50257
 LR, BETAS, WEIGHT_DECAY, CLIP = 1e-4, (0.9, 0.95), 0.1, 1.0
@@ -63,12 +67,18 @@ def this_project(job: dict, device: torch.device, dtype: torch.dtype) -> Step:
 
 def packed(job: dict) -> tuple:
     """(data, context_length, train) settings: those of conf/, with as many tokens in a step as 8 rows have."""
-    from gpt.schema import DataConfig, TrainSection
+    from gpt.schema import TrainSection
 
-    read = {name: yaml.safe_load((ROOT / "conf" / f"{name}.yaml").read_text()) for name in ("train", "data/medquad")}
+    train = yaml.safe_load((ROOT / "conf/train.yaml").read_text())["train"]
     sizes = {"tokens_per_step": job["rows"] * job["context"], "micro_batch": job["rows"], "max_tokens": None}
-    data = DataConfig(**read["data/medquad"] | {"prepared_dir": job["data"]})
-    return data, job["context"], TrainSection(**read["train"]["train"] | sizes)
+    return medquad(prepared_dir=job["data"]), job["context"], TrainSection(**train | sizes)
+
+
+def medquad(**changes: str) -> "DataConfig":
+    """data=medquad, with some settings changed."""
+    from gpt.schema import DataConfig
+
+    return DataConfig(**yaml.safe_load((ROOT / "conf/data/medquad.yaml").read_text()) | changes)
 
 
 def plain_step(model: torch.nn.Module, logits: Callable, job: dict, device: torch.device, dtype: torch.dtype) -> Step:

@@ -1,38 +1,35 @@
 """What the machine can do at most: products of matrices and reading memory. `python machine.py` prints it."""
 
 import statistics
-import time
+import sys
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from gpt.estimate import duration
 
 NAMES = {"float32": "float32 products", "bfloat16": "bfloat16 products"}
 
 
 def product_rate(dtype: torch.dtype, device: torch.device, n: int = 2048) -> float:
-    """Floating-point operations per second of the fastest of five (n, n) products; fewer and smaller ones where they
-    take long, as bfloat16 does on processors that emulate it."""
+    """Floating-point operations per second of the fastest of several (n, n) products; of smaller ones where they take
+    long, as in bfloat16 on processors that emulate it."""
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    small = [t[:64, :64].contiguous() for t in (a, b)]
-    seconds(lambda: small[0] @ small[1], device)
-    if seconds(lambda: small[0] @ small[1], device) > 64**3 * 2 / 5e9:  # under 5 GFLOP/s: emulated
-        small = [t[:256, :256].contiguous() for t in (a, b)]
-        return 2 * 256**3 / min(seconds(lambda: small[0] @ small[1], device) for _ in range(2))
-    seconds(lambda: a @ b, device)
-    return 2 * n**3 / min(seconds(lambda: a @ b, device) for _ in range(5))
+
+    def rate(m: int, at_least: float) -> float:
+        x, y = a[:m, :m].contiguous(), b[:m, :m].contiguous()
+        return 2 * m**3 / duration(lambda: x @ y, device, at_least)
+
+    is_emulated = rate(64, 0.0) < 5e9
+    return rate(256, 0.0) if is_emulated else rate(n, 0.5)
 
 
 def read_rate(device: torch.device) -> float:
-    """Bytes per second of summing 512 MB, the fastest of five times."""
+    """Bytes per second of summing 512 MB, the fastest of several times."""
     source = torch.ones(2**27, device=device)
-    return source.nbytes / min(seconds(source.sum, device) for _ in range(5))
-
-
-def seconds(work, device: torch.device) -> float:
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    return source.nbytes / duration(source.sum, device)
 
 
 def main() -> None:
