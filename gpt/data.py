@@ -171,6 +171,8 @@ class TrainBatches:
         self.rows_per_step = train.rows_per_step(context_length)
         self._planned = 0, self._plan(0)
         self.steps_per_epoch = len(self._planned[1])
+        slots = self.rows_per_step * context_length  # of which packed rows fill about 99 %, others less
+        self.tokens_in_step = slots if self.is_text else float(self.segments.lengths.sum()) / self.steps_per_epoch
 
     def step(self, step: int) -> list[Batch]:
         """The micro-batches of optimizer step `step` (from 0)."""

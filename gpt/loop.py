@@ -140,9 +140,10 @@ def evaluate(
 
 
 def count_steps(cfg: TrainSection, batches: TrainBatches) -> tuple[int, str]:
-    """The length of a run in optimizer steps, and the key that decides it."""
+    """The length of a run in optimizer steps, and the key that decides it. Padding counts in no budget of tokens, so
+    that runs have equal ones whatever their context length leaves of a row."""
     epoch_steps = None if cfg.max_epochs is None else cfg.max_epochs * batches.steps_per_epoch
-    found = budget(cfg.max_steps, epoch_steps, cfg.max_tokens, cfg.tokens_per_step)
+    found = budget(cfg.max_steps, epoch_steps, cfg.max_tokens, batches.tokens_in_step)
     if found is None:
         raise UserError("a run needs a budget", remedy="set train.max_steps, train.max_epochs or train.max_tokens")
     return found

@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import adamw_config, data_config, made_split, model_config, schedule_config, train_section
@@ -409,6 +410,30 @@ def test_the_budget_is_steps_or_epochs_or_else_tokens(budget, steps):
     batches = TrainBatches(SPLIT, data_config(), 16, train, 0)
     factor = batches.steps_per_epoch if "epochs" in steps[1] else 1
     assert count_steps(train, batches) == (steps[0] * factor, steps[1])
+
+
+@pytest.mark.parametrize(
+    ("batching", "mask"),
+    [(b, m) for b in ("packed", "bucketed", "padded") for m in ("response", "all")] + [("text", "all")],
+)
+def test_a_budget_in_tokens_is_the_same_for_every_context_length_whatever_padding_that_leaves(batching, mask):
+    """Counted in the batches themselves, over parts of an epoch and over several."""
+    lengths = np.random.default_rng(7).integers(4, 150, 200).tolist()
+    if batching == "text":
+        split, changes = made_split([sum(lengths)], prompt=0), {"kind": "text"}
+    else:
+        split, changes = made_split(lengths), {"batching": batching}
+    found = {}
+    for context_length in (16, 32, 64):
+        train = train_section(max_steps=None, tokens_per_step=256, micro_batch=100)
+        batches = TrainBatches(split, data_config(mask=mask, **changes), context_length, train, 0)
+        tokens: list[int] = []  # of each step
+        for max_tokens in (1000, 5000, 12_345, 30_000):
+            steps, key = count_steps(replace(train, max_tokens=max_tokens), batches)
+            tokens += [sum(batch.n_tokens for batch in batches.step(step)) for step in range(len(tokens), steps)]
+            found[context_length, max_tokens] = read = sum(tokens)
+            assert key == "train.max_tokens" and abs(read - max_tokens) <= 256, f"{read} of {max_tokens}: {found}"
+    assert len(found) == 12
 
 
 def test_a_run_without_a_budget_is_an_error():
