@@ -1,50 +1,134 @@
-"""What Weights & Biases is told about a run besides its rows: id, name, settings, commit, samples as a page."""
+"""What Weights & Biases is told about a run besides its rows, and about a sweep: id, name, settings, results."""
 
 import contextlib
 import html
 import json
+import math
+import os
 import re
 import secrets
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from gpt import durable
 from gpt.console import escape
-from gpt.schema import TrainConfig, as_dict
+from gpt.schema import TrainConfig, WandbConfig, as_dict
 
 PROJECT = Path(__file__).resolve().parent.parent
+# What an agent of a W&B sweep sets for the one run that it starts; W&B then takes the id of no other.
+AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 
 
 def of(cfg: TrainConfig, run_dir: Path, resumed: bool) -> dict[str, Any]:
-    """What wandb.init is told about the run. A resumed run goes on under its old id."""
-    overrides = " ".join(o for o in cfg.overrides if not o.startswith(("wandb.", "sweep.")))
-    return {
-        "project": cfg.wandb.project,
-        "entity": cfg.wandb.entity,
-        "group": cfg.wandb.group or cfg.sweep.name,
+    """What wandb.init is told about the run. A resumed run goes on under its old id; one that an agent of a W&B sweep
+    has started has the id that the agent gave it, and the sweep decides on project and entity."""
+    about = _common(cfg.wandb) | {
         "job_type": "train",
-        "name": (overrides if cfg.sweep.name and overrides else run_dir.name)[:128],  # as long as W&B allows
-        "tags": list(cfg.wandb.tags),
+        "name": run_dir.name,
         "config": as_dict(cfg) | {"out_dir": str(run_dir)},
         "id": (resumed and _remembered(run_dir)) or secrets.token_hex(4),
     }
+    typed = [text for text in cfg.overrides if not text.startswith(("wandb.", "sweep.", "hydra.", "out_dir="))]
+    job = _read(run_dir / "job.json")
+    if job is None and all(name in os.environ for name in AGENT):
+        chosen = _chosen_by_agent()
+        varied = [text for text in typed if text.partition("=")[0] in chosen]
+        about |= {"id": os.environ["WANDB_RUN_ID"], "project": None, "entity": None}
+        about["name"] = " ".join(varied or typed) or run_dir.name
+    elif job is not None or cfg.sweep.name:
+        varied = job.get("name") if job else None  # what was typed for this job only
+        about["name"] = varied if varied and isinstance(varied, str) else " ".join(typed) or run_dir.name
+        about["group"] = cfg.wandb.group or cfg.sweep.name or run_dir.parent.name
+    return about | {"name": escape(about["name"])[:128]}  # as long as W&B allows
 
 
-def remember(run_dir: Path, run_id: str, mode: str, url: str | None = None) -> None:
+def of_sweep(cfg: WandbConfig, directory: Path, name: str, configs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What wandb.init is told about a whole sweep, whose jobs have the settings `configs`: those that all of them
+    share, by the same names as a run's, and all values of the others. The sweep goes on under its old id."""
+    keys = dict.fromkeys(key for config in configs for key in config)
+    values = {key: _distinct(config.get(key) for config in configs) for key in keys}
+    varied = {key: found for key, found in values.items() if len(found) > 1}
+    shared = {key: None if key in varied else found[0] for key, found in values.items()}  # None: W&B forgets no key
+    return _common(cfg) | {
+        "job_type": "sweep",
+        "name": escape(name)[:128],
+        "group": cfg.group or name,
+        "config": _nested(shared) | {"varied": varied, "sweep": {"name": name}, "out_dir": str(directory)},
+        "id": _remembered(directory) or secrets.token_hex(4),
+    }
+
+
+def sweep_summary(statuses: list[str], best: dict[str, Any]) -> dict[str, Any]:
+    """{"best/val/loss": 3.2, "jobs": {"all": 12, "completed": 11, "failed": 1}}: what W&B shows of a sweep."""
+    counts = {status: statuses.count(status) for status in sorted(set(statuses))}
+    return {f"best/{key}": value for key, value in best.items()} | {"jobs": {"all": len(statuses)} | counts}
+
+
+def cells(rows: list[list[Any]]) -> list[list[Any]]:
+    """The cells of a table as W&B takes them: numbers, None also for NaN and infinity, and text."""
+
+    def cell(value: Any) -> Any:
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        return value if value is None or isinstance(value, int) else escape(str(value))
+
+    return [[cell(value) for value in row] for row in rows]
+
+
+def remember(directory: Path, run_id: str, mode: str, url: str | None = None) -> None:
     """Writes wandb.json, from which a resumed run has its id, and a person the run's address."""
-    durable.write(run_dir / "wandb.json", json.dumps({"id": run_id, "url": url, "mode": mode}, indent=2) + "\n")
+    durable.write(directory / "wandb.json", json.dumps({"id": run_id, "url": url, "mode": mode}, indent=2) + "\n")
 
 
-def _remembered(run_dir: Path) -> str | None:
-    """The id in wandb.json, None when there is none: the directory may be another person's, and the file anything."""
-    path = run_dir / "wandb.json"
+def _common(cfg: WandbConfig) -> dict[str, Any]:
+    return {"project": cfg.project, "entity": cfg.entity, "group": cfg.group, "tags": list(cfg.tags)}
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    """Each value once, in their order; lists and dicts are values too."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """{"optimizer.lr": 0.001} -> {"optimizer": {"lr": 0.001}}, as a run's settings are."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *groups, name = key.split(".")
+        place = tree
+        for group in groups:
+            if not isinstance(place.get(group), dict):
+                place[group] = {}
+            place = place[group]
+        place[name] = value
+    return tree
+
+
+def _chosen_by_agent() -> list[str]:
+    """The keys whose values the agent has chosen, from the file in which it says so."""
+    with contextlib.suppress(OSError, ValueError):
+        text = Path(os.environ["WANDB_SWEEP_PARAM_PATH"]).read_text(encoding="utf-8")
+        return re.findall(r"^([\w./@]+):$", text, re.MULTILINE)
+    return []
+
+
+def _remembered(directory: Path) -> str | None:
+    """The id in wandb.json, None when there is none."""
+    found = (_read(directory / "wandb.json") or {}).get("id")
+    return found if isinstance(found, str) and re.fullmatch(r"[A-Za-z0-9_]{1,64}", found) else None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A small JSON file, None when there is none: the directory may be another person's, and the file anything."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        if path.is_file() and path.stat().st_size < 10_000:
-            about = json.loads(path.read_text(encoding="utf-8"))
-            found = about.get("id") if isinstance(about, dict) else None
-            if isinstance(found, str) and re.fullmatch(r"[A-Za-z0-9_]{1,64}", found):
-                return found
+        if path.is_file() and path.stat().st_size < 100_000:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return content if isinstance(content, dict) else None
     return None
 
 

@@ -45,7 +45,7 @@ torch._dynamo matplotlib.pyplot matplotlib.backends.backend_agg pandas hydra wan
 gpt.config gpt.corpus gpt.figures gpt.loop gpt.model_card gpt.model_file gpt.resume gpt.sampling gpt.saver gpt.track
 """
 BUGGY = "train with a proxy that is away and a bug"
-BUG = "from gpt import figures, track\ntrack.INIT_TIMEOUT, figures.loss_curve = 1, None\n"
+BUG = "from gpt import figures, mirror\nmirror.INIT_TIMEOUT, figures.loss_curve = 1, None\n"
 
 
 def forms(secret: str) -> list[bytes]:

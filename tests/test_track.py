@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wandb_server import KEY, Child, Server, children, command, wait_for
+from PIL import Image
+from wandb_server import Child, Server, children, command, wait_for
 
 from gpt import track
 from gpt.rows import read_rows
@@ -23,14 +24,15 @@ class Config:
     """The part of gpt.schema.TrainConfig that tracking reads; all other fields are only handed on to W&B."""
 
     wandb: WandbConfig
-    sweep: SweepConfig = field(default_factory=lambda: SweepConfig(name=None))
+    sweep: SweepConfig
     overrides: list[str] = field(default_factory=list)
     seed: int = 7
 
 
 def config(mode: str = "offline", sweep: str | None = None, overrides: tuple[str, ...] = (), **changes: Any) -> Config:
     values = {"project": "test", "entity": None, "group": None, "tags": ["tiny", "sample"], "log_model": "none"}
-    return Config(WandbConfig(mode=mode, **(values | changes)), SweepConfig(name=sweep), list(overrides))
+    sweep = SweepConfig(name=sweep, report=None, rungs=[], keep=0.5, pause_at=None)
+    return Config(WandbConfig(mode=mode, **(values | changes)), sweep, list(overrides))
 
 
 @pytest.fixture
@@ -100,8 +102,8 @@ def test_wandb_has_the_same_rows_as_the_disk(root, run_dir):
             log.event(row, [])
         log.summary({"best/val/loss": 7.25})
     folder = recorded(root)[0]
-    assert log.sync_command == f"wandb sync {folder}"
-    assert log.url is None
+    assert log.mirror.sync_command == f"wandb sync {folder}"
+    assert log.mirror.url is None
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     assert history(folder) == [json.loads(line) for line in lines]  # W&B has the same strings for NaN and infinity
     assert [record["step"]["num"] for record in records(folder, "history")] == [row["step"] for row in rows]
@@ -171,7 +173,7 @@ directory, reported, last, killed = Path(arguments[0]), *map(int, arguments[1:])
 with track.start(config("auto"), directory, reported) as log:
     for step in range(reported + 1, last + 1):
         log.event({"step": step, "train/loss": 1 / (step + 1)}, [{"prompt": "p", "text": str(step)}] * (step % 4 == 0))
-        while log.sync_command is None and killed >= 0:  # W&B is not open yet; the last run does not wait for it
+        while log.mirror.sync_command is None and killed >= 0:  # W&B is not open yet; the last run does not wait for it
             time.sleep(0.01)
         print(step, flush=True)
         time.sleep(600 if step == killed else 0)
@@ -281,8 +283,8 @@ def test_auto_without_credentials_is_offline_and_says_how_to_upload(root, fresh_
     with caplog.at_level(logging.INFO), track.start(config("auto"), run_dir, reported=-1) as log:
         pass
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("gpt")]
-    assert ours == [f"W&B: offline; to upload: {log.sync_command}"]
-    assert str(recorded(root)[0]) in log.sync_command
+    assert ours == [f"W&B: offline; to upload: {log.mirror.sync_command}"]
+    assert str(recorded(root)[0]) in log.mirror.sync_command
     assert capfd.readouterr() == ("", "")
 
 
@@ -306,24 +308,6 @@ def test_the_environment_may_set_the_mode_when_the_configuration_does_not(
     assert len(recorded(root)) == (value == "")
 
 
-def test_credentials_are_found_in_the_environment_and_in_netrc(root, fresh_wandb, tmp_path, monkeypatch):
-    import wandb
-
-    def found() -> str:
-        wandb.teardown()
-        wandb.setup(wandb.Settings(silent=True))
-        return track._online_or_offline("auto")
-
-    assert found() == "offline"
-    (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert found() == "online"
-    monkeypatch.delenv("NETRC")
-    assert found() == "offline"
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert found() == "online"
-
-
 def test_wandb_failing_during_a_run_is_one_warning_and_the_run_goes_on(root, run_dir, caplog):
     with track.start(config(), run_dir, reported=-1) as log:
         log.event({"step": 1}, [])
@@ -336,7 +320,7 @@ def test_wandb_failing_during_a_run_is_one_warning_and_the_run_goes_on(root, run
 def test_weights_that_wandb_does_not_take_are_one_warning_and_its_rows_go_on(root, run_dir, caplog):
     with track.start(config(log_model="all"), run_dir, reported=-1) as log:
         log.event({"step": 1}, [])
-        log.files("weights", "model", [run_dir / "missing.pt"])  # wandb raises ValueError
+        log.mirror.files("weights", "model", [run_dir / "missing.pt"])  # wandb raises ValueError
         log.event({"step": 2}, [])
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert warning.startswith("W&B does not take weights (")
@@ -388,3 +372,109 @@ def test_a_run_killed_online_goes_on_with_no_row_twice_and_none_missing(online, 
     check_uploaded(online.server)
     record_property("count", f"W&B online: 2 kill -9, one with 13 rows there and a checkpoint of 10, one with 13 and "
                     f"a checkpoint of 18; in the end {len(ALL_ROWS)} there, none twice, none missing")  # fmt: skip
+
+
+def summarise(directory: Path, mode: str, losses: dict[float, float | None]) -> None:
+    """Tells W&B of a sweep over a learning rate, in which a job without a loss has failed."""
+    configs = [{"optimizer.name": "adamw", "optimizer.lr": lr, "seed": 7} for lr in losses]
+    statuses = ["failed" if loss is None else "completed" for loss in losses.values()]
+    rows = [[lr, loss, status] for (lr, loss), status in zip(losses.items(), statuses, strict=True)]
+    best = {"val/loss": 1.5, "settings": {"optimizer.lr": 0.5}}
+    columns = ["optimizer.lr", "val/loss", "status\ud800"]
+    track.sweep_summary(directory, "lr_sweep", config(mode).wandb, columns, rows, configs, statuses, best)
+
+
+FIRST, SECOND = {0.5: 1.5, 0.25: None}, {0.5: 1.5, 0.25: 2.5, 0.125: math.nan}
+SECOND_TABLE = [[0.5, 1.5, "completed"], [0.25, 2.5, "completed"], [0.125, None, "completed"]]
+
+
+def test_a_sweep_is_a_run_with_its_leaderboard_and_figures(root, run_dir):
+    Image.new("RGB", (2, 2)).save(run_dir / "curves.png")
+    for losses in (FIRST, SECOND):
+        summarise(run_dir, "offline", losses)
+    (folder,) = recorded(root)
+    assert len(list((root / "wandb").glob("superseded-offline-run-*"))) == 1
+    run, (about,) = summary(folder), records(folder, "run")
+    assert run["run_id"] == json.loads((run_dir / "wandb.json").read_text())["id"]
+    assert (about["run_group"], about["job_type"], about["display_name"]) == ("lr_sweep", "sweep", "lr_sweep")
+    assert (run["config"]["optimizer"], run["config"]["seed"]) == ({"name": "adamw", "lr": None}, 7)
+    assert run["config"]["varied"] == {"optimizer.lr": [0.5, 0.25, 0.125]}
+    results = run["summary"]
+    assert (results["best/val/loss"], results["best/settings"]) == (1.5, {"optimizer.lr": 0.5})
+    assert results["jobs"] == {"all": 3, "completed": 3}
+    table = json.loads((folder / "files" / results["leaderboard"]["path"]).read_text())
+    assert table == {"columns": ["optimizer.lr", "val/loss", "status\\ud800"], "data": SECOND_TABLE}
+    assert (folder / "files" / results["curves"]["path"]).read_bytes() == (run_dir / "curves.png").read_bytes()
+
+
+SWEEPS = """
+import time
+from pathlib import Path
+from test_track import FIRST, SECOND, summarise
+from gpt import console, mirror
+
+directory, finish, hasty = arguments
+mirror.FINISH_TIMEOUT, mirror.HASTY_TIMEOUT = float(finish), float(hasty)
+console.setup()
+for losses in (FIRST, SECOND):
+    began = time.monotonic()
+    summarise(Path(directory), "auto", losses)
+    print(time.monotonic() - began)
+    if float(finish) < 1:
+        break
+"""
+
+
+class Disturbed(Server):
+    """Fails at one of the questions that only a table asks."""
+
+    question: str | None = None
+    reply: Any = None  # None: it never comes
+
+    def answer(self, path: str, body: bytes) -> Any:
+        if path == "/graphql" and json.loads(body)["operationName"] == self.question:
+            if self.reply is None:
+                self._gone.wait()
+            return self.reply
+        return super().answer(path, body)
+
+
+DISTURBANCES = {"no answer about the table": ("", None), "nonsense about the table": ("CreateArtifact", {"data": {}})}
+
+
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory):
+    """Sweeps that are summed up at the same time: twice with a server that answers, once with each that does not."""
+    servers, running = {}, {}
+    for name in ("answers", *DISTURBANCES):
+        folder, server = tmp_path_factory.mktemp("sweep"), Disturbed()
+        server.question, server.reply = DISTURBANCES.get(name, (None, None))
+        seconds = ("35", "5") if name == "answers" else ("0.5", "0.5")
+        environment = {"WANDB_DIR": str(folder / "root"), "HOME": str(folder), **server.environment}
+        running[name] = children().start(SWEEPS, str(folder), *seconds, **environment)
+        servers[name] = server
+    yield servers, running
+    for server in servers.values():
+        server.disappear()
+
+
+def test_a_sweep_that_goes_on_replaces_what_its_run_says(sweeps):
+    server, child = (found["answers"] for found in sweeps)
+    assert (child.wait(), child.stderr) == (0, "")
+    ((run_id, run),) = server.runs.items()
+    url = f"http://127.0.0.1:{server.port}/entity/test/runs/{run_id}"
+    assert child.stdout.splitlines()[::2] == [f"W&B, the whole sweep: {url}"] * 2
+    results = json.loads(run.summary)
+    assert results["jobs"] == {"all": 3, "completed": 3} and len(run.lines) == 2
+    sent = {request.rpartition("/storage/")[2]: body for request, _, body in server.received if "/storage/" in request}
+    assert json.loads(sent[results["leaderboard"]["path"]])["data"] == SECOND_TABLE
+
+
+@pytest.mark.parametrize("name", DISTURBANCES)
+def test_a_sweep_waits_a_short_time_for_a_server_that_fails_and_warns_once(sweeps, name):
+    _, child = (found[name] for found in sweeps)
+    assert child.wait() == 0, child.stderr
+    (warning,) = [line for line in child.stderr.splitlines() if line.startswith("warning: ")]
+    assert warning.startswith("warning: W&B ") and "sweep" in warning
+    assert "Traceback" not in child.stderr  # of Python; W&B's own process panics at nonsense
+    assert float(child.stdout.split()[-1]) < 15

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from wandb_server import Child, Run, Server, children, command, wait_for
 
-from gpt import track
+from gpt import mirror
 from gpt.rows import read_rows
 
 RUN = """
 import atexit, signal, time
 from pathlib import Path
 from test_track import config
-from gpt import console, interrupt, track
+from gpt import console, interrupt, mirror, track
 from gpt.errors import Interrupted
 
 def lap(name):
@@ -36,7 +36,7 @@ def log_rows(first):
 
 atexit.register(lap, "exited")  # runs after all that W&B registers
 directory, init, finish, when, how = Path(arguments[0]), float(arguments[1]), float(arguments[2]), *arguments[3:]
-track.INIT_TIMEOUT, track.FINISH_TIMEOUT, track.HASTY_TIMEOUT = init, finish, min(finish, track.HASTY_TIMEOUT)
+mirror.INIT_TIMEOUT, mirror.FINISH_TIMEOUT, mirror.HASTY_TIMEOUT = init, finish, min(finish, mirror.HASTY_TIMEOUT)
 console.setup()
 interrupt.end_at_once()
 began = time.monotonic()
@@ -44,7 +44,7 @@ try:
     with track.start(config("auto"), directory, -1) as log:
         lap("opened")
         log_rows(0)
-        while log.sync_command is None and when != "start":  # W&B is not open yet
+        while log.mirror.sync_command is None and when != "start":  # W&B is not open yet
             time.sleep(0.01)
         if when != "end":
             pause("breaking")
@@ -56,7 +56,7 @@ try:
         began = time.monotonic()
         print("closing", flush=True)
         if how == "weights":
-            log.files("last-model", "model", [directory / "metrics.jsonl"])
+            log.mirror.files("last-model", "model", [directory / "metrics.jsonl"])
         if how == "interrupted":
             raise Interrupted(signal.SIGTERM)
 except Interrupted as error:
@@ -246,7 +246,7 @@ with track.start(config("auto"), Path(arguments[0]), -1) as log:
 def test_with_wandbs_real_timeouts_no_time_is_lost_at_the_start_and_60_seconds_at_the_end(tmp_path, record_property):
     found = {}
     for kind in [*KINDS, ("hang", "middle", "weights")]:
-        found[kind] = begin(tmp_path, *kind, init=track.INIT_TIMEOUT, finish=track.FINISH_TIMEOUT)
+        found[kind] = begin(tmp_path, *kind, init=mirror.INIT_TIMEOUT, finish=mirror.FINISH_TIMEOUT)
     finish(found, wait_before=17)  # W&B sends every 15 s: the server has the first six rows when it goes away
     for kind, outage in found.items():
         check(outage, *kind[1:], opened=2, closed=60)
