@@ -57,9 +57,8 @@ def train(cfg: TrainConfig) -> float | estimate.Cost:
         )
         last_model = run_dir / "last_model.pt"
         if is_finished(progress, cfg.train, total_steps):
-            console.say(f"already at step {progress.step} of {total_steps}")
+            console.say(f"already at step {progress.step} of {total_steps}\n{run_dir}")
             if last_model.exists():  # else the run was killed at its very end: what is missing is made below
-                console.say(str(run_dir))
                 return progress.best
 
         with (
@@ -85,19 +84,20 @@ def train(cfg: TrainConfig) -> float | estimate.Cost:
                 progress = event.progress
                 if event.checkpoint_due and (path := checkpoints.save(progress)):
                     log.checkpoint(path, progress)
+                if cfg.sweep.pauses_after(event.row):
+                    break
             if stop.signal:
                 saved = f"{checkpoints.newest()} is saved; to go on: {config.resume_command(cfg)}"
                 raise Interrupted(stop.signal, saved)
-            if stop():
-                console.say(f"stopped from the W&B dashboard after step {progress.step}")
+            if not is_finished(progress, cfg.train, total_steps):
+                console.say(f"{'stopped from the W&B dashboard' if stop() else 'paused'} after step {progress.step}")
             checkpoints.save(progress, forgive=False)
             model_file.save_model(last_model, model, identity, progress.step)
             recorded = rows.read_rows(run_dir / "metrics.jsonl")
             figures.loss_curve(recorded, run_dir / "loss.png", title=f"{cfg.model.name} on {cfg.data.name}")
             model_card.write(run_dir / "README.md", cfg, recorded, model.n_parameters(), prepared)
             log.finish(last_model, progress)
-        console.say(f"best val/loss {progress.best:.4f} at step {progress.best_step}; run directory:")
-        console.say(str(run_dir))
+        console.say(f"best val/loss {progress.best:.4f} at step {progress.best_step}; run directory:\n{run_dir}")
         return progress.best
 
 

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt import guard
+from gpt import guard, launchers
 from gpt.problems import find_problems, flatten, one_line, shown, unknown, valid_keys
 
 ERRORS = (HydraException, OmegaConfBaseException)
@@ -62,6 +62,10 @@ def find_faults(root: Path, script: str, kind: type) -> list[str]:
                 _existing(axis, repo, faults)
             else:
                 values.append(axis)
+        faults += launchers.missing(cfg)
+        if cfg.hydra.sweeper._target_.endswith("BasicSweeper"):
+            intervals = [override.input_line for override in values if override.is_interval_sweep()]
+            faults += [f"{text}: an interval needs hydra/sweeper=optuna" for text in intervals]
     else:
         sweeps = [override.input_line for override in typed if override.is_sweep_override()]
         faults += [f"{text}: several values need -m, a list brackets and a text quotes" for text in sweeps]
@@ -93,11 +97,13 @@ def _parsed(texts: Iterable[str], faults: list[str]) -> list[Override]:
 
 
 def _singles(override: Override) -> Iterator[Override]:
-    """An override without its sweep: one for each of its values, as far as they can be listed."""
+    """An override without its sweep: one for each of its values; of an interval its start, of glob(*) nothing."""
     if not override.is_sweep_override():
         yield override
         return
-    with contextlib.suppress(HydraException):  # interval(0, 1) and glob(*)
+    if override.is_interval_sweep():
+        yield from _parsed([f"{override.get_key_element()}={override.value().start}"], [])
+    with contextlib.suppress(HydraException):
         for value in override.sweep_string_iterator():
             yield from _parsed([f"{override.get_key_element()}={value}"], [])
 
@@ -144,13 +150,18 @@ def _composed(hydra: Hydra, name: str, always: list[str], choices: list[str], fa
 
     cfg = attempt(choices)
     if isinstance(cfg, str) and choices:
-        alone = {choice: attempt([choice]) for choice in choices} if len(choices) > 1 else {choices[0]: cfg}
-        for choice, found in alone.items():
-            if isinstance(found, str):
-                plain = choice.lstrip("+")
-                leave_out = plain != choice and not isinstance(attempt([plain]), str)
-                faults.append(f"{choice}: " + ("leave out the +" if leave_out else found))
-        cfg = attempt([choice for choice, found in alone.items() if not isinstance(found, str)])
+        good, bad = [], dict.fromkeys(choices, cfg)
+        for choice in [*choices, *choices] if len(choices) > 1 else []:  # one may need another that comes after it
+            if choice in bad and isinstance(found := attempt([*good, choice]), str):
+                bad[choice] = found
+            elif choice in bad:
+                good.append(choice)
+                del bad[choice]
+        for choice, found in bad.items():
+            plain = choice.lstrip("+")
+            leave_out = plain != choice and not isinstance(attempt([*good, plain]), str)
+            faults.append(f"{choice}: " + ("leave out the +" if leave_out else found))
+        cfg = attempt(good)
         if isinstance(cfg, str):
             faults.append(cfg)
             cfg = attempt([])

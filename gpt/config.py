@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter
 
-from gpt import console, dry_run, guard, interrupt, schema, sweep
+from gpt import composed, console, dry_run, guard, interrupt, jobs, launchers, schema, snapshot, sweep
 from gpt.command_line import find_faults
 from gpt.errors import ENVIRONMENT, USAGE, UserError
 from gpt.problems import find_problems
@@ -49,17 +49,23 @@ def absolute(path: str) -> Path:
 
 
 guard.install()
+launchers.install()
+snapshot.install()
 OmegaConf.register_new_resolver("project_root", lambda: str(PROJECT_ROOT), replace=True)
 OmegaConf.register_new_resolver("absolute", lambda path: str(absolute(path)), replace=True)
 OmegaConf.register_new_resolver("launch_id", lambda: LAUNCH_ID, replace=True)
+OmegaConf.register_new_resolver("job_id", lambda _root_: jobs.name_of(composed.identity(_root_)), replace=True)
 OmegaConf.register_new_resolver("sweep_name", lambda name: name or LAUNCH_ID, replace=True)
 
 
 def load(cfg: DictConfig, kind: type[T]) -> T:
     """A composed configuration as a dataclass. Raises UserError with every problem: unknown, missing, mistyped, out
     of range, or at odds with another value."""
-    if kind is schema.TrainConfig:
-        cfg = in_its_directory(cfg)
+    return typed(in_its_directory(cfg) if kind is schema.TrainConfig else cfg, kind)
+
+
+def typed(cfg: DictConfig, kind: type[T]) -> T:
+    """The same, wherever the run would be."""
     problems = find_problems(cfg, kind)
     if problems:
         raise UserError("; ".join(problems), remedy=REMEDY)
@@ -112,6 +118,11 @@ def launch(main: Callable[[], Any], script: str) -> None:
             main()
         except sweep.DryRun as asked:
             code = dry_run.run(main, asked)
+        except sweep.Report as asked:
+            from gpt import summary
+
+            name = typed(composed.without_hydra(asked.config), SCHEMAS[script]).sweep.report
+            code = summary.close(Path(asked.config.hydra.sweep.dir).parent / name)
     except UserError as error:
         code = error.code
         console.error(str(error))
@@ -129,8 +140,8 @@ def launch(main: Callable[[], Any], script: str) -> None:
             code = 1
             log_file = console.save_traceback(error, absolute("outputs") / "errors" / f"{LAUNCH_ID}.txt")
             console.error(f"{type(error).__name__}: {error} (this is a bug; the traceback is in {log_file})")
-    if sweep.running() and code != USAGE:  # after a bad command line there are no jobs to list
-        failed = sweep.close()
+    if sweep.running():
+        failed = sweep.close(hurry=code >= 128)
         code = code or failed
     console.flush_and_exit(code)
 

@@ -23,6 +23,7 @@ YELLOW, RED = "33", "31"
 # Unicode categories of what moves the cursor, changes the direction of text or cannot be seen: control, format,
 # lone surrogate, line and paragraph separator.
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_quiet = False  # this process shares the terminal with others like it
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -64,7 +65,7 @@ class _Terminal(logging.Handler):
         line = self.format(record)
         if record.levelno >= logging.WARNING:
             _print_prefixed(line, RED if record.levelno >= logging.ERROR else YELLOW)
-        else:
+        elif not _quiet or getattr(record, "announced", False):
             print(line, flush=True)
 
 
@@ -76,8 +77,10 @@ class _LogFile(logging.FileHandler):
         log.warning(f"log file {self.baseFilename}: {sys.exc_info()[1]}; no more lines are written to it")
 
 
-def setup() -> None:
-    """Sends what this project logs to the terminal. Calling it again changes nothing."""
+def setup(quiet: bool = False) -> None:
+    """Sends what this project logs to the terminal; `quiet`: only warnings, errors and what is announced."""
+    global _quiet
+    _quiet = quiet
     logger = logging.getLogger("gpt")
     logger.setLevel(logging.INFO)
     logger.propagate = False  # Hydra and wandb hang handlers of their own on the root logger
@@ -112,6 +115,11 @@ def log_to(path: Path) -> Iterator[None]:
 def say(text: str) -> None:
     """One ordinary line, in the log file too."""
     log.info(text)
+
+
+def announce(text: str) -> None:
+    """One ordinary line that a quiet process shows as well."""
+    log.info(text, extra={"announced": True})
 
 
 def describe(**facts: str) -> None:
@@ -213,7 +221,7 @@ class ProgressBar:
         self._shown: dict[str, float | int] = {}
 
     def __enter__(self) -> "ProgressBar":
-        if _is_terminal(sys.stdout):
+        if _is_terminal(sys.stdout) and not _quiet:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -287,7 +295,7 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
 
 
 def _fit(cell: str, width: int, to_the_right: bool) -> str:
-    cell = cell if len(cell) <= width else cell[: width - 2] + ".."
+    cell = cell if len(cell) <= width else (cell[: max(width - 2, 0)] + "..")[:width]
     return cell.rjust(width) if to_the_right else cell.ljust(width)
 
 
@@ -295,7 +303,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+        return f"{value:,.0f}" if 10_000 <= abs(value) < 2**53 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else escape(str(value))
 
 

@@ -1,17 +1,13 @@
 """`dry_run=true`: what a run, or each job of a sweep, will cost, in place of the run. Nothing is written."""
 
-import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import filter_overrides
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
 
-from gpt import console, sweep
+from gpt import composed, console, jobs, sweep
 from gpt.errors import UserError
 from gpt.estimate import Cost
 
@@ -21,45 +17,23 @@ log = logging.getLogger(__name__)
 def run(main: Callable[[], Any], asked: sweep.DryRun) -> int:
     """Calls the function that `hydra.main` has made `main` of, as Hydra would, once or for each job of a sweep. Prints
     what it returns. Returns the exit code: 1 if a job of a sweep cannot run."""
-    if asked.config.hydra.mode != RunMode.MULTIRUN:
-        show(_cost(main, asked.config, Path(asked.config.hydra.run.dir)))
+    task, config = main.__wrapped__, asked.config
+    if config.hydra.mode != RunMode.MULTIRUN:
+        show(composed.cost(task, config, Path(config.hydra.run.dir)))
         return 0
-    configs = sweep.jobs(asked.config, asked.loader)
-    jobs = [_job(config, number) for number, config in enumerate(configs)]
-    keys, costs = sweep.varied_keys(jobs), []
-    for job, config in zip(jobs, configs, strict=True):
+    every = composed.all_jobs(config, asked.loader)
+    configs = [composed.compose(config, asked.loader, overrides, number) for number, overrides in enumerate(every)]
+    found = [composed.as_job(job, number, set()) for number, job in enumerate(configs)]
+    keys, costs = jobs.varied_keys(found), []
+    for job, composition in zip(found, configs, strict=True):
         try:
-            costs.append(_cost(main, config, Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir))
+            costs.append(composed.cost(task, composition, job.folder))
         except UserError as error:
-            console.error(f"job {job['job']} ({' '.join(f'{key}={job.get(key)}' for key in keys)}): {error}")
+            console.error(f"job {job.number} ({jobs.describe(job, keys)}): {error}")
             costs.append(None)
-    show_sweep(jobs, keys, costs)
+    rows = [{"job": str(job.number)} | {key: job.setting(key) for key in keys} for job in found]
+    show_sweep(rows, keys, costs)
     return int(None in costs)
-
-
-def _job(config: DictConfig, number: int) -> dict[str, Any]:
-    """Number and settings of a job; numbers as numbers, which a narrow table does not cut."""
-    overrides = list(filter_overrides(OmegaConf.to_container(config.hydra.overrides.task)))
-    values = {key: _number_or_text(value) for key, value in sweep.settings({"overrides": overrides}).items()}
-    return values | {"job": str(number), "overrides": overrides}
-
-
-def _number_or_text(value: str) -> int | float | str:
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(value)
-    return value
-
-
-def _cost(main: Callable[[], Any], config: DictConfig, directory: Path) -> Cost:
-    """`directory`: where the run would write."""
-    config = config.copy()
-    with open_dict(config):
-        config.hydra.runtime.output_dir = str(directory.absolute())
-    HydraConfig.instance().set_config(config)
-    with open_dict(config):
-        del config["hydra"]
-    return main.__wrapped__(config)
 
 
 def show(cost: Cost) -> None:
@@ -80,27 +54,27 @@ def show(cost: Cost) -> None:
         log.warning(_excess("this run", cost))
 
 
-def show_sweep(jobs: list[dict[str, Any]], keys: list[str], costs: list[Cost | None]) -> None:
+def show_sweep(rows: list[dict[str, Any]], keys: list[str], costs: list[Cost | None]) -> None:
     """A table with the cost of each job, and what they cost together. A job that cannot run has None.
 
     `keys`: the settings that differ from job to job.
     """
-    rows = [job if cost is None else job | _row(cost) for job, cost in zip(jobs, costs, strict=True)]
+    table = [row if cost is None else row | _row(cost) for row, cost in zip(rows, costs, strict=True)]
     # In a narrow terminal the last columns are left out.
     columns = ["job", *keys, "fits", "minutes", "GB", "micro-batch", "steps", "tokens", "parameters"]
-    print("\n" + console.table(rows, columns) + "\n", flush=True)
+    print("\n" + console.table(table, columns) + "\n", flush=True)
     known = [cost for cost in costs if cost]
     bounded = [cost for cost in known if cost.steps]
     if bounded:
         steps, tokens, seconds = (sum(getattr(c, name) for c in bounded) for name in ("steps", "tokens", "seconds"))
-        left_out = f"; {len(jobs) - len(bounded)} left out" if len(bounded) < len(jobs) else ""
+        left_out = f"; {len(rows) - len(bounded)} left out" if len(bounded) < len(rows) else ""
         time = f"about {in_time(seconds)} on {known[0].where}, an estimate"
         console.say(f"together {steps:,} steps, {tokens:,} tokens, {time}{left_out}")
     for text in dict.fromkeys(cost.note for cost in known if cost.note):
         console.say(text)
-    for job, cost in zip(jobs, costs, strict=True):
+    for row, cost in zip(rows, costs, strict=True):
         if cost and not cost.fits:
-            log.warning(_excess(f"job {job['job']}", cost))
+            log.warning(_excess(f"job {row['job']}", cost))
 
 
 def _excess(what: str, cost: Cost) -> str:

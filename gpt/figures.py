@@ -1,16 +1,19 @@
-"""PNG figures: the loss of a run, the comparison of a sweep, the token lengths of prepared data.
+"""PNG figures: the loss of a run, the curves and the heatmap of a sweep, the token lengths of prepared data.
 
 The same numbers give the same bytes on the same machine. Figures are made without pyplot, which keeps state.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # matplotlib takes 0.4 s to import: only when a figure is drawn
     from matplotlib.axes import Axes
+    from matplotlib.patches import Rectangle
 
+LABELLED = 30  # curves of a sweep with a colour and a line in the legend
 Row = dict[str, Any]
 
 
@@ -27,21 +30,83 @@ def loss_curve(rows: list[Row], path: Path, title: str) -> None:
     _save(draw, path)
 
 
-def comparison(curves: dict[str, list[Row]], path: Path, title: str) -> None:
-    """val/loss over tokens, one curve for each job of a sweep, best first in the legend."""
+def curves(jobs: dict[str, list[Row]], path: Path, title: str) -> None:
+    """val/loss over tokens, one curve for each job of a sweep, best first in the legend, the last ones grey."""
 
     def draw(axes: "Axes") -> None:
         from matplotlib import colormaps
 
-        best = {label: _lowest(_series(rows, "val/loss")[1]) for label, rows in curves.items()}
-        for number, label in enumerate(sorted(curves, key=lambda label: (best[label], label))):
-            # Ten colours, then the same ones dashed, dotted and dash-dotted.
-            style = {"color": colormaps["tab10"](number % 10), "linestyle": ("-", "--", ":", "-.")[number // 10 % 4]}
-            tokens, losses = _series(curves[label], "val/loss")
-            axes.plot(tokens, losses, label=f"{best[label]:.3f}  {_plain(label)}", marker="o", markersize=3, **style)
+        series = {label: _series(rows, "val/loss") for label, rows in jobs.items()}
+        best = {label: _lowest(losses) for label, (_, losses) in series.items()}
+        for number, label in enumerate(sorted(jobs, key=lambda label: (best[label], label))):
+            # Ten colours, then the same ones dashed and dotted.
+            style = {"color": colormaps["tab10"](number % 10), "linestyle": ("-", "--", ":")[number // 10 % 3]}
+            style |= {"label": f"{best[label]:.3f}  {_plain(label)}", "marker": "o", "markersize": 3}
+            axes.plot(*series[label], **style if number < LABELLED else {"color": "0.8", "linewidth": 0.8, "zorder": 1})
+        low, high, outside = loss_range([list(zip(*points, strict=True)) for points in series.values()])
+        axes.set_ylim(low, high)
         axes.set(title=_plain(title), xlabel="tokens", ylabel="val/loss (nats per token)")
         _tokens_axis(axes)
-        axes.legend(title="best val/loss", loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize=8)
+        if outside:
+            axes.annotate(f"{outside} evaluations above {high:.3g} are not in view", (0.99, 0.99), fontsize=7,
+                          xycoords="axes fraction", ha="right", va="top", color="0.4")  # fmt: skip
+        others = f"\n(grey: {len(jobs) - LABELLED} others)" if len(jobs) > LABELLED else ""
+        axes.legend(title="best val/loss" + others, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0,
+                    fontsize=8)  # fmt: skip
+
+    _save(draw, path)
+
+
+def loss_range(curves: list[list[tuple[float, float]]]) -> tuple[float, float, int]:
+    """Lowest and highest loss of a picture in which the curves, (tokens, loss) each, can be told apart, and how many
+    evaluations lie above it: those before training, the first ones, those of a few jobs that diverged."""
+    finite = [[(tokens, loss) for tokens, loss in points if math.isfinite(loss)] for points in curves]
+    every = sorted(loss for points in finite for _, loss in points)
+    trained = [[loss for tokens, loss in points if tokens > 0] for points in finite]
+    shown = sorted(loss for losses in trained for loss in losses) or every or [0.0, 1.0]
+    low, spread = shown[0], shown[len(shown) // 2] - shown[0]
+    best = sorted(min(losses) for losses in trained if losses) or [low]
+    most_jobs = min(best[len(best) * 9 // 10], low + 10 * spread)
+    high = min(shown[-1], max(low + 3 * spread, most_jobs))
+    margin = (high - low) * 0.05 or max(abs(high) * 0.05, 1e-3)
+    low, high = low - margin, high + margin
+    return low, high, sum(loss > high for loss in every)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Mean val/loss over two settings, `losses[row][column]`, NaN where there is none."""
+
+    keys: tuple[str, str]  # of the rows, of the columns
+    rows: list[str]  # values of the first key, in order
+    columns: list[str]
+    losses: list[list[float]]
+    best: tuple[int, int] | None  # the lowest loss of jobs that came to their end
+    unfinished: set[tuple[int, int]]  # cells whose jobs did not
+
+
+def heatmap(grid: Grid, path: Path, title: str) -> None:
+    """val/loss in a cell for each pair of values, dark is low; the best one framed, those of unfinished jobs with *."""
+
+    def draw(axes: "Axes") -> None:
+        import numpy as np
+
+        losses = np.array(grid.losses, dtype=float)
+        low, high, _ = loss_range([[(1, loss)] for loss in losses.ravel()])
+        image = axes.imshow(losses, cmap="viridis", vmin=low, vmax=high, aspect="auto")
+        axes.figure.colorbar(image, label="val/loss (nats per token)", extend="max" if (losses > high).any() else None)
+        axes.set_xticks(*_thinned(grid.columns), rotation=30 if max(map(len, grid.columns)) > 8 else 0)
+        axes.set_yticks(*_thinned(grid.rows))
+        note = "\n* did not come to an end" if grid.unfinished else ""
+        axes.set(title=_plain(title) + note, xlabel=_plain(grid.keys[1]), ylabel=_plain(grid.keys[0]))
+        if losses.size <= 150:
+            for (i, j), loss in np.ndenumerate(losses):
+                text = "" if np.isnan(loss) else f"{loss:.3f}" + "*" * ((i, j) in grid.unfinished)
+                colour = "black" if loss > (low + high) / 2 else "white"
+                axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
+        if grid.best:
+            i, j = grid.best
+            axes.add_patch(_frame(j, i))
 
     _save(draw, path)
 
@@ -82,6 +147,18 @@ def _tokens_axis(axes: "Axes") -> None:
 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k, 1M
     axes.grid(alpha=0.3)
+
+
+def _thinned(labels: list[str], most: int = 25) -> tuple[list[int], list[str]]:
+    """Places and texts of at most about `most` ticks, evenly spread."""
+    every = -(-len(labels) // most)
+    return list(range(0, len(labels), every)), [_plain(label, 24) for label in labels[::every]]
+
+
+def _frame(x: int, y: int) -> "Rectangle":
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="tab:red", linewidth=3)
 
 
 def _lowest(losses: list[float]) -> float:

@@ -3,6 +3,8 @@
 Before a script's own code runs, Hydra calls every `_target_` under hydra.callbacks, hydra.launcher and hydra.sweeper,
 nested ones too, and every factory and class of its two logging configurations; it imports the packages in a search
 path, sets the environment variables of hydra.job.env_set (LD_PRELOAD is one), and unpickles for --experimental-rerun.
+Its plugins for sweeps call more: the Optuna sweeper a function named by custom_search_space, the submitit launcher a
+shell with the commands in setup, and a batch script in which a line break within a value begins a command.
 Each job of a sweep is composed anew. All of that passes the functions that `install` replaces. It also takes away the
 interpolation ${oc.env:NAME}: what a configuration says is written to files and to Weights & Biases.
 """
@@ -20,6 +22,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from gpt.errors import UserError
 
@@ -27,6 +30,21 @@ CALLBACKS = {"sweep": {"_target_": "gpt.sweep.SweepCallback"}}  # conf/hydra/cal
 SLOTS = (("hydra", "launcher"), ("hydra", "sweeper"))
 PLUGINS = [(*slot, "_target_") for slot in SLOTS]
 PLUGIN = re.compile(r"(hydra_plugins|hydra\._internal\.core_plugins)(\.\w+)+")  # installed by a person, on purpose
+# What the Optuna sweeper asks for values. CmaEsSampler is left out, as it unpickles what it finds in the storage.
+SAMPLER = ("hydra", "sweeper", "sampler", "_target_")
+SAMPLERS = [f"optuna.samplers.{name}" for name in ("TPESampler", "RandomSampler", "GridSampler", "NSGAIISampler")]
+# What a plugin does with any other key is not known: submitit takes shell commands in setup and additional_parameters.
+KEYS = {
+    "launcher": {
+        "_target_", "n_jobs", "submitit_folder", "name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb",
+        "partition", "account", "qos", "constraint", "exclude", "array_parallelism",
+    },
+    "sweeper": {
+        "_target_", "params", "max_batch_size", "sampler", "n_trials", "n_jobs", "direction", "max_failure_rate",
+        "storage", "study_name", "search_space", "custom_search_space",
+    },
+}  # fmt: skip
+STORAGE = re.compile(r"sqlite:///[^?]+")  # others unpickle (redis://), or import what the address names
 PACKAGE = re.compile(r"pkg://(conf|hydra\.conf|hydra_plugins(\.\w+)+)")
 # What an interpolation yields is known only when Hydra uses it, and it can be a section with a `_target_`. By Hydra's
 # own types these two are texts.
@@ -52,7 +70,8 @@ def refusals(cfg: DictConfig) -> list[str]:
     for path, value in _leaves(values, ()):
         is_callback = path == ("hydra", "callbacks", "sweep", "_target_") and value == CALLBACKS["sweep"]["_target_"]
         is_plugin = path in PLUGINS and PLUGIN.fullmatch(str(value))
-        if "_target_" in path and not is_callback and not is_plugin:
+        is_sampler = path == SAMPLER and value in SAMPLERS
+        if "_target_" in path and not is_callback and not is_plugin and not is_sampler:
             found.append(f"{'.'.join(path)}={value}: a configuration names nothing to call")
         elif path[:2] in SLOTS and "$" in TEXTS.sub("", str(value)):
             found.append(f"{'.'.join(path)}={value}: no interpolation here, it could become something to call")
@@ -61,6 +80,8 @@ def refusals(cfg: DictConfig) -> list[str]:
     for name in ("launcher", "sweeper"):
         if not isinstance(own.get(name), dict):
             found.append(f"hydra.{name}: it is a section, and names a plugin of Hydra")
+    if not found:
+        found += _refused_of_plugins(cfg)
     for name in ("job_logging", "hydra_logging"):
         if not _is_harmless_logging(own.get(name), name):
             found.append(f"hydra.{name}: only Hydra's own choices, unchanged; hydra/{name}=none is the one to use here")
@@ -70,6 +91,33 @@ def refusals(cfg: DictConfig) -> list[str]:
     if not isinstance(own.get("verbose"), bool | str | list):
         found.append("hydra.verbose: true, false or the names of loggers")
     return found
+
+
+def _refused_of_plugins(cfg: DictConfig) -> list[str]:
+    """What a launcher or a sweeper would do more with than read a value. Interpolations have been looked at before."""
+    found = []
+    for name, known in KEYS.items():
+        try:
+            section = OmegaConf.to_container(cfg.hydra[name], resolve=True)
+        except OmegaConfBaseException as error:
+            found.append(f"hydra.{name}: {' '.join(str(error).split())}")
+            continue
+        for key, value in section.items():
+            where = f"hydra.{name}.{key}"
+            if key not in known:
+                found.append(f"{where}: only what conf/hydra/{name} has, because others can run commands")
+            elif name == "launcher" and not _is_plain(value):
+                found.append(f"{where}: a number or one line of text, because it becomes a line of a batch script")
+        if section.get("custom_search_space") is not None:
+            found.append(f"hydra.{name}.custom_search_space: a configuration names nothing to call")
+        storage = section.get("storage")
+        if storage is not None and not (isinstance(storage, str) and STORAGE.fullmatch(storage)):
+            found.append(f"hydra.{name}.storage: null, or a file as sqlite:///${{hydra.sweep.dir}}/optuna.db")
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and value.isprintable())
 
 
 def _is_harmless_logging(config: Any, name: str) -> bool:

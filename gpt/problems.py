@@ -112,6 +112,8 @@ CHECKS: list[tuple[tuple[str, str], Callable[[Any, Any], bool], str]] = [
      "train.tokens_per_step {0} is less than one row of model.context_length {1}"),
     (("data.val_fraction", "data.test_fraction"), lambda val, test: val == 0 or val + test >= 1,
      "data.val_fraction {0} and data.test_fraction {1}: the first must be above 0, their sum below 1"),
+    (("sweep.rungs", "train.max_tokens"), lambda rungs, tokens: bool(rungs) and rungs[-1] >= tokens,
+     "sweep.rungs {0}: the last one is not below the budget, train.max_tokens {1}"),
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from gpt.errors import CHECKPOINT, UserError
 from gpt.model import GPT
 from gpt.optim import Optimizer
 from gpt.progress import Progress
+from gpt.schema import flatten
 
 log = logging.getLogger(__name__)
 
@@ -146,11 +147,3 @@ def is_decisive(key: str) -> bool:
 def is_within(key: str, section: str) -> bool:
     """optimizer.lr is within optimizer, and within itself."""
     return key == section or key.startswith(section + ".")
-
-
-def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"n_layer": 6}} -> {"model.n_layer": 6}"""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= flatten(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
-    return flat

@@ -7,16 +7,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from gpt.console import escape
 from gpt.errors import ENVIRONMENT, IN_USE, UserError
 
+LOCK = ".lock"
+PATIENCE = 0.3  # seconds; `is_owned` holds a lock for an instant
+
 
 @contextmanager
-def owned(run_dir: Path) -> Iterator[None]:
+def owned(run_dir: Path, what: str = "run dir", remedy: str = "choose another out_dir") -> Iterator[None]:
     """Nobody else runs in `run_dir` during the `with` block: raises UserError (6) if somebody does, (5) if nothing can
     be written there. The kernel frees the lock of a process that ends, however it ends."""
-    path = run_dir / ".lock"
+    path = run_dir / LOCK
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, open as long as the lock is held
@@ -24,13 +28,11 @@ def owned(run_dir: Path) -> Iterator[None]:
         raise cannot_write(run_dir, error) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError:
             file.seek(0)
             owner = escape(file.read(100).strip()) or "another process"
-            raise UserError(
-                f"run dir in use by {owner}", str(run_dir), "wait for it, or choose another out_dir", IN_USE
-            ) from None
+            raise UserError(f"{what} in use by {owner}", str(run_dir), f"wait for it, or {remedy}", IN_USE) from None
         except OSError as error:  # a file system without locks
             raise cannot_write(run_dir, error) from error
         try:
@@ -40,6 +42,30 @@ def owned(run_dir: Path) -> Iterator[None]:
         except OSError as error:
             raise cannot_write(run_dir, error) from error
         yield
+
+
+def is_owned(run_dir: Path) -> bool:
+    """Whether a process runs in `run_dir`."""
+    try:
+        with open(run_dir / LOCK, encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or a file system without locks
+        return False
+    return False
+
+
+def _lock(file: TextIO) -> None:
+    """Raises BlockingIOError when another process keeps the lock."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.02)
 
 
 def cannot_write(run_dir: Path, error: OSError) -> UserError:

@@ -6,9 +6,10 @@ dataclasses at the bottom.
 """
 
 import dataclasses
+import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, Strict, ValidationError, WrapValidator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, ValidationError, WrapValidator
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
@@ -39,6 +40,12 @@ def _or_auto(what: str) -> WrapValidator:
             raise PydanticCustomError("or_auto", f"input should be auto or {what}") from error
 
     return WrapValidator(validate)
+
+
+def _rising(values: list[int]) -> list[int]:
+    if any(a >= b for a, b in itertools.pairwise(values)):
+        raise PydanticCustomError("rising", "each number should be larger than the one before")
+    return values
 
 
 CountOrAuto = Annotated[Count | Literal["auto"], _or_auto("a whole number from 1 on")]
@@ -201,11 +208,22 @@ class WandbConfig:
     log_model: Literal["none", "best", "last", "all"]
 
 
+SweepName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+
+
 @section
 class SweepConfig:
-    """The sweep that a run belongs to, None outside one; names the folder under outputs/sweeps and the W&B group."""
+    """The sweep that a run belongs to: `name` is None outside one, and names a folder and the W&B group."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None
+    name: SweepName | None
+    report: SweepName | None  # instead of a run: the report of this sweep
+    rungs: Annotated[list[Count], AfterValidator(_rising)]  # budgets in tokens at which only the best jobs go on
+    keep: Annotated[_Float, Field(gt=0, lt=1)]  # the part of them that does
+    pause_at: Count | None  # tokens, set for each job by the sweep that it is part of
+
+    def pauses_after(self, row: dict[str, Any]) -> bool:
+        """Whether a job stops at this row of metrics: at its first evaluation with so many tokens."""
+        return self.pause_at is not None and "val/loss" in row and row["tokens"] >= self.pause_at
 
 
 @section
@@ -255,7 +273,7 @@ class PrepareConfig:
 
 
 def budget(
-    max_steps: int | None, epoch_steps: int | None, max_tokens: int | None, tokens_per_step: int
+    max_steps: int | None, epoch_steps: int | None, max_tokens: int | None, tokens_per_step: float
 ) -> tuple[int, str] | None:
     """The length of a run in optimizer steps and the key that decides it, or None when nothing limits the run.
 
@@ -270,3 +288,11 @@ def budget(
 def as_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain dicts, lists, str, int, float, bool and None, for YAML, W&B and checkpoints."""
     return dataclasses.asdict(config)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"n_layer": 6}} -> {"model.n_layer": 6}"""
+    flat: dict[str, Any] = {}
+    for key, item in values.items():
+        flat |= flatten(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
+    return flat

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from gpt import jobs
 from gpt.data import Split
+from gpt.jobs import Job
+from gpt.rows import RowFile
 from gpt.schema import AdamWConfig, DataConfig, ModelConfig, ScheduleConfig, TrainSection
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,6 +76,23 @@ def made_split(lengths: list[int], prompt: int = 3, vocab_size: int = 50, seed: 
     starts = ends - lengths
     documents = np.stack([starts, np.minimum(starts + prompt, ends), ends], axis=1).astype(np.int64)
     return Split(rng.integers(1, vocab_size, ends[-1]).astype(np.uint16), documents, name)
+
+
+def sweep_job(
+    sweep: Path, number: int, config: dict[str, Any], losses: Sequence[float] = (), status: str = "completed",
+    **fields: Any,
+) -> Job:  # fmt: skip
+    """A job's folder in the directory of a sweep, as a run leaves it with an evaluation every 1,000 tokens."""
+    fields = {"overrides": [f"{key}={value}" for key, value in config.items()], "seconds": 10.0} | fields
+    fields = {"name": " ".join(fields["overrides"])} | fields
+    job = Job(sweep / jobs.name_of(config), number, config=config, status=status, **fields)
+    jobs.write(job)
+    rows = [
+        {"step": 10 * i, "tokens": 1000 * i, "val/loss": loss, "val/bpb": loss / 2, "tokens_per_second": 500.0}
+        for i, loss in enumerate(losses)
+    ]
+    RowFile(job.folder / "metrics.jsonl").append(rows)
+    return jobs.read_one(job.folder)
 
 
 @pytest.fixture(autouse=True)

@@ -115,8 +115,10 @@ def _run(request, hydra, config) -> Iterator[dict]:
     script = request["script"]
 
     @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=script)
-    def main(cfg) -> float:
-        config.load(cfg, config.SCHEMAS[script])
+    def main(cfg) -> float | SimpleNamespace:
+        typed = config.load(cfg, config.SCHEMAS[script])
+        if getattr(typed, "dry_run", False):  # asked before the first job of a sweep
+            return SimpleNamespace(cfg=typed)
         print("valid", os.environ.get("PROBE", ""))
         return 0.0
 

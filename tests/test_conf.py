@@ -75,12 +75,14 @@ def test_each_experiment_changes_known_keys_and_sweeps_over_known_keys(path):
     assert path.read_text().startswith("# @package _global_\n")  # anything above it makes Hydra ignore it silently
     values = yaml.safe_load(path.read_text())
     axes = values.pop("hydra")["sweeper"]["params"]
-    base = as_dict(loaded())
+    chosen = [item for line in values.pop("defaults", []) for item in line.items()]
+    chosen = [f"{key.removeprefix('override /')}={name}" for key, name in chosen]
+    base = as_dict(loaded(*chosen))
     for section, changes in values.items():
         assert changes.keys() <= base[section].keys()
     first = [f"{key}={str(axis).split(',')[0]}" for key, axis in axes.items()]
     last = [f"{key}={str(axis).split(',')[-1]}" for key, axis in axes.items()]
-    assert loaded(*first) != loaded(*last)
+    assert loaded(*chosen, *first) != loaded(*chosen, *last)
     assert (path.parent / path.stem / "README.md").exists()  # the record of what was learned
 
 
@@ -88,8 +90,10 @@ def test_an_experiment_is_composed_by_name_and_brings_its_own_axes():
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=["experiments=lr_vs_context"], return_hydra_config=True)
     assert cfg.hydra.mode == RunMode.MULTIRUN
-    assert set(cfg.hydra.sweeper.params) == {"optimizer.lr", "model.context_length"}
-    assert cfg.train.max_tokens == 102_400
+    n_values = {key: len(axis.split(",")) for key, axis in cfg.hydra.sweeper.params.items()}
+    assert n_values == {"model.context_length": 3, "optimizer.lr": 4, "seed": 2}
+    assert (cfg.model.name, cfg.data.name, cfg.sweep.name) == ("mini", "medquad", "lr_vs_context")
+    assert (cfg.train.max_tokens, cfg.model.dropout, cfg.optimizer.name) == (65_536, 0.0, "adamw")
 
 
 def test_the_tiny_model_is_the_default_on_the_sample_data():

@@ -54,7 +54,7 @@ def test_all_faults_are_one_line_and_code_2_within_two_seconds_and_before_torch_
 
 def test_each_job_of_a_sweep_needs_a_directory_of_its_own(tmp_path):
     result = run_script("-m", "optimizer.lr=1e-3", "out_dir=here", f"hydra.sweep.dir={tmp_path / 'sweep'}")
-    assert "each job of a sweep needs its own" in result.stderr and result.returncode == 1
+    assert "each job of a sweep needs its own" in result.stderr and result.returncode == 2
     assert "Traceback" not in result.stderr + result.stdout
 
 

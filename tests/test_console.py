@@ -69,6 +69,29 @@ def test_info_is_plain_and_a_warning_says_so(logger, capsys):
     )
 
 
+def test_a_quiet_process_shows_warnings_errors_and_what_is_announced_and_logs_it_all(logger, tmp_path, capsys):
+    console.setup()
+    console.setup(quiet=True)
+    with console.log_to(tmp_path / "train.log"), console.ProgressBar(total_steps=2, first_step=0) as bar:
+        console.say("a line")
+        console.announce("job 1: seed=1 \x1b")
+        console.describe(model="tiny")
+        bar.update({"step": 1, "train/loss": 5.0})
+        bar.update({"step": 2, "val/loss": 4.0})
+        logging.getLogger("gpt.any").warning("hot")
+        console.error("broken")
+    assert capsys.readouterr() == ("job 1: seed=1 \\x1b\n", "warning: hot\nerror: broken\n")
+    logged = [line.split(" ", 2)[2] for line in (tmp_path / "train.log").read_text().splitlines()]
+    assert logged == [
+        "a line", "job 1: seed=1 \\x1b", "model  tiny", "step 1/2  train/loss 5.000", "step 2/2  val/loss 4.000",
+        "warning: hot",
+    ]  # fmt: skip
+    console.setup()
+    console.say("loud again")
+    console.announce("and this")
+    assert capsys.readouterr().out == "loud again\nand this\n"
+
+
 def test_the_log_file_of_a_run_gets_its_lines_and_no_others(logger, tmp_path, capsys):
     console.setup()
     console.say("before")
@@ -190,3 +213,23 @@ def test_a_table_is_aligned_and_fits_the_terminal(monkeypatch):
     narrow = console.table(rows, columns)
     assert max(map(len, narrow.splitlines())) <= 40 and "4.568" in narrow  # names are shortened, numbers are not
     assert console.table([], ["a", "b"]) == "a  b"
+
+
+@pytest.mark.parametrize("columns", range(1, 40))
+def test_a_table_is_never_wider_than_the_terminal_unless_a_single_number_is(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    rows = [{"a number": 123, "text": "a long text", "seeds": 2, "n": 7}, {"text": "b"}]
+    lines = console.table(rows, ["a number", "text", "seeds", "n"]).splitlines()
+    assert max(map(len, lines)) <= max(columns, 3) and lines[1].split()[0] == "123"
+
+
+@pytest.mark.parametrize(
+    ("number", "cell"),
+    [
+        (10_000, "10,000"), (10**15, "1,000,000,000,000,000"), (9999.5, "1e+04"), (12_345.6, "12,346"),
+        (-12_345.6, "-12,346"), (2.0**52, "4,503,599,627,370,496"), (2.0**53, "9.007e+15"), (1e300, "1e+300"),
+        (-1e300, "-1e+300"), (float("inf"), "inf"), (float("nan"), "nan"), (True, "True"), (None, ""),
+    ],
+)  # fmt: skip
+def test_numbers_of_a_table_are_short_and_their_digits_mean_something(number, cell):
+    assert console.table([{"a": number}], ["a"]).split("\n")[1] == cell

@@ -66,8 +66,11 @@ def answers(tmp_path_factory):
         "steps without data": [*small, missing],
         "epochs without data": [*small, missing, "train.max_steps=null", "train.max_epochs=2"],
         "no data at all": [*small, missing, "data.path=/nowhere.csv"],
-        "experiment": [*free, ready, "experiments=lr_vs_context", "train.tokens_per_step=128", "optimizer.lr=0.01"],
-    }
+        "experiment": [
+            *free, ready, "experiments=lr_vs_context", "data=sample", "train.tokens_per_step=256",
+            "optimizer.lr=0.01", "seed=3",
+        ],
+    }  # fmt: skip
     requests = [(arguments, "50" if name == "sweep" else "120") for name, arguments in lines.items()]
     result = subprocess.run(
         [sys.executable, "-c", f"TRAIN = {str(ROOT / 'train.py')!r}\n" + PROGRAM, json.dumps(requests)],
@@ -100,7 +103,7 @@ def test_a_single_run_is_a_list_of_parameters_memory_batch_budget_and_time(answe
 def test_a_sweep_is_a_table_with_a_row_for_each_job_and_a_total(answers):
     answer = answers["experiment"]  # which brings its own axes
     assert (answer["code"], answer["stderr"]) == (0, "")
-    header, *jobs = [line.split() for line in answer["stdout"].splitlines() if line[:1] in set("j01")]
+    header, *jobs = [line.split() for line in answer["stdout"].splitlines() if line[:1] in set("j012")]
     assert header == [
         "job",
         "model.context_length",
@@ -112,9 +115,9 @@ def test_a_sweep_is_a_table_with_a_row_for_each_job_and_a_total(answers):
         "tokens",
         "parameters",
     ]
-    assert [job[:3] for job in jobs] == [["0", "64", "yes"], ["1", "128", "yes"]]
+    assert [job[:3] for job in jobs] == [["0", "64", "yes"], ["1", "128", "yes"], ["2", "256", "yes"]]
     tokens = [int(job[-2].replace(",", "")) for job in jobs]
-    assert f"together 8 steps, {sum(tokens):,} tokens, about " in answer["stdout"]
+    assert f"together 12 steps, {sum(tokens):,} tokens, about " in answer["stdout"]
 
 
 def test_in_a_narrow_terminal_no_number_of_the_table_is_cut(answers):

@@ -1,6 +1,7 @@
 """What the figures show is for people to judge; here is what can be checked: they are made, from any rows."""
 
 import math
+from dataclasses import replace
 
 import matplotlib.image
 import pytest
@@ -30,15 +31,79 @@ def test_the_same_rows_give_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("rows", [[], [{"step": 1}], [*ROWS, {"step": 30, "tokens": 61440, "val/loss": math.nan}]])
 def test_a_curve_is_drawn_from_rows_that_lack_something(tmp_path, rows):
     figures.loss_curve(rows, tmp_path / "loss.png", "an unfinished run")
-    figures.comparison({"0: a": rows, "1: b": ROWS}, tmp_path / "comparison.png", "a sweep")
-    assert size(tmp_path / "loss.png") and size(tmp_path / "comparison.png")
+    figures.curves({"0: a": rows, "1: b": ROWS}, tmp_path / "curves.png", "a sweep")
+    assert size(tmp_path / "loss.png") and size(tmp_path / "curves.png")
 
 
 def test_the_legend_of_a_large_sweep_stands_beside_the_curves(tmp_path):
     many = {f"{i}: optimizer.lr={i} data.prompts=['$x$ {'long ' * 30}']": ROWS for i in range(25)}
-    figures.comparison(many, tmp_path / "many.png", "costs $5")
+    figures.curves(many, tmp_path / "many.png", "costs $5")
     figures.loss_curve(ROWS, tmp_path / "one.png", "one")
     assert size(tmp_path / "many.png")[0] > size(tmp_path / "one.png")[0] + 200
+
+
+def test_of_a_very_large_sweep_all_curves_are_drawn_and_the_best_are_named(tmp_path):
+    jobs = {f"job {i}": [{"tokens": 0, "val/loss": 9.0}, {"tokens": 99, "val/loss": 6 + i / 200}] for i in range(200)}
+    figures.curves(jobs, tmp_path / "curves.png", "200 jobs")
+    assert size(tmp_path / "curves.png")[1] < 1000  # the legend does not grow with the sweep
+    image = matplotlib.image.imread(tmp_path / "curves.png")[..., :3]
+    assert (abs(image - 0.8) < 0.01).all(-1).sum() > 1000  # the grey of those without a name
+
+
+def test_a_picture_shows_where_jobs_differ_and_counts_what_is_above_it():
+    falling = [[(0, 10.8), *((k, 6.5 + job / 10 + 2 / k) for k in range(1, 11))] for job in range(4)]
+    low, high, outside = figures.loss_range(falling)
+    assert 6.5 < low < 6.7  # the lowest is 6.7
+    assert 7.0 < high < 9  # far below the loss before training, above what every job reaches
+    assert outside == sum(loss > high for points in falling for _, loss in points) >= 4
+    diverged = [(k, 40.0 + k) for k in range(1, 11)]
+    assert figures.loss_range([*falling * 3, diverged])[1] < 9
+    assert figures.loss_range([*falling * 3, diverged])[2] >= 10
+
+
+@pytest.mark.parametrize(
+    "curves", [[], [[]], [[(0, math.nan)]], [[(5, math.inf), (6, 4.0)]], [[(0, 0.0)]], [[(1, -2.0)]]]
+)
+def test_a_picture_has_a_height_whatever_is_in_it(curves):
+    low, high, outside = figures.loss_range(curves)
+    assert math.isfinite(low) and math.isfinite(high) and low < high and outside == 0
+
+
+GRID = figures.Grid(
+    ("optimizer.lr", "model.context_length"),
+    ["0.0003", "0.001"],
+    ["64", "128", "256"],
+    [[6.5, 6.4, math.nan], [6.2, 6.3, 6.9]],
+    (1, 0),
+    {(1, 2)},
+)
+
+
+def reddish(path) -> tuple[float, float]:
+    """Where the frame around the best cell is, as parts of the width and the height."""
+    image = matplotlib.image.imread(path)[..., :3]
+    frame = (abs(image - [0.839, 0.153, 0.157]) < 0.02).all(-1)  # matplotlib's tab:red
+    ys, xs = frame.nonzero()
+    return xs.mean() / image.shape[1], ys.mean() / image.shape[0]
+
+
+def test_the_best_cell_of_a_heatmap_is_framed(tmp_path):
+    figures.heatmap(GRID, tmp_path / "a.png", "lr by context")
+    figures.heatmap(replace(GRID, best=(0, 1)), tmp_path / "b.png", "lr by context")
+    (x, y), (other_x, other_y) = reddish(tmp_path / "a.png"), reddish(tmp_path / "b.png")
+    assert x < 0.4 < other_x and other_y < 0.5 < y
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        replace(GRID, rows=["$x$", "adamw" * 30], losses=[[6.5, 6.4, 900.0], [6.2, 6.3, math.nan]], best=None),
+        replace(GRID, rows=["1"], columns=[str(i) for i in range(200)], losses=[[5 + i / 100 for i in range(200)]]),
+    ],
+)
+def test_a_heatmap_of_any_size_is_drawn(tmp_path, grid):
+    figures.heatmap(grid, tmp_path / "heatmap.png", "costs $5")
+    assert size(tmp_path / "heatmap.png")[0] < 1500
 
 
 @pytest.mark.parametrize(("lengths", "limit"), [([5, 80, 300, 5520], 1024), ([7], None), ([0, 1], 1), ([], 128)])

@@ -33,7 +33,8 @@ class Folder:
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "experiments").mkdir()
-    (tmp_path / "hydra" / "launcher").mkdir(parents=True)
+    for slot in ("launcher", "sweeper"):
+        (tmp_path / "hydra" / slot).mkdir(parents=True)
     (tmp_path / "source").write_text("PWNED=1\n")
     (tmp_path / "package_of_theirs").mkdir()
     (tmp_path / "package_of_theirs" / "__init__.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')\n")
@@ -102,15 +103,99 @@ def test_what_works_on_plain_hydra_is_refused_by_its_key(name, folder, starts):
     refused(starts, folder, arguments, named, script="generate")
 
 
-def refused(starts, folder, arguments, named, script):
+def refused(starts, folder, arguments, named, script, **environment):
     """Starts `script` without the guard, which must execute the payload, and with it, which must name its key."""
-    unguarded = starts.start(*arguments, script=script, guarded=False, PYTHONPATH=str(folder.path))
+    environment |= {"PYTHONPATH": str(folder.path)}
+    unguarded = starts.start(*arguments, script=script, guarded=False, **environment)
     assert folder.marker.exists(), unguarded  # else the payload proves nothing
     os.rmdir(folder.marker) if folder.marker.is_dir() else folder.marker.unlink()
 
-    start = starts.start(*arguments, script=script, PYTHONPATH=str(folder.path))
+    start = starts.start(*arguments, script=script, **environment)
     assert not folder.marker.exists()
     assert start.code == 2 and start.stderr.count("\n") == 1 and named in start.stderr, start
+
+
+OPTUNA = (
+    "{_target_: hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper, sampler: null, direction: minimize, "
+    "storage: null, study_name: null, n_trials: 1, n_jobs: 1, max_failure_rate: 1, search_space: null, "
+    "custom_search_space: null, params: null}"
+)
+SUBMITIT = "_target_: hydra_plugins.hydra_submitit_launcher.submitit_launcher.{}Launcher, submitit_folder: DIR/submitit"
+SWEEPER = "_target_: hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+# The file hydra/<slot>/theirs.yaml, what the error must name, and the plugin that the payload needs.
+SECTIONS = {
+    "a sampler that is none": ("sweeper", f"{{{SWEEPER}, sampler: {{COPY}}}}", "hydra.sweeper.sampler._target_", None),
+    "a sampler's argument": (
+        "sweeper", f"{{{SWEEPER}, sampler: {{_target_: optuna.samplers.TPESampler, seed: {{COPY}}}}}}",
+        "hydra.sweeper.sampler.seed._target_", "optuna",
+    ),
+    "a sampler in a list": (
+        "sweeper", f"{{{SWEEPER}, sampler: [{{COPY}}]}}", "hydra.sweeper.sampler.0._target_", None,
+    ),
+    "a sampler elsewhere": ("sweeper", f"{{{SWEEPER}, other: {{COPY}}}}", "hydra.sweeper.other._target_", None),
+    "a search space that is a function": (
+        "sweeper", OPTUNA.replace("custom_search_space: null", "custom_search_space: package_of_theirs.x"),
+        "hydra.sweeper.custom_search_space", "hydra_plugins.hydra_optuna_sweeper",
+    ),
+    "commands before a job": (
+        "launcher", f"{{{SUBMITIT.format('Local')}, setup: [mkdir DIR/marker]}}", "hydra.launcher.setup",
+        "hydra_plugins.hydra_submitit_launcher",
+    ),
+    "commands before a job of a cluster": (
+        "launcher", f"{{{SUBMITIT.format('Slurm')}, setup: [mkdir DIR/marker]}}", "hydra.launcher.setup",
+        "hydra_plugins.hydra_submitit_launcher",
+    ),
+    "a line break in a batch script": (
+        "launcher", f'{{{SUBMITIT.format("Slurm")}, partition: "x\\nmkdir DIR/marker #"}}', "hydra.launcher.partition",
+        "hydra_plugins.hydra_submitit_launcher",
+    ),
+    "a line break in a parameter of a batch script": (
+        "launcher", f'{{{SUBMITIT.format("Slurm")}, additional_parameters: {{x: "\\nmkdir DIR/marker #"}}}}',
+        "hydra.launcher.additional_parameters", "hydra_plugins.hydra_submitit_launcher",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_what_a_launcher_or_a_sweeper_would_run_is_refused_by_its_key(name, folder, starts):
+    slot, text, named, plugin = SECTIONS[name]
+    if plugin:
+        pytest.importorskip(plugin, reason="requirements-sweeps.txt is not installed")
+    folder.write(text, f"hydra/{slot}/theirs.yaml", "")
+    for command in ("srun", "sbatch"):  # stand-ins for SLURM's: the batch script runs here, and then is not accepted
+        (folder.path / command).write_text('#!/bin/sh\nbash "$1" > /dev/null 2>&1\nexit 1\n')
+        (folder.path / command).chmod(0o700)
+    arguments = ["-m", f"--config-dir={folder.path}", f"hydra/{slot}=theirs", "checkpoint=x"]
+    arguments.append(f"hydra.sweep.dir={folder.path}/sweep")
+    path = f"{folder.path}:{os.environ['PATH']}"
+    refused(starts, folder, arguments, named, script="generate", PATH=path)
+
+
+@pytest.mark.parametrize(
+    ("choice", "change", "named"),
+    [
+        ("hydra/launcher=submitit_slurm", "hydra.sweep.dir='DIR/a\nmkdir x #'", "hydra.launcher.submitit_folder: "),
+        ("hydra/launcher=submitit_slurm", "hydra.launcher.name='a\nb'", "hydra.launcher.name: "),
+        ("hydra/launcher=submitit_slurm", "hydra.launcher.mem_gb=[1]", "hydra.launcher.mem_gb: "),
+        ("hydra/launcher=submitit_slurm", "+hydra.launcher.srun_args=['--export=x']", "hydra.launcher.srun_args: "),
+        ("hydra/launcher=joblib", "+hydra.launcher.pre_dispatch='2*n_jobs'", "hydra.launcher.pre_dispatch: "),
+        ("hydra/launcher=joblib", "hydra.launcher.n_jobs=${seed}", "hydra.launcher.n_jobs=${seed}: no interpolation"),
+        ("hydra/sweeper=optuna", "hydra.sweeper.storage=redis://host", "hydra.sweeper.storage: "),
+        ("hydra/sweeper=optuna", "hydra.sweeper.storage='sqlite:///x.db?plugin=y'", "hydra.sweeper.storage: "),
+        ("hydra/sweeper=optuna", "hydra.sweeper.storage=[sqlite:///x.db]", "hydra.sweeper.storage: "),
+        ("hydra/sweeper=optuna", "hydra.sweeper.custom_search_space=os.getcwd", "hydra.sweeper.custom_search_space: "),
+        ("hydra/sweeper=optuna", "hydra.sweeper.sampler._target_=os.system", "sampler._target_=os.system: "),
+        ("hydra/sweeper=optuna", "hydra.sweeper.sampler._target_=optuna.samplers.CmaEsSampler", "CmaEsSampler: "),
+        ("hydra/sweeper=optuna", "hydra.sweeper.sampler._target_=[os.system]", "sampler._target_.0=os.system: "),
+        ("hydra/sweeper=optuna", "+hydra.sweeper.sampler.x._target_=os.system", "sampler.x._target_=os.system: "),
+        ("hydra/sweeper=optuna", "+hydra.sweeper._args_=[x]", "hydra.sweeper._args_: "),
+    ],
+)
+def test_a_value_that_a_plugin_would_do_more_with_than_read_is_refused(choice, change, named, folder, starts):
+    change = change.replace("DIR", str(folder.path))
+    start = starts.start("-m", f"hydra.sweep.dir={folder.path}/sweep", choice, change)
+    assert start.code == 2 and start.stderr.count("\n") == 1 and named in start.stderr, start
+    assert not (folder.path / "sweep").exists()
 
 
 ROUTES = {

@@ -66,6 +66,23 @@ def test_the_default_configuration_has_no_problem(default):
         ({"device": "gpu"}, "device=gpu"),
         ({"data.val_fraction": 0}, "data.val_fraction 0 and data.test_fraction"),
         ({"data.val_fraction": 0.6, "data.test_fraction": 0.4}, "data.val_fraction 0.6 and data.test_fraction 0.4"),
+        ({"sweep.rungs": [2000, 1000]}, "sweep.rungs=[2000, 1000]: each number should be larger than the one before"),
+        ({"sweep.rungs": [1000, 1000]}, "sweep.rungs=[1000, 1000]: each number should be larger than the one before"),
+        ({"sweep.rungs": [0]}, "sweep.rungs.0=0: input should be greater than"),
+        ({"sweep.rungs": [1.5]}, "sweep.rungs.0=1.5: "),
+        ({"sweep.rungs": 1000}, "sweep.rungs=1000: input should be a valid list"),
+        ({"sweep.rungs": None}, "sweep.rungs=null: input should be a valid list"),
+        (
+            {"sweep.rungs": [100, 10_240], "train.max_tokens": 10_240, "train.tokens_per_step": 1024},
+            "sweep.rungs [100, 10240]: the last one is not below the budget, train.max_tokens 10240",
+        ),
+        ({"sweep.keep": 0}, "sweep.keep=0: input should be greater than 0"),
+        ({"sweep.keep": 1}, "sweep.keep=1: input should be less than 1"),
+        ({"sweep.keep": float("nan")}, "sweep.keep=nan: input should be a finite number"),
+        ({"sweep.keep": "half"}, "sweep.keep=half: input should be a valid number"),
+        ({"sweep.pause_at": 0}, "sweep.pause_at=0: input should be greater than"),
+        ({"sweep.report": "../x"}, "sweep.report=../x: string should match"),
+        ({"sweep.name": ".."}, "sweep.name=..: string should match"),
         ({"train.max_tokens": None}, "train.max_steps, train.max_epochs and train.max_tokens are all null"),
         ({"train.max_tokens": 1.5}, "train.max_tokens=1.5"),
         ({"train.max_steps": 50, "schedule.warmup": 51}, "schedule.warmup 51 is longer than the run: 50 steps"),
@@ -85,6 +102,8 @@ def test_a_fault_is_named_by_its_full_key_and_alone(default, changes, expected):
     "changes",
     [
         {"train.max_tokens": 1e6},  # how people write a million
+        {"sweep.rungs": [], "sweep.keep": 0.01},
+        {"sweep.rungs": [1e3, 2000, 10_239], "train.max_tokens": 10_240, "sweep.keep": 0.99},
         {"train.max_steps": 50, "schedule.warmup": 50.9},  # in whole steps
         {"train.max_steps": 1, "schedule.warmup": 0.9, "schedule.decay": 0.9},  # below 1: fractions of the run
         {"train.max_tokens": 10_240, "train.tokens_per_step": 1024, "schedule.warmup": 10},

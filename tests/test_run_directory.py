@@ -1,10 +1,13 @@
 """One run, one directory."""
 
+import fcntl
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from conftest import ROOT
@@ -64,3 +67,63 @@ def test_a_hostile_lock_file_is_shown_escaped_and_short(tmp_path, owner):
     with pytest.raises(UserError) as caught, run_directory.owned(tmp_path / "run"):
         pass
     assert len(str(caught.value)) < 400 and "\x1b" not in str(caught.value)
+
+
+def test_whether_somebody_runs_in_a_directory_can_be_asked(tmp_path, owner):
+    run_dir = tmp_path / "run"
+    written = (run_dir / ".lock").read_text()
+    assert [run_directory.is_owned(run_dir) for _ in range(3)] == [True] * 3
+    assert (run_dir / ".lock").read_text() == written
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    assert not run_directory.is_owned(run_dir)
+
+
+def test_where_no_run_has_been_nobody_is(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "odd" / ".lock").mkdir(parents=True)
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "file", tmp_path / "odd"):
+        assert not run_directory.is_owned(path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "odd"]
+
+
+def test_nobody_fails_to_start_because_others_look_at_that_instant(tmp_path, record_property):
+    def look():
+        while not done.is_set():
+            answers.append(run_directory.is_owned(tmp_path))
+
+    done, answers, starts = threading.Event(), [], 0
+    with run_directory.owned(tmp_path):
+        pass
+    watchers = [threading.Thread(target=look) for _ in range(2)]
+    for watcher in watchers:
+        watcher.start()
+    try:
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end or not (True in answers and False in answers):
+            with run_directory.owned(tmp_path):
+                starts += 1
+                time.sleep(0.001)
+            time.sleep(0.001)
+    finally:
+        done.set()
+        for watcher in watchers:
+            watcher.join()
+    assert starts > 10 and answers.count(True) > 10 and answers.count(False) > 10
+    record_property("count", f"{starts} starts while others looked {len(answers)} times: none was refused")
+
+
+def test_a_start_waits_for_a_look_but_not_for_long(tmp_path):
+    """A shared lock is what `is_owned` takes: held for longer than its instant, it is somebody's."""
+    with run_directory.owned(tmp_path):
+        pass
+    with open(tmp_path / ".lock") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        started = time.monotonic()
+        with pytest.raises(UserError) as caught, run_directory.owned(tmp_path):
+            pass
+        assert caught.value.code == 6 and time.monotonic() - started >= run_directory.PATIENCE
+        threading.Timer(0.1, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        with run_directory.owned(tmp_path):
+            pass
+        time.sleep(0.1)

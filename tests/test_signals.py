@@ -18,7 +18,7 @@ from conftest import ROOT
 from test_kill import SETTINGS, Run
 from tracing import fork, text_of
 
-from gpt import checkpoint, config, loop
+from gpt import checkpoint, config, jobs, loop
 
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 # phase -> the function of this project, or of W&B, whose n-th call the signal arrives in
@@ -208,8 +208,8 @@ def test_a_sweep_is_ended_by_a_signal_with_the_running_jobs_step_saved(tmp_path)
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     (line,) = stderr.splitlines()
-    job = tmp_path / "sweep" / "0"
+    job, other = jobs.read(tmp_path / "sweep")
     assert re.match(r"error: interrupted by SIGINT: step_\d+ is saved; to go on: python .*train.py seed=1 ", line), line
-    assert line.endswith(f"hydra.mode=RUN out_dir={job}")
-    assert "job 0 (seed=1) did not end" in stdout and not (tmp_path / "sweep" / "1").exists()
-    assert checkpoint.listed(job / "checkpoints")
+    assert line.endswith(f"hydra.mode=RUN out_dir={job.folder}")
+    assert f"job {job.id} (seed=1) did not end" in stdout and (job.status, other.status) == ("interrupted", "new")
+    assert checkpoint.listed(job.folder / "checkpoints") and not (other.folder / "checkpoints").exists()

@@ -1,189 +1,346 @@
-"""Sweeps of a small Hydra application, run as a person runs them: what is printed, what is left on disk."""
+"""Sweeps as a person runs them, with jobs that fail in every way: what is printed, what survives, what is equal."""
 
 import csv
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
+from conftest import ROOT
+from launcher import launcher
+from test_conf import loaded
 
-from gpt import sweep
+from gpt import jobs, sweep
 from gpt.errors import UserError
+from train import train
 
-ROOT = Path(__file__).resolve().parent.parent
-
-CONFIG = f"""
-defaults:
-  - _self_
-  - override hydra/callbacks: sweep
-  - override hydra/job_logging: none
-  - override hydra/hydra_logging: none
-lr: 1.0
-context: 128
-hydra:
-  output_subdir: null
-  searchpath: ["file://{ROOT}/conf"]
-  run: {{dir: out/run}}
-  sweep: {{dir: out/first, subdir: "${{hydra.job.num}}"}}
-"""
-
+# train.py, in which some seeds mean trouble. A person's own script may look like this.
 APPLICATION = f"""
-import json, sys, weakref
+import os, signal, sys, threading, time, weakref
+from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from gpt import config, console
-from gpt.errors import UserError
+import train
+import torch
+from gpt import config, console, device
+from gpt.schema import TrainConfig
 
-models = []  # weak references to the models of failed jobs
+HERE = Path(__file__).parent
+alive = []  # weak references to what failed jobs held
 
-class Model:
+class Ballast:
     pass
 
-@hydra.main(version_base="1.3", config_path=".", config_name="app")
+def kill_after(checkpoint):
+    while not checkpoint.exists():
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+@hydra.main(version_base="1.3", config_path={str(ROOT / "conf")!r}, config_name="train")
 def main(cfg):
-    console.setup()
-    if models:
-        console.say(f"models in memory: {{sum(model() is not None for model in models)}}")
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    loss = round(cfg.lr + cfg.context / 1000, 3)
-    rows = [{{"step": 0, "tokens": 0, "val/loss": 10.8, "val/bpb": 4.0}},
-            {{"step": 1, "tokens": 2048, "train/loss": 9.0, "tokens_per_second": 500.0}},
-            {{"step": 2, "tokens": 4096, "val/loss": loss, "val/bpb": loss / 3, "tokens_per_second": 700.0}},
-            {{"step": 3, "tokens": 6144, "val/loss": loss + 1, "val/bpb": 9.0, "tokens_per_second": 900.0}}]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
-    if cfg.lr == 13:
-        model = Model()
-        models.append(weakref.ref(model))
+    typed = config.load(cfg, TrainConfig)
+    if typed.dry_run:
+        return train.train(typed)
+    if alive:
+        console.say(f"held by failed jobs: {{sum(ballast() is not None for ballast in alive)}}")
+    if typed.seed == 13:
+        ballast = Ballast()
+        alive.append(weakref.ref(ballast))
         raise ValueError("unlucky\\nnumber")
-    if cfg.lr == -1:
-        raise UserError("lr -1 is not above 0", remedy="raise it", code=4)
-    if cfg.lr == 99:
-        raise KeyboardInterrupt
-    return loss
+    if typed.seed == 14:
+        sys.exit(3)
+    if typed.seed == 15:
+        with device.memory_errors():
+            torch.empty(2**50)
+    if typed.seed == 16:
+        typed = replace(typed, optimizer=replace(typed.optimizer, lr=1e30))
+    if typed.seed == 2 and typed.optimizer.lr == 3e-3 and not (HERE / "killed").exists():
+        (HERE / "killed").touch()
+        last = Path(typed.out_dir) / "checkpoints" / "step_00000010"
+        threading.Thread(target=kill_after, args=[last], daemon=True).start()
+    if typed.seed == 4:
+        (HERE / "mine" / "experiments" / "mine.yaml").write_text("# @package _global_\\ntrain: {{patience: 30}}\\n")
+    return train.train(typed)
 
 config.launch(main, "train")
 """
+SMALL = [
+    "model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.context_length=32", "train.tokens_per_step=64",
+    "train.max_steps=60", "train.eval_every=20", "train.eval_tokens=256", "train.log_every=5", "train.save_every=5",
+    "train.sample_every=null", "data.tokenizer=bytes", "wandb.mode=disabled", "device=cpu",
+]  # fmt: skip
+RATES = "optimizer.lr=1e-3,3e-3"
 
 
-@pytest.fixture
-def app(tmp_path):
-    (tmp_path / "app.yaml").write_text(CONFIG)
-    (tmp_path / "app.py").write_text(APPLICATION)
-
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "app.py", *arguments]
-        env = os.environ | {"COLUMNS": "120"}
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=env)
-
-    return run
+@pytest.fixture(scope="module")
+def starts():
+    with launcher() as running:
+        yield running
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+class Folder:
+    """Where an application and its sweeps are."""
+
+    def __init__(self, path):
+        self.path = path
+        (path / "app.py").write_text(APPLICATION)
+        (path / "mine" / "experiments").mkdir(parents=True)
+        (path / "mine" / "experiments" / "mine.yaml").write_text("# @package _global_\ntrain: {patience: 70}\n")
+
+    def sweep(self, name):
+        return self.path / "sweeps" / name
+
+    def command(self, name, *arguments):
+        where = [f"hydra.sweep.dir={self.sweep(name)}", f"data.prepared_dir={self.path / 'data'}"]
+        flags = [argument for argument in arguments if argument.startswith("-")]
+        return [sys.executable, "app.py", "-m", *flags, *where, *SMALL, *(a for a in arguments if a not in flags)]
+
+    def start(self, name, *arguments):
+        env = os.environ | {"COLUMNS": "130", "OMP_NUM_THREADS": "1"}
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(self.command(name, *arguments), cwd=self.path, env=env, **streams)
+
+    def run(self, name, *arguments):
+        process = self.start(name, *arguments)
+        stdout, stderr = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    def job(self, name, **settings):
+        """The one job of a sweep with these settings, as seed=1, lr=1e-3."""
+        wanted = {"lr": "optimizer.lr", "seed": "seed"}
+        found = jobs.read(self.sweep(name))
+        (job,) = [job for job in found if all(job.config[wanted[key]] == value for key, value in settings.items())]
+        return job
 
 
-def test_a_sweep_ends_with_a_table_a_csv_a_figure_and_its_directory(app, tmp_path):
-    done = app("-m", "lr=2,1", "context=128,256", "+note=fixed")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    directory = tmp_path / "out" / "first"
-    lines = done.stdout.splitlines()
-    assert lines[0] == "job 0: lr=2 context=128"
-    table = [line.split() for line in lines[5:10]]
-    assert table[0][:8] == ["job", "lr", "context", "status", "val/loss", "val/bpb", "tokens", "tokens/s"]
-    assert table[4][:8] == ["3", "1", "256", "completed", "1.256", "0.4187", "6,144", "700"]
-    assert lines[-1] == str(directory)
+def weights(folder):
+    return safetensors.torch.load_file(folder / "checkpoints" / "step_00000060" / "model.safetensors")
 
-    rows = read_csv(directory / "sweep.csv")
-    assert [(row["num"], row["lr"], row["context"], row["note"], row["val/loss"]) for row in rows] == [
-        ("0", "2", "128", "fixed", "2.128"),
-        ("1", "2", "256", "fixed", "2.256"),
-        ("2", "1", "128", "fixed", "1.128"),
-        ("3", "1", "256", "fixed", "1.256"),
-    ]
-    assert (directory / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    job = json.loads((directory / "2" / "job.json").read_text())
-    assert 0 <= job.pop("seconds") < 30
-    assert job == {
-        "num": 2,
-        "name": "lr=1 context=128",
-        "overrides": ["lr=1", "context=128", "+note=fixed"],
-        "status": "completed",
-        "error": None,
-        "code": 0,
-        "value": 1.128,
-        "log": None,
-        "out_dir": str(directory / "2"),
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def status_line(result):
+    return next(line for line in result.stdout.splitlines() if re.match(r"\d+ jobs?:", line))
+
+
+def started(result):
+    """How many jobs a start of a sweep has begun."""
+    return len(re.findall(r"^job \w{8}: ", result.stdout, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    return Folder(tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture(scope="module")
+def trouble(here):
+    """Twelve jobs, of which eight fail in four ways; the process is killed in the middle, the command given again."""
+    arguments = ["seed=1,13,14,15,2,16", RATES]
+    return here.run("trouble", *arguments), here.run("trouble", *arguments)
+
+
+@pytest.fixture(scope="module")
+def extended(here, trouble):
+    """Afterwards a job.json is damaged, and a value is added to an axis."""
+    folder = here.job("trouble", seed=1, lr=3e-3).folder
+    (folder / "job.json").write_text('{"format": 2, "torn')
+    before = {path: path.stat().st_mtime_ns for path in here.sweep("trouble").glob("*/job.json")}
+    return here.run("trouble", "seed=1,2,3", RATES), folder, before
+
+
+def test_a_sweep_killed_in_the_middle_goes_on_where_it_was_and_says_so_first(trouble):
+    first, second = trouble
+    assert first.returncode == -signal.SIGKILL
+    assert status_line(first) == "12 jobs: 12 new"
+    step = re.fullmatch(r"12 jobs: 3 done, 1 resumes at step (\d+), 6 failed \(again\), 2 new", status_line(second))
+    assert step and 10 <= int(step[1]) <= 60
+    assert "resuming from step_000000" in second.stdout
+    assert (started(first), started(second)) == (10, 9)
+    assert second.returncode == 1
+
+
+def test_each_failure_stays_with_its_job_and_is_named_with_its_log_at_once_and_at_the_end(here, trouble):
+    second = trouble[1]
+    reasons = {
+        13: (1, r"ValueError: unlucky number", "traceback.txt"),
+        14: (3, r"the job called sys\.exit\(3\)", ""),
+        15: (5, r"out of memory: .*", ""),
+        16: (4, r"training stopped at step \d: loss nan.*", "train.log"),
     }
-    assert not list(directory.rglob("*.tmp"))
+    for seed, (code, reason, log) in reasons.items():
+        for lr in (1e-3, 3e-3):
+            job = here.job("trouble", seed=seed, lr=lr)
+            assert (job.status, job.code) == ("failed", code)
+            assert re.match(reason, job.error)
+            assert job.log == str(job.folder / log) and Path(job.log).exists()
+            line = f"job {job.id} (seed={seed} optimizer.lr={lr}) failed: {job.error}; log: {job.log}"
+            assert (
+                second.stdout.splitlines().count(line) == 1 and second.stderr.splitlines().count(f"error: {line}") == 1
+            )
+    assert len(second.stderr.splitlines()) == 8
+    assert "Traceback" not in second.stdout + second.stderr
+    assert 'raise ValueError("unlucky' in (here.job("trouble", seed=13, lr=1e-3).folder / "traceback.txt").read_text()
 
 
-def test_failed_jobs_are_reported_at_once_and_at_the_end_and_the_others_run(app, tmp_path):
-    done = app("-m", "lr=13,-1,1")
-    directory = tmp_path / "out" / "first"
-    bug = f"job 0 (lr=13) failed: ValueError: unlucky number; log: {directory}/0/traceback.txt"
-    mistake = f"job 1 (lr=-1) failed: lr -1 is not above 0; raise it; log: {directory}/1"
-    assert done.returncode == 1
-    assert done.stderr.splitlines() == [f"error: {bug}", f"error: {mistake}"]
-    assert done.stdout.splitlines()[-3:] == [bug, mistake, str(directory)]
-    assert [(row["num"], row["status"], row["code"]) for row in read_csv(directory / "sweep.csv")] == [
-        ("0", "failed", "1"),
-        ("1", "failed", "4"),
-        ("2", "completed", "0"),
+def test_the_table_has_a_line_for_each_setting_best_first_and_files_beside_the_jobs_tell_the_same(here, trouble):
+    lines = trouble[1].stdout.splitlines()
+    header = next(i for i, line in enumerate(lines) if line.split()[:1] == ["optimizer.lr"])
+    table = [line.split() for line in lines[header : header + 3]]
+    assert table[0][:3] == ["optimizer.lr", "status", "val/loss"] and len(table) == 3
+    assert [line[1:5] for line in table[1:]] == [["2", "completed,", "4", "failed"]] * 2
+    assert lines[-1] == str(here.sweep("trouble"))
+    with open(here.sweep("trouble") / "sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows].count("completed") == 4 and len(rows) == 12
+    for name in ("leaderboard.md", "leaderboard.csv", "curves.png", "report.html"):
+        assert (here.sweep("trouble") / name).stat().st_size > 200
+    assert not list(here.sweep("trouble").rglob("*.new"))
+
+
+def test_what_failed_jobs_held_is_gone_when_the_next_one_starts(trouble):
+    held = re.findall(r"held by failed jobs: (\d+)", trouble[1].stdout)
+    assert held and set(held) == {"0"}  # Hydra keeps the exceptions, but not what their frames held
+
+
+def test_a_job_in_a_sweep_even_one_that_was_killed_equals_the_same_job_alone_bit_for_bit(here, trouble, tmp_path):
+    threads = torch.get_num_threads()
+    for seed, lr in ((1, 1e-3), (2, 3e-3)):
+        inside = here.job("trouble", seed=seed, lr=lr)
+        own = [f"data.prepared_dir={here.path / 'data'}", f"seed={seed}", f"optimizer.lr={lr}", "dry_run=false"]
+        cfg = loaded(*SMALL, *own)
+        alone = tmp_path / f"{seed}"
+        train(type(cfg)(**{**vars(cfg), "out_dir": str(alone)}))
+        assert same(weights(inside.folder), weights(alone))
+    torch.set_num_threads(threads)
+
+
+def test_a_value_more_on_an_axis_adds_jobs_and_disturbs_none(here, extended):
+    result, damaged, before = extended
+    assert result.returncode == 1  # for the failed ones of before
+    assert status_line(result) == "6 jobs: 3 done, 1 resumes at step 60, 2 new; 8 more of this sweep are as they were"
+    assert started(result) == 3
+    after = {path: path.stat().st_mtime_ns for path in here.sweep("trouble").glob("*/job.json")}
+    changed = {path for path in before if after[path] != before[path]}
+    assert changed == {damaged / "job.json"} and len(after) == len(before) + 2
+
+
+def test_a_damaged_job_file_is_one_warning_and_the_job_is_found_finished(here, extended):
+    result, damaged, _ = extended
+    assert [line for line in result.stderr.splitlines() if "damaged" in line] == [
+        f"warning: {damaged / 'job.json'} is damaged; the job is known by its other files"
     ]
-    assert "models[0]" not in (directory / "0" / "traceback.txt").read_text()
-    assert 'raise ValueError("unlucky' in (directory / "0" / "traceback.txt").read_text()
-    assert "models in memory: 0" in done.stdout  # Hydra keeps the exception, but not what its frames held
+    assert "already at step 60 of 60" in result.stdout
+    assert here.job("trouble", seed=1, lr=3e-3).status == "completed"
 
 
-def test_an_interrupted_job_is_in_the_closing_table(app, tmp_path):
-    done = app("-m", "lr=1,99,2")
-    assert done.returncode != 0
-    directory = tmp_path / "out" / "first"
-    assert [row["status"] for row in read_csv(directory / "sweep.csv")] == ["completed", "unfinished"]
-    assert done.stdout.splitlines()[-2:] == [
-        f"job 1 (lr=99) did not end: it was interrupted or killed; log: {directory}/1",
-        str(directory),
-    ]
-    assert "Traceback" not in done.stderr
+def test_a_sweep_that_runs_is_reported_on_refused_to_a_second_process_and_ended_by_ctrl_c(here):
+    running = here.start("long", "seed=1,3", "train.max_steps=4000")
+    end = time.monotonic() + 60
+    while not list(here.sweep("long").glob("*/checkpoints/step_00000010")) and time.monotonic() < end:
+        time.sleep(0.02)
+    report = here.run("long", "sweep.report=long")
+    second = here.run("long", "seed=1,3", "train.max_steps=4000")
+    running.send_signal(signal.SIGINT)
+    stdout, stderr = running.communicate(timeout=60)
+
+    assert re.search(r"1 +running at [\d,]+ tokens|1 running at", report.stdout) and report.returncode == 1
+    assert (here.sweep("long") / "report.html").exists()
+    assert second.returncode == 6
+    assert re.fullmatch(r"error: sweep long in use by pid \d+ since .*; wait for it, or choose another sweep.name\n",
+                        second.stderr)  # fmt: skip
+    assert running.returncode == 130
+    assert re.search(r"error: interrupted by SIGINT: step_\d+ is saved", stderr) and "Traceback" not in stderr
+    first, other = jobs.read(here.sweep("long"))
+    assert (first.status, other.status) == ("interrupted", "new")
+    assert "2 of 2 jobs are not done; to go on: python " in stdout
+    again = here.run("long", "seed=1,3", "train.max_steps=4000", "dry_run=true")
+    assert again.returncode == 0  # nothing runs, nothing is written
+    assert [job.status for job in jobs.read(here.sweep("long"))] == ["interrupted", "new"]
 
 
-def test_a_single_run_leaves_no_record_of_a_sweep(app, tmp_path):
-    done = app("lr=3")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert [path.name for path in (tmp_path / "out" / "run").iterdir()] == ["metrics.jsonl"]
+def test_successive_halving_stops_the_worst_and_the_best_is_the_same_as_without(here, extended):
+    result = here.run("halved", "seed=1,3", "optimizer.lr=1e-3,3e-3,1e-5", "sweep.rungs=[1000,2000]", "sweep.keep=0.5")
+    assert result.returncode == 0, result.stderr
+    assert [line for line in result.stdout.splitlines() if line.startswith("rung")] == [
+        "rung at 1,000 tokens: 4 of 6 jobs go on", "rung at 2,000 tokens: 2 of 4 jobs go on"
+    ]  # fmt: skip
+    ended = {
+        (job.config["optimizer.lr"], job.config["seed"]): (job.status, job.step)
+        for job in jobs.read(here.sweep("halved"))
+    }
+    assert ended == {
+        (1e-5, 1): ("halved", 20), (1e-5, 3): ("halved", 20), (1e-3, 1): ("halved", 40), (1e-3, 3): ("halved", 40),
+        (3e-3, 1): ("completed", 60), (3e-3, 3): ("completed", 60),
+    }  # fmt: skip
+    assert "halved at 1,2" in result.stdout and "halved at 2,5" in result.stdout
+    same_job = [here.job(name, seed=1, lr=3e-3) for name in ("halved", "trouble")]
+    assert same_job[0].id == same_job[1].id and same(*(weights(job.folder) for job in same_job))
 
 
-def test_damaged_records_are_left_out(tmp_path, caplog):
-    good = {"num": 1, "overrides": ["lr=1"], "status": "completed"}
-    for name, text in (("0", "{torn"), ("1", json.dumps(good)), ("2", "[]")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "job.json").write_text(text)
-    (tmp_path / "1" / "metrics.jsonl").write_text(
-        '{"step": 1, "tokens": 5, "val/loss": 2.0}\n{"step": 2, "tokens": 9, "val/loss": "NaN"}\n{"step": 3, "va'
-    )
-    (job,) = sweep.read_jobs(tmp_path)
-    assert (job["num"], job["val/loss"], job["tokens"]) == (1, 2.0, 9)
-    assert "job.json cannot be read" in caplog.text
+def test_a_file_edited_while_a_sweep_runs_changes_no_job_of_it_and_makes_new_ones_of_the_next(here):
+    arguments = [f"--config-dir={here.path / 'mine'}", "experiments=mine", "seed=4,5"]
+    assert here.run("edited", *arguments).returncode == 0  # its first job edits the file
+    assert [job.config["train.patience"] for job in jobs.read(here.sweep("edited"))] == [70, 70]
+    result = here.run("edited", *arguments)
+    assert status_line(result) == "2 jobs: 2 new; 2 more of this sweep are as they were"
+    assert [job.config["train.patience"] for job in jobs.read(here.sweep("edited"))] == [70, 70, 30, 30]
+    assert re.search(r"^train\.patience +status", result.stdout, re.MULTILINE)  # what differs is a column
 
 
-def test_only_what_differs_between_jobs_is_a_column():
-    jobs = [{"overrides": ["model=tiny", "lr=1", "+a=x=y"]}, {"overrides": ["model=tiny", "lr=2"]}]
-    assert sweep.varied_keys(jobs) == ["lr", "a"]
-    assert sweep.varied_keys(jobs[:1]) == []
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["optimizer.lrr=1,2"], "unknown key optimizer.lrr, did you mean optimizer.lr?"),
+        (["resume=auto,never"], "the axis resume=auto, resume=never changes nothing; leave it out"),
+        (["train.max_tokens=1,2"], "the axis train.max_tokens=1, train.max_tokens=2 changes nothing; leave it out"),
+        (["model.context_length=16,512,1024"], "2 of 3 jobs cannot run, so none was started: model.context_length=512: "
+         "train.tokens_per_step 64 is less than one row of model.context_length 512; model.context_length=1024: "
+         "train.tokens_per_step 64 is less than one row of model.context_length 1024; "),
+        (["seed=1,2", "sweep.rungs=[5,3]"], "sweep.rungs=[5, 3]: each number should be larger than the one before"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_swept_is_one_line_before_anything_starts(here, starts, arguments, error):
+    sweep_dir = here.sweep("refused")
+    start = starts.start("-m", f"hydra.sweep.dir={sweep_dir}", *SMALL, *arguments)
+    assert start.code == 2 and start.stderr.count("\n") == 1 and start.stderr.startswith(f"error: {error}")
+    assert not list(sweep_dir.glob("*/*"))
+
+
+def test_a_single_run_leaves_no_record_of_a_sweep(tmp_path, starts):
+    start = starts.start(f"hydra.run.dir={tmp_path / 'run'}")
+    assert start.code == 0 and not list(tmp_path.rglob("job.json"))
 
 
 def test_no_sweep_runs_in_a_process_that_did_not_start_one():
     assert not sweep.running()
     with pytest.raises(RuntimeError):
-        sweep.close()
+        sweep.close(hurry=False)
 
 
 def test_user_errors_keep_their_text_and_bugs_name_their_type():
     assert sweep._explain(UserError("what", "where", "remedy")) == "what (where); remedy"
     assert sweep._explain(KeyError("key")) == "KeyError: 'key'"
+
+
+def test_a_sweep_of_another_version_is_refused_and_untouched(here, tmp_path):
+    folder = here.sweep("old") / "0"
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps({"num": 0, "overrides": ["lr=1"], "status": "completed"}))
+    result = here.run("old", "seed=1,2")
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"error: the sweep is of another version: format 1 != 2 ({folder / 'job.json'}); its files are untouched; "
+        "choose another sweep.name\n"
+    )
+    assert sorted(path.name for path in here.sweep("old").iterdir()) == [".lock", "0"]

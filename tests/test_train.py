@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, THE_VERDICT
 from test_conf import loaded
 
-from gpt import checkpoint, run_directory
+from gpt import checkpoint, jobs, run_directory
 from gpt.errors import UserError
 from gpt.rows import read_rows
 from train import train
@@ -155,10 +155,10 @@ def test_plain_text_trains_too(tmp_path):
 
 @pytest.fixture(scope="module")
 def sweep(workflow):
-    """Four jobs, two of which cannot run: (directory, finished process)."""
+    """Four jobs, two of which fail on their way: (directory, finished process)."""
     root = workflow[0].parent
     arguments = [
-        *SMALL, "-m", "optimizer.lr=1e-3,-1", "seed=1,1337", f"hydra.sweep.dir={root / 'sweep'}",
+        *SMALL, "-m", "optimizer.lr=1e-3,1e30", "seed=1,1337", f"hydra.sweep.dir={root / 'sweep'}",
         f"data.prepared_dir={root / 'data'}",
     ]  # fmt: skip
     return root / "sweep", run("train.py", *arguments, cwd=root, WANDB_DIR=str(root / "wandb"))
@@ -168,23 +168,25 @@ def test_a_sweep_goes_on_after_a_failed_job_and_ends_with_a_table_of_all(sweep):
     directory, result = sweep
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stdout + result.stderr
-    assert result.stderr.count("optimizer.lr=-1") >= 2  # reported when they fail ...
-    assert result.stdout.count("failed") >= 2  # ... and in the closing table
+    assert result.stderr.count("optimizer.lr=1e+30 seed=") == 2  # reported when they fail ...
+    assert result.stdout.count(") failed: training stopped at step ") == 2  # ... and under the closing table
     assert result.stdout.splitlines()[-1] == str(directory)
     with open(directory / "sweep.csv", newline="") as file:
-        jobs = list(csv.DictReader(file))
-    assert [job["status"] for job in jobs] == ["completed", "completed", "failed", "failed"]
-    assert (directory / "comparison.png").read_bytes().startswith(b"\x89PNG")
+        lines = list(csv.DictReader(file))
+    assert [line["status"] for line in lines] == ["completed", "completed", "failed", "failed"]
+    assert (directory / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_each_job_of_a_sweep_is_a_wandb_run_of_its_own(sweep):
-    states = [json.loads((sweep[0] / number / "wandb.json").read_text()) for number in "01"]
-    assert [state["mode"] for state in states] == ["offline", "offline"]
-    assert states[0]["id"] != states[1]["id"]
+def test_each_job_of_a_sweep_is_a_wandb_run_of_its_own_and_so_is_the_sweep(sweep):
+    folders = [job.folder for job in jobs.read(sweep[0])[:2]] + [sweep[0]]
+    states = [json.loads((folder / "wandb.json").read_text()) for folder in folders]
+    assert [state["mode"] for state in states] == ["offline", "offline", "offline"]
+    assert len({state["id"] for state in states}) == 3
 
 
 def test_a_job_of_a_sweep_trains_what_it_would_train_alone(workflow, sweep):
-    assert rows(sweep[0] / "1") == rows(workflow[0]) != rows(sweep[0] / "0")
+    first, second = (rows(job.folder) for job in jobs.read(sweep[0])[:2])
+    assert second == rows(workflow[0]) != first
 
 
 @pytest.mark.parametrize(

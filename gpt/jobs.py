@@ -1,0 +1,234 @@
+"""The jobs of a sweep as their folders tell of them: which job a folder is of, how far it is, what came of it.
+
+A job is known by its resolved settings, and its folder is named after them: the same settings are the same job, other
+ones another. Each job's process writes its own folder only, so it does not matter where it runs.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpt import durable
+from gpt.console import escape
+from gpt.rows import read_rows
+from gpt.run_directory import is_owned
+from gpt.schema import flatten
+
+log = logging.getLogger(__name__)
+
+FORMAT = 2  # of job.json and of the folder's name; 1 numbered the folders
+# stopped: with W&B's button; paused: waits for successive halving to decide; halved: which it has, against this job;
+# damaged: its job.json cannot be read.
+STATUSES = ("new", "running", "interrupted", "completed", "failed", "stopped", "paused", "halved", "damaged")
+LARGEST = 1e60  # beyond float32; its fourth power, in Welch's test, is a float
+NUMBERS = {
+    "step": int,
+    "tokens": int,
+    "val/loss": int | float,
+    "val/bpb": int | float,
+    "tokens_per_second": int | float,
+}
+# What has no part in what comes of a job.
+VOLATILE = {"out_dir", "resume", "allow_changed", "overrides", "dry_run", "wandb", "sweep", "hydra"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a sweep. Its folder holds job.json, and what any run leaves."""
+
+    folder: Path
+    number: int  # place in the sweep, from 0
+    overrides: list[str]  # as typed, what all jobs have in common too
+    config: dict[str, Any]  # the settings by which it is known: {"optimizer.lr": 0.001, ...}
+    name: str = ""  # what was typed for this job only
+    status: str = "new"
+    error: str | None = None  # what went wrong, in one line
+    code: int | None = None  # the exit code that it would have had alone
+    log: str | None = None  # the file to read about it
+    seconds: float = 0.0  # spent on it, in all starts
+    fingerprint: str | None = None  # of the prepared data
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def best(self) -> dict[str, Any]:
+        """The row of the lowest val/loss; empty when there is none. NaN is never the lowest."""
+        evaluations = [row for row in self.rows if "val/loss" in row and row["val/loss"] == row["val/loss"]]
+        return min(evaluations, key=lambda row: row["val/loss"], default={})
+
+    @property
+    def val_loss(self) -> float | None:
+        return self.best.get("val/loss")
+
+    @property
+    def val_bpb(self) -> float | None:
+        return self.best.get("val/bpb")
+
+    @property
+    def tokens(self) -> int:
+        """Read so far."""
+        return max((row["tokens"] for row in self.rows if "tokens" in row), default=0)
+
+    @property
+    def step(self) -> int:
+        return max((row["step"] for row in self.rows if "step" in row), default=0)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The median."""
+        speeds = [row["tokens_per_second"] for row in self.rows if "tokens_per_second" in row]
+        return statistics.median(speeds) if speeds else None
+
+    def setting(self, key: str) -> Any:
+        """The value of a setting; of a group the choice, as typed: model=mini -> "mini". None if the job has none."""
+        return self.config[key] if key in self.config else self.typed.get(key)
+
+    @cached_property
+    def typed(self) -> dict[str, str]:
+        """{key: value} of the overrides."""
+        return {key_of(override): override.partition("=")[2] for override in self.overrides}
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Rows of samples.jsonl: {"step", "prompt", "text"}."""
+        return read_rows(self.folder / "samples.jsonl")
+
+
+STORED = [f.name for f in fields(Job) if f.name not in ("folder", "rows")]
+TYPES = {"number": int, "overrides": list, "config": dict, "name": str, "seconds": int | float}  # others: text or None
+
+
+def identity(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run by which it is known as a job, flat, from all of its settings, nested.
+
+    1e-3 and 0.001 are one number, and so are 100 and 1e2. A budget in tokens that another budget overrules is left out.
+    """
+    flat = flatten({key: value for key, value in values.items() if key not in VOLATILE})
+    if flat.get("train.max_steps") is not None or flat.get("train.max_epochs") is not None:
+        flat.pop("train.max_tokens", None)
+    return {key: int(v) if isinstance(v, float) and v.is_integer() and abs(v) < 2**53 else v for key, v in flat.items()}
+
+
+def name_of(config: dict[str, Any]) -> str:
+    """The name of a job's folder, 8 hexadecimal digits: one chance in ten thousand that two of 1,000 jobs share it."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def read(directory: Path) -> list[Job]:
+    """All jobs of a sweep in the order of their numbers, also while it runs. What is damaged is a warning."""
+    jobs = [read_one(path.parent) for path in sorted(directory.glob("*/job.json"))]
+    return sorted(jobs, key=lambda job: (job.number, job.id))
+
+
+def read_one(folder: Path) -> Job:
+    """The job of a folder with its metrics and its status at this moment."""
+    job = load(folder)
+    rows = _rows(folder)
+    if job is None:
+        log.warning(f"{folder / 'job.json'} is damaged; the job is known by its other files")
+        return Job(folder, number=10**6, overrides=[], config=_config(folder), status="damaged", rows=rows)
+    status = job.status
+    if status == "running" and not is_owned(folder):  # its process has ended without a word
+        status = "interrupted"
+    return Job(folder, **({key: getattr(job, key) for key in STORED} | {"status": status}), rows=rows)
+
+
+def write(job: Job) -> None:
+    """Replaces job.json, whole or not at all. That it cannot be written is a warning: the run itself is recorded."""
+    stored = {"format": FORMAT} | {key: getattr(job, key) for key in STORED}
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        durable.write(job.folder / "job.json", json.dumps(stored, indent=2, default=str) + "\n")
+    except OSError as error:
+        log.warning(f"{job.folder / 'job.json'} cannot be written ({error.strerror})")
+
+
+def load(folder: Path) -> Job | None:
+    """The job of a folder as it was last recorded, without its metrics; None when there is no valid job.json."""
+    try:
+        values = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        job = Job(folder, **{key: values[key] for key in STORED})
+        sound = values["format"] == FORMAT and job.status in STATUSES and 0 <= job.seconds < LARGEST
+        sound &= isinstance(job.code, int | None) and all(isinstance(text, str) for text in job.overrides)
+        sound &= all(isinstance(values[key], TYPES.get(key, str | None)) for key in STORED if key != "code")
+        return job if sound else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def varied_keys(jobs: Sequence[Job]) -> list[str]:
+    """The settings that differ between the jobs, "seed" included, in the order in which they were typed.
+
+    A choice of a file (model=mini) is one key. What changed in the files between two starts of a sweep, and was not
+    typed, is found by its own key.
+    """
+    keys = dict.fromkeys(key for job in jobs for key in job.typed if not key.startswith(("sweep.", "wandb.", "hydra")))
+    varied = [key for key in keys if len({str(job.setting(key)) for job in jobs}) > 1]
+    alike: dict[tuple[str, ...], list[Job]] = {}
+    for job in jobs:
+        alike.setdefault(tuple(str(job.setting(key)) for key in varied), []).append(job)
+    for group in alike.values():
+        for key in dict.fromkeys(key for job in group for key in job.config):
+            if key not in varied and len({str(job.config.get(key)) for job in group}) > 1:
+                varied.append(key)
+    return varied
+
+
+def describe(job: Job, keys: Sequence[str]) -> str:
+    """optimizer.lr=0.001 model.context_length=64"""
+    return " ".join(f"{key}={shown(job.setting(key))}" for key in keys)
+
+
+def shown(value: Any) -> str:
+    """A setting as one types it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else escape(str(value))
+
+
+def failure(job: Job) -> str:
+    """Why there is nothing of a job, and where to read about it."""
+    name = f"job {job.id}" + (f" ({job.name})" if job.name else "")
+    if job.status == "failed":
+        return f"{name} failed: {job.error}; log: {job.log}"
+    text = {"new": "has not begun", "running": "is running", "damaged": "has a damaged job.json"}.get(job.status)
+    return f"{name} {text or 'did not end: it was interrupted or killed'}; log: {job.folder}"
+
+
+def key_of(override: str) -> str:
+    """+optimizer.lr=1 -> optimizer.lr"""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    try:
+        rows = read_rows(folder / "metrics.jsonl")
+    except OSError as error:
+        log.warning(f"{folder / 'metrics.jsonl'} cannot be read ({error.strerror})")
+        return []
+    return [row for row in rows if all(_is_number(row[key], kind) for key, kind in NUMBERS.items() if key in row)]
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    """Whether it is one to compute with, or NaN or infinity of a kind that has them."""
+    return isinstance(value, kind) and (abs(value) < LARGEST or value != value or abs(value) == math.inf)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """What identifies a job, from the config.yaml that a run writes."""
+    try:
+        values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        return identity(values) if isinstance(values, dict) else {}
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}

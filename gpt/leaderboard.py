@@ -1,0 +1,334 @@
+"""The leaderboard of a sweep: which settings reach the lowest val/loss, and whether that is more than chance.
+
+Jobs that differ in nothing but the seed are one entry, and a sample of what its settings lead to. Only jobs that have
+come to their end are compared: val/loss falls with the tokens read.
+"""
+
+import csv
+import functools
+import io
+import math
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from gpt.console import escape
+from gpt.jobs import Job, shown, varied_keys
+
+# Settings that change which tokens are scored, or what a token is, and what then still can be compared.
+SCORED = {
+    "data.mask": "the losses are those of different tokens",
+    "train.eval_tokens": "the losses are means over different numbers of validation tokens",
+    "data.tokenizer": "a token is not the same amount of text; compare val/bpb",
+    "data.template": "the text around the scored tokens differs",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The jobs that differ in nothing but the seed."""
+
+    settings: dict[str, Any]  # varied key -> value, without "seed"
+    jobs: list[Job]
+    mean: float | None  # of val/loss over the completed jobs; when there is none, of what the others have reached
+    std: float | None  # with n - 1 below the sum; this and the interval need two completed jobs
+    low: float | None  # 95 % interval of the mean
+    high: float | None
+    bpb: float | None  # mean over the jobs that `mean` is of
+    tokens: int  # likewise
+    seconds: float  # sum over all jobs
+    tokens_per_second: float | None  # median over all jobs
+    status: str
+
+    @property
+    def counted(self) -> list[Job]:
+        """The jobs that `mean` is of."""
+        return counted(self.jobs)
+
+    @property
+    def losses(self) -> list[float]:
+        """val/loss of the completed jobs: what statistics are of."""
+        return [job.val_loss for job in self.jobs if is_result(job)]
+
+
+class Comparison(NamedTuple):
+    """How far the mean of a second sample is above that of a first one."""
+
+    difference: float
+    low: float  # 95 % interval of the difference
+    high: float
+    p: float  # chance of a difference as large, or larger, between samples of one mean; two-sided
+
+
+def has_loss(job: Job) -> bool:
+    """Whether it has been evaluated with a finite val/loss."""
+    return job.val_loss is not None and math.isfinite(job.val_loss)
+
+
+def is_result(job: Job) -> bool:
+    """Whether it has come to its end, with a val/loss that can be compared."""
+    return job.status == "completed" and has_loss(job)
+
+
+def counted(jobs: Iterable[Job]) -> list[Job]:
+    """The completed jobs that have a val/loss; when there are none, the others that have one."""
+    evaluated = [job for job in jobs if has_loss(job)]
+    return [job for job in evaluated if is_result(job)] or evaluated
+
+
+def grouped(jobs: Iterable[Job], keys: Sequence[str]) -> list[list[Job]]:
+    """The jobs that agree in all of `keys` together, in the order in which they come."""
+    groups: dict[tuple[str, ...], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(tuple(str(job.setting(key)) for key in keys), []).append(job)
+    return list(groups.values())
+
+
+def entries(jobs: Sequence[Job]) -> list[Entry]:
+    """Best first. What has not been completed follows what has, and without a val/loss comes last."""
+    keys = [key for key in varied_keys(jobs) if key != "seed"]
+    found = [_entry({key: group[0].setting(key) for key in keys}, group) for group in grouped(jobs, keys)]
+
+    def place(entry: Entry) -> tuple[int, float, int]:
+        stage = 2 if entry.mean is None else 0 if entry.losses else 1
+        return stage, 0.0 if entry.mean is None else entry.mean, entry.jobs[0].number
+
+    return sorted(found, key=place)
+
+
+def _entry(settings: dict[str, Any], jobs: list[Job]) -> Entry:
+    sample = counted(jobs)
+    losses = [job.val_loss for job in sample]
+    mean = statistics.fmean(losses) if losses else None
+    std = statistics.stdev(losses) if len(losses) > 1 and is_result(sample[0]) else None
+    # mean +- t s / sqrt(n), t the 97.5 % quantile of Student's distribution with n - 1 degrees of freedom
+    half = None if std is None else t_quantile(len(losses) - 1) * std / math.sqrt(len(losses))
+    bpbs = [job.val_bpb for job in sample if job.val_bpb is not None]
+    speeds = [job.tokens_per_second for job in jobs if job.tokens_per_second is not None]
+    return Entry(
+        settings=settings,
+        jobs=jobs,
+        mean=mean,
+        std=std,
+        low=None if half is None else mean - half,
+        high=None if half is None else mean + half,
+        bpb=statistics.fmean(bpbs) if bpbs else None,
+        tokens=round(statistics.fmean(job.tokens for job in sample or jobs)),
+        seconds=sum(job.seconds for job in jobs),
+        tokens_per_second=statistics.median(speeds) if speeds else None,
+        status=_status(jobs),
+    )
+
+
+def _status(jobs: list[Job]) -> str:
+    """completed; halved at 51,200 tokens; 2 completed, 1 failed"""
+    parts = []
+    for status in dict.fromkeys(job.status for job in sorted(jobs, key=lambda job: job.status != "completed")):
+        group = [job for job in jobs if job.status == status]
+        text = status if len(group) == len(jobs) else f"{len(group)} {status}"
+        if status not in ("new", "completed", "failed", "damaged"):
+            least, most = min(job.tokens for job in group), max(job.tokens for job in group)
+            text += f" at {least:,} tokens" if least == most else f" at {least:,} to {most:,} tokens"
+        parts.append(text)
+    without = sum(job.status == "completed" and not has_loss(job) for job in jobs)
+    return ", ".join(parts) + (f", {without} without a val/loss" if without else "")
+
+
+@functools.cache
+def t_quantile(dof: float) -> float:
+    """97.5 % quantile of Student's t distribution: what a two-sided 95 % interval takes. `dof` degrees of freedom."""
+    from scipy.special import stdtrit  # scipy.stats takes a second to import, this a third of it
+
+    return float(stdtrit(dof, 0.975))
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> Comparison | None:
+    """Welch's t test: the means of two samples whose variances may differ, two values each or more.
+
+    B. L. Welch, "The generalization of 'Student's' problem when several different population variances are involved",
+    Biometrika 34 (1947). Jobs of one seed in both samples are not paired. None if neither sample varies: no test.
+    """
+    from scipy.special import stdtr
+
+    a, b = (statistics.variance(sample) / len(sample) for sample in (first, second))  # variances of the two means
+    if a + b == 0:
+        return None
+    error = math.sqrt(a + b)
+    dof = (a + b) ** 2 / (a**2 / (len(first) - 1) + b**2 / (len(second) - 1))
+    difference = statistics.fmean(second) - statistics.fmean(first)
+    half = t_quantile(dof) * error
+    p = 2 * float(stdtr(dof, -abs(difference) / error))
+    return Comparison(difference, difference - half, difference + half, p)
+
+
+def verdict(entries: Sequence[Entry]) -> str:
+    """The best settings, and whether they are distinguishable from the next at 5 %: two sentences."""
+    ended = [entry for entry in entries if entry.losses]
+    if not ended:
+        return "No job has come to its end with a val/loss: there is no best yet."
+    best = ended[0]
+    if len(ended) == 1:
+        return f"{_best(best)}. No other settings have been completed to compare it with."
+    second = ended[1]
+    few = next((entry for entry in (best, second) if len(entry.losses) < 2), None)
+    if few is not None:
+        return (
+            f"{_best(best)}. Whether that is more than chance compared with the next, {_name(second)} "
+            f"({_loss(second)}), cannot be told from one seed: run both with several, as in seed=1,2,3."
+        )
+    test = welch(best.losses, second.losses)
+    if test is None:
+        return (
+            f"{_best(best)}. The seeds of the best and of the next, {_name(second)} ({_loss(second)}), all lead to "
+            "one loss each: without any spread there is no test of the difference."
+        )
+    weak = "; two seeds are a weak test" if min(len(best.losses), len(second.losses)) == 2 else ""
+    return (
+        f"{_best(best)}. It is {'' if test.p < 0.05 else 'not '}distinguishable from the next, {_name(second)} "
+        f"({_loss(second)}): the difference is {test.difference:.4f}, 95 % interval {test.low:.4f} to {test.high:.4f} "
+        f"(Welch's t test, p {_p(test.p)}{weak})."
+    )
+
+
+def _best(entry: Entry) -> str:
+    return f"The best is {_name(entry)}: val/loss {_loss(entry)}"
+
+
+def _name(entry: Entry) -> str:
+    """optimizer.lr=0.001 model.context_length=64"""
+    return " ".join(f"{escape(key)}={shown(value)}" for key, value in entry.settings.items()) or "the only setting"
+
+
+def _loss(entry: Entry) -> str:
+    """4.3120 +- 0.0101, 2 of 3 seeds"""
+    n, total = len(entry.losses), len(entry.jobs)
+    seeds = f"{n} of {total} seeds" if n < total else "1 seed" if n == 1 else f"{n} seeds"
+    return f"{_mean(entry)}, {seeds}"
+
+
+def _mean(entry: Entry) -> str:
+    if entry.mean is None:
+        return ""
+    return f"{entry.mean:.4f}" + ("" if entry.std is None else f" +- {entry.std:.4f}")
+
+
+def _p(p: float) -> str:
+    return f"= {p:.2g}" if p >= 0.0001 else "below 0.0001"
+
+
+def caveats(jobs: Sequence[Job]) -> list[str]:
+    """Why val/loss cannot be compared between all of the jobs that have one: a sentence each, none if it can."""
+    evaluated = [job for job in jobs if has_loss(job)]
+    found = []
+    data = list(dict.fromkeys(job.fingerprint for job in evaluated if job.fingerprint is not None))
+    if len(data) > 1:
+        numbers = [[job.number for job in evaluated if job.fingerprint == one] for one in data]
+        groups = "; ".join(f"{len(group)} on that of job {group[0]}" for group in numbers)
+        found.append(f"The prepared data differs, {groups}: the losses are those of different texts.")
+    for key, consequence in SCORED.items():
+        values = dict.fromkeys(shown(job.config[key]) for job in evaluated if key in job.config)
+        if len(values) > 1:
+            found.append(f"{key} differs ({', '.join(values)}): {consequence}.")
+    budgets = [job.tokens for job in evaluated if job.status == "completed"]
+    if budgets and max(budgets) > 1.02 * min(budgets):
+        found.append(
+            f"The budgets differ by more than 2 % ({min(budgets):,} to {max(budgets):,} tokens): "
+            "more tokens are an advantage of their own."
+        )
+    return found
+
+
+def columns(entries: Sequence[Entry]) -> list[str]:
+    """Of the closing table, for console.table; the last ones are left out first where the terminal is narrow."""
+    keys = list(entries[0].settings) if entries else []
+    seeds = ["std", "seeds"] if any(len(entry.jobs) > 1 for entry in entries) else []
+    return [*keys, "status", "val/loss", *seeds, "val/bpb", "tokens", "tokens/s", "seconds"]
+
+
+def table_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Of the closing table. Numbers stay numbers, which console.table aligns and never cuts."""
+    return [
+        {key: value if _is_number(value) else shown(value) for key, value in entry.settings.items()}
+        | {
+            "status": entry.status,
+            "val/loss": entry.mean,
+            "std": entry.std,
+            "seeds": len(entry.counted),
+            "val/bpb": entry.bpb,
+            "tokens": entry.tokens,
+            "tokens/s": entry.tokens_per_second,
+            "seconds": round(entry.seconds, 1),
+        }
+        for entry in entries
+    ]
+
+
+def csv_text(entries: Sequence[Entry]) -> str:
+    """leaderboard.csv: a line per entry, numbers with all their digits. Only completed entries have a rank."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    keys = list(entries[0].settings) if entries else []
+    results = ["val/loss", "std", "low", "high", "seeds", "val/bpb", "tokens", "seconds", "tokens_per_second"]
+    writer.writerow(["rank", *map(escape, keys), *results, "status", "jobs"])
+    for rank, entry in enumerate(entries, start=1):
+        settings = [value if _is_number(value) else shown(value) for value in entry.settings.values()]
+        numbers = [entry.mean, entry.std, entry.low, entry.high, len(entry.counted), entry.bpb]
+        cost = [entry.tokens, round(entry.seconds, 3), entry.tokens_per_second]
+        ids = " ".join(escape(job.id) for job in entry.jobs)
+        writer.writerow([rank if entry.losses else "", *settings, *numbers, *cost, entry.status, ids])
+    return text.getvalue()
+
+
+def markdown(
+    title: str,
+    entries: Sequence[Entry],
+    verdict: str,
+    caveats: Sequence[str],
+    failures: Sequence[str],
+    predictions: Sequence[object],
+) -> str:
+    """leaderboard.md. Of a prediction its str() is shown; sections without content are left out."""
+    keys = list(entries[0].settings) if entries else []
+    header = ["", *keys, "val/loss", "95 % interval", "seeds", "val/bpb", "tokens", "time", "tokens/s", "status"]
+    lines = [_line(header), "|" + " --- |" * len(header)]
+    for rank, entry in enumerate(entries, start=1):
+        interval = "" if entry.low is None else f"{entry.low:.4f} to {entry.high:.4f}"
+        speed = "" if entry.tokens_per_second is None else f"{entry.tokens_per_second:,.0f}"
+        lines.append(
+            _line([
+                str(rank) if entry.losses else "",
+                *(shown(value) for value in entry.settings.values()),
+                _mean(entry),
+                interval,
+                str(len(entry.counted)),
+                "" if entry.bpb is None else f"{entry.bpb:.4f}",
+                f"{entry.tokens:,}",
+                f"{entry.seconds:,.0f} s",
+                speed,
+                entry.status,
+            ])
+        )  # fmt: skip
+    parts = [f"# {_plain(title)}", _plain(verdict), "\n".join(lines)]
+    parts.append(
+        "val/loss: mean +- standard deviation over the seeds. The interval is that of the mean (Student's t). "
+        "tokens: mean; time: sum."
+    )
+    for name, items in [("Not comparable", caveats), ("Predicted best", predictions), ("Failures", failures)]:
+        if items:
+            parts.append(f"## {name}\n\n" + "\n".join(f"- {_plain(str(item))}" for item in items))
+    return "\n\n".join(parts) + "\n"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(map(_plain, cells)) + " |"
+
+
+def _plain(text: str) -> str:
+    """Text on one line in which nothing is markup: no column border, HTML, link, code or emphasis."""
+    return re.sub(r"([\\`*<>|\[\]])", r"\\\1", escape(text))

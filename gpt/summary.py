@@ -1,0 +1,150 @@
+"""What has come of a sweep, made from its jobs' folders: the files beside them, and what is printed."""
+
+import csv
+import io
+import json
+import logging
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt import console, durable, figures, jobs, leaderboard, prediction, report, track
+from gpt.errors import UserError
+from gpt.jobs import Job
+from gpt.leaderboard import Entry
+from gpt.run_facts import PROJECT
+from gpt.schema import WandbConfig
+
+log = logging.getLogger(__name__)
+
+ENDED = ("completed", "stopped", "halved")  # as somebody has wanted it
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that is said about a sweep."""
+
+    directory: Path
+    jobs: list[Job]
+    entries: list[Entry]
+    verdict: str
+    caveats: list[str]
+    predictions: list[str]
+    failures: list[str]  # jobs that have failed, or are not done
+    command: str  # goes on with the sweep
+
+
+def close(directory: Path, wandb: WandbConfig | None = None) -> int:
+    """Writes the files, prints the table and, last, the directory. Returns 1 if a job failed or did not end, else 0.
+
+    `wandb`: where the leaderboard goes as well, as a run of its own. Raises UserError where there is no sweep.
+    """
+    results = collect(directory)
+    write(results)
+    show(results)
+    if wandb:
+        mirror(results, wandb)
+    print(console.escape(str(directory)), flush=True)
+    return 1 if results.failures else 0
+
+
+def collect(directory: Path) -> Results:
+    """What the jobs of a sweep come to at this moment. Raises UserError where there is none."""
+    found = jobs.read(directory)
+    if not found:
+        raise UserError("there is no sweep", str(directory), f"there are: {', '.join(_others(directory)) or 'none'}")
+    entries = leaderboard.entries(found)
+    predicted = prediction.predictions(found)
+    predictions = [str(one) for one in predicted]
+    if len(predicted) > 1 and (checked := prediction.held_out(predicted)):
+        predictions.append(checked)
+    failures = [jobs.failure(job) for job in found if job.status not in ENDED]
+    verdict, caveats = leaderboard.verdict(entries), leaderboard.caveats(found)
+    return Results(directory, found, entries, verdict, caveats, predictions, failures, command(directory))
+
+
+def write(results: Results) -> None:
+    """leaderboard.md, leaderboard.csv, sweep.csv, curves.png, heatmap.png and report.html."""
+    directory, found, entries = results.directory, results.jobs, results.entries
+    said = results.verdict, results.caveats, results.failures, results.predictions
+    title = f"{directory.name}: val/loss"
+    _try(durable.write, directory / "leaderboard.csv", leaderboard.csv_text(entries))
+    _try(durable.write, directory / "leaderboard.md", leaderboard.markdown(directory.name, entries, *said))
+    _try(durable.write, directory / "sweep.csv", csv_text(found))
+    keys, evaluated = jobs.varied_keys(found), [job for job in found if job.val_loss is not None]
+    if evaluated:
+        curves = {f"{job.id}: {jobs.describe(job, keys)}": job.rows for job in evaluated}
+        _try(lambda path: figures.curves(curves, path, title), directory / "curves.png")
+    if grid := report.grid(entries):
+        _try(lambda path: figures.heatmap(grid, path, title), directory / "heatmap.png")
+    page = found, entries, results.verdict, results.caveats, results.predictions, results.command
+    _try(lambda path: report.write(path.parent, *page), directory / "report.html")
+
+
+def show(results: Results) -> None:
+    """The table, and below it what is to be said about it."""
+    entries = results.entries
+    print("\n" + console.table(leaderboard.table_rows(entries), leaderboard.columns(entries)) + "\n")
+    for text in [results.verdict, *results.caveats, *results.predictions, *results.failures]:
+        print(console.escape(text))
+    if results.failures:
+        counts = f"{len(results.failures)} of {len(results.jobs)} jobs are not done"
+        print(f"{counts}; to go on: {console.escape(results.command)}")
+
+
+def mirror(results: Results, wandb: WandbConfig) -> None:
+    """The leaderboard and the figures to W&B."""
+    columns = leaderboard.columns(results.entries)
+    rows = [[row.get(column) for column in columns] for row in leaderboard.table_rows(results.entries)]
+    best = next((entry for entry in results.entries if entry.losses), None)
+    values = {"val/loss": best.mean, "val/bpb": best.bpb, "settings": best.settings} if best else {}
+    configs, statuses = [job.config for job in results.jobs], [job.status for job in results.jobs]
+    directory = results.directory
+    track.sweep_summary(directory, directory.name, wandb, columns, rows, configs, statuses, values)
+
+
+def command(directory: Path) -> str:
+    """What to type to go on with a sweep."""
+    try:
+        words = json.loads((directory / "sweep.json").read_text(encoding="utf-8"))["command"]
+        if not isinstance(words, list):
+            raise TypeError
+        return shlex.join(words)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        log.warning(f"{directory / 'sweep.json'} cannot be read: the command that started the sweep is not known")
+        return shlex.join(["python", str(PROJECT / "train.py"), "-m", f"sweep.name={directory.name}"])
+
+
+def csv_text(found: list[Job]) -> str:
+    """sweep.csv: a line for each job, what was typed and what came of it, numbers with all their digits."""
+    typed = list(dict.fromkeys(key for job in found for key in [*job.typed, *jobs.varied_keys(found)]))
+    results = {
+        "val/loss": lambda job: job.val_loss,
+        "val/bpb": lambda job: job.val_bpb,
+        "tokens": lambda job: job.tokens,
+        "tokens_per_second": lambda job: job.tokens_per_second,
+        "seconds": lambda job: job.seconds,
+        "code": lambda job: job.code,
+        "error": lambda job: job.error,
+    }
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["job", "status", *map(console.escape, typed), *results])
+    for job in found:
+        settings = ["" if job.setting(key) is None else job.setting(key) for key in typed]
+        cells = [job.id, job.status, *settings, *(of(job) for of in results.values())]
+        writer.writerow([console.escape(cell) if isinstance(cell, str) else cell for cell in cells])
+    return text.getvalue()
+
+
+def _try(write: Callable[..., object], path: Path, *content: str) -> None:
+    """A result that cannot be written is a warning: the jobs' folders have it all."""
+    try:
+        write(path, *content)
+    except OSError as error:
+        log.warning(f"{path} cannot be written ({error.strerror})")
+
+
+def _others(directory: Path) -> list[str]:
+    return sorted(path.parent.name for path in directory.parent.glob("*/sweep.json"))
