@@ -33,6 +33,9 @@ def in_use(device: "torch.device") -> int:
 
 def peak() -> int:
     """The most bytes of the machine's memory that this process has had at once."""
+    found = _sizes(Path("/proc/self/status")).get("VmHWM")  # in Linux ru_maxrss begins with that of the parent process
+    if found is not None:
+        return found
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -397,13 +397,13 @@ def test_tokens_that_were_read_do_not_stay_in_the_memory_of_the_process(tmp_path
 
 
 MEASURE = """
-import json, resource, sys, time
+import json, sys, time
 started = time.perf_counter()
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import torch
 from conftest import adamw_config, data_config, model_config, schedule_config, train_section
-from gpt import data, loop, optim, tokenfiles
+from gpt import data, free_memory, loop, optim, tokenfiles
 from gpt.model import GPT
 from gpt.progress import Progress
 torch.set_num_threads(1)
@@ -424,7 +424,7 @@ for event in loop.fit(model, optimizer, batches, val, train, schedule_config(), 
     pass
 assert event.progress.step == 20
 anonymous = [int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("Anonymous:")][0]
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak = free_memory.peak() // 1024
 print(json.dumps({"peak": peak, "anonymous": anonymous, "open_seconds": opened - imported}))
 """
 

@@ -71,10 +71,10 @@ def test_the_flops_of_gpt2_small_are_six_times_its_matrices_and_attention():
 
 
 MEASURE = """
-import json, resource, sys
+import json, sys
 from conftest import made_split, run_config
 import torch
-from gpt import device, estimate, loop, optim
+from gpt import device, estimate, free_memory, loop, optim
 from gpt.data import TrainBatches
 from gpt.model import GPT
 device.keep_memory()
@@ -86,7 +86,7 @@ model = GPT(cfg.model, vocab_size).train()
 optimizer = optim.build(model, cfg.optimizer)
 for step in range(2):
     loop.train_step(model, optimizer, batches.step(step), torch.device("cpu"), torch.float32, 1.0)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+print(free_memory.peak())
 """
 
 

@@ -89,3 +89,11 @@ def test_memory_in_use_grows_by_what_is_touched():
         taken.write(bytes(2**20) * 2**7)
         after = free_memory.in_use(cpu)
     assert after - before == pytest.approx(2**27, rel=0.1)
+
+
+def test_the_peak_of_a_process_is_its_own_however_much_the_one_had_that_started_it():
+    program = "from gpt import free_memory; print(free_memory.peak())"
+    ballast = bytearray(200 * MB)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert 5 * MB < int(result.stdout) < 150 * MB
+    assert free_memory.peak() > len(ballast)
