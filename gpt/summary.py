@@ -74,7 +74,7 @@ def write(results: Results) -> None:
     _try(durable.write, directory / "sweep.csv", csv_text(found))
     keys, evaluated = jobs.varied_keys(found), [job for job in found if job.val_loss is not None]
     if evaluated:
-        curves = {f"{job.id}: {jobs.describe(job, keys)}": job.rows for job in evaluated}
+        curves = {jobs.describe(job, keys) or job.id: job.rows for job in evaluated}
         _try(lambda path: figures.curves(curves, path, title), directory / "curves.png")
     if grid := report.grid(entries):
         _try(lambda path: figures.heatmap(grid, path, title), directory / "heatmap.png")
