@@ -9,8 +9,8 @@ import json
 import logging
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def read_one(folder: Path) -> Job:
     status = job.status
     if status == "running" and not is_owned(folder):  # its process has ended without a word
         status = "interrupted"
-    return Job(folder, **({key: getattr(job, key) for key in STORED} | {"status": status}), rows=rows)
+    return replace(job, status=status, rows=rows)
 
 
 def write(job: Job) -> None:
@@ -175,14 +175,19 @@ def varied_keys(jobs: Sequence[Job]) -> list[str]:
     """
     keys = dict.fromkeys(key for job in jobs for key in job.typed if not key.startswith(("sweep.", "wandb.", "hydra")))
     varied = [key for key in keys if len({str(job.setting(key)) for job in jobs}) > 1]
-    alike: dict[tuple[str, ...], list[Job]] = {}
-    for job in jobs:
-        alike.setdefault(tuple(str(job.setting(key)) for key in varied), []).append(job)
-    for group in alike.values():
+    for group in grouped(jobs, varied):
         for key in dict.fromkeys(key for job in group for key in job.config):
             if key not in varied and len({str(job.config.get(key)) for job in group}) > 1:
                 varied.append(key)
     return varied
+
+
+def grouped(jobs: Iterable[Job], keys: Sequence[str]) -> list[list[Job]]:
+    """The jobs that agree in all of `keys` together, in the order in which they come."""
+    groups: dict[tuple[str, ...], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(tuple(str(job.setting(key)) for key in keys), []).append(job)
+    return list(groups.values())
 
 
 def describe(job: Job, keys: Sequence[str]) -> str:
@@ -195,6 +200,11 @@ def shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:.6g}" if isinstance(value, float) else escape(str(value))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a setting is one; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def failure(job: Job) -> str:
@@ -217,10 +227,10 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     except OSError as error:
         log.warning(f"{folder / 'metrics.jsonl'} cannot be read ({error.strerror})")
         return []
-    return [row for row in rows if all(_is_number(row[key], kind) for key, kind in NUMBERS.items() if key in row)]
+    return [row for row in rows if all(_is_usable(row[key], kind) for key, kind in NUMBERS.items() if key in row)]
 
 
-def _is_number(value: Any, kind: type) -> bool:
+def _is_usable(value: Any, kind: type) -> bool:
     """Whether it is one to compute with, or NaN or infinity of a kind that has them."""
     return isinstance(value, kind) and (abs(value) < LARGEST or value != value or abs(value) == math.inf)
 

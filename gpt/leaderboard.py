@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from gpt.console import escape
-from gpt.jobs import Job, shown, varied_keys
+from gpt.jobs import Job, grouped, is_number, shown, varied_keys
 
 # Settings that change which tokens are scored, or what a token is, and what then still can be compared.
 SCORED = {
@@ -76,14 +76,6 @@ def counted(jobs: Iterable[Job]) -> list[Job]:
     """The completed jobs that have a val/loss; when there are none, the others that have one."""
     evaluated = [job for job in jobs if has_loss(job)]
     return [job for job in evaluated if is_result(job)] or evaluated
-
-
-def grouped(jobs: Iterable[Job], keys: Sequence[str]) -> list[list[Job]]:
-    """The jobs that agree in all of `keys` together, in the order in which they come."""
-    groups: dict[tuple[str, ...], list[Job]] = {}
-    for job in jobs:
-        groups.setdefault(tuple(str(job.setting(key)) for key in keys), []).append(job)
-    return list(groups.values())
 
 
 def entries(jobs: Sequence[Job]) -> list[Entry]:
@@ -250,7 +242,7 @@ def columns(entries: Sequence[Entry]) -> list[str]:
 def table_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Of the closing table. Numbers stay numbers, which console.table aligns and never cuts."""
     return [
-        {key: value if _is_number(value) else shown(value) for key, value in entry.settings.items()}
+        {key: value if is_number(value) else shown(value) for key, value in entry.settings.items()}
         | {
             "status": entry.status,
             "val/loss": entry.mean,
@@ -273,7 +265,7 @@ def csv_text(entries: Sequence[Entry]) -> str:
     results = ["val/loss", "std", "low", "high", "seeds", "val/bpb", "tokens", "seconds", "tokens_per_second"]
     writer.writerow(["rank", *map(escape, keys), *results, "status", "jobs"])
     for rank, entry in enumerate(entries, start=1):
-        settings = [value if _is_number(value) else shown(value) for value in entry.settings.values()]
+        settings = [value if is_number(value) else shown(value) for value in entry.settings.values()]
         numbers = [entry.mean, entry.std, entry.low, entry.high, len(entry.counted), entry.bpb]
         cost = [entry.tokens, round(entry.seconds, 3), entry.tokens_per_second]
         ids = " ".join(escape(job.id) for job in entry.jobs)
@@ -319,10 +311,6 @@ def markdown(
         if items:
             parts.append(f"## {name}\n\n" + "\n".join(f"- {_plain(str(item))}" for item in items))
     return "\n\n".join(parts) + "\n"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gpt.console import escape
-from gpt.jobs import shown
+from gpt.jobs import is_number, shown
 
 
 def text(value: object, longest: int | None = None, keep_newlines: bool = False) -> str:
@@ -41,12 +41,11 @@ def table(header: Sequence[str], rows: Iterable[str], kind: str = "") -> str:
 
 def cell(value: Any, digits: int | None = None, longest: int = 120) -> str:
     """A cell of a table. Numbers stand to the right; with `digits`, so many decimals."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is None:
         plain = ""
-    elif is_number and digits is not None:
+    elif is_number(value) and digits is not None:
         plain = f"{value:,.{digits}f}"
     else:
         plain = shortened(shown(value), longest)
-    kind = "number" if is_number else "long" if len(plain) > 24 else ""
+    kind = "number" if is_number(value) else "long" if len(plain) > 24 else ""
     return f'<td class="{kind}">{html.escape(plain)}</td>' if kind else f"<td>{html.escape(plain)}</td>"

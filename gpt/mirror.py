@@ -18,7 +18,7 @@ from gpt import run_facts
 
 log = logging.getLogger(__name__)
 
-OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
+OUTPUTS = run_facts.PROJECT / "outputs"
 INIT_TIMEOUT, FINISH_TIMEOUT = 20, 35  # seconds; the defaults are 90 and for ever
 START_DELAY = 3  # seconds, or until there is something to send: importing wandb slows a short first evaluation down
 HASTY_TIMEOUT = 5  # for the end of an interrupted run

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from gpt.console import escape
-from gpt.jobs import Job, shown, varied_keys
-from gpt.leaderboard import grouped, is_result, t_quantile
+from gpt.jobs import Job, grouped, is_number, shown, varied_keys
+from gpt.leaderboard import is_result, t_quantile
 
 LR = "optimizer.lr"
 
@@ -298,7 +298,7 @@ def _make_a_parabola(lrs: list[float]) -> bool:
 
 
 def _is_rate(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return is_number(value) and 0 < value < math.inf
 
 
 def _short(lr: float) -> str:

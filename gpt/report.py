@@ -19,7 +19,7 @@ from gpt import chart, durable
 from gpt.chart import Curve
 from gpt.console import escape
 from gpt.figures import Grid, loss_range
-from gpt.jobs import STATUSES, Job, describe, key_of, shown, varied_keys
+from gpt.jobs import STATUSES, Job, describe, is_number, key_of, shown, varied_keys
 from gpt.leaderboard import Entry, is_result
 from gpt.markup import cell, listing, shortened, table, text
 from gpt.model_card import DISCLAIMER
@@ -150,8 +150,7 @@ def _values(entries: Sequence[Entry], key: str) -> list[str]:
 
     def place(label: str) -> tuple[bool, float, str]:
         value = values[label]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return not is_number, value if is_number else 0, label
+        return not is_number(value), value if is_number(value) else 0, label
 
     return sorted(values, key=place)
 
