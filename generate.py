@@ -1,4 +1,5 @@
-"""Generate text: `python generate.py checkpoint=outputs/runs/mine prompt="What are the symptoms of Glaucoma?"`."""
+"""Generate text: `python generate.py checkpoint=outputs/runs/mine prompt="What are the symptoms of Glaucoma?"`; or hand
+the model on, as a directory of Hugging Face: `python generate.py checkpoint=outputs/runs/mine export=my_model`."""
 
 import sys
 from pathlib import Path
@@ -8,23 +9,29 @@ from omegaconf import DictConfig
 
 from gpt import config, readers
 from gpt.console import escape
-from gpt.errors import UserError
+from gpt.errors import UserError, unusable
 from gpt.model_card import DISCLAIMER
 from gpt.prompts import format_prompt
 from gpt.schema import GenerateConfig
 
 
 def generate(cfg: GenerateConfig) -> None:
-    """Prints a heading, then for each prompt its samples. All of it is the same for the same checkpoint and seed."""
-    prompts = read_prompts(cfg)
+    """Prints a heading, then for each prompt its samples. All of it is the same for the same checkpoint and seed.
+    With `export`, writes the model instead, and prints where."""
+    prompts = read_prompts(cfg) if cfg.export is None else []
 
-    from gpt import device, model_file, sampling, tensorfiles, tokenizer  # here, because torch takes seconds to load
+    from gpt import device, export, initial, sampling, tokenizer  # here, because torch takes seconds to load
 
-    loaded = model_file.load_model(config.absolute(cfg.checkpoint), device.choose_device(cfg.device))
+    loaded = initial.load(cfg.checkpoint, config.PROJECT_ROOT, device.choose_device(cfg.device))
     tokens = tokenizer.load(loaded.tokenizer_name)
     if tokens.n_vocab != loaded.model.vocab_size:
         reason = f"vocabulary {loaded.model.vocab_size}, its tokenizer {tokens.name} has {tokens.n_vocab}"
-        raise tensorfiles.unusable(loaded.path, reason)
+        raise unusable(loaded.path, reason)
+    if cfg.export is not None:
+        directory = config.absolute(cfg.export)
+        export.write(loaded, directory)
+        print(escape(str(directory)))
+        return
     template = cfg.template or loaded.template
     if template is None and any(given for _, given in prompts):
         raise UserError(

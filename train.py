@@ -16,9 +16,8 @@ def train(cfg: TrainConfig) -> float | estimate.Cost:
         return estimate.of_run(cfg, config.PROJECT_ROOT)  # which gpt/config.py prints
     import torch  # here, because it takes seconds: --help and a misspelt key shall not wait for it
 
-    from gpt import checkpoint, compilation, console, corpus, data, device, figures, interrupt, loop  # isort: skip
-    from gpt import model_card, model_file, optim, resume, rows, run_directory, sampling, saver, tokenizer, track  # isort: skip
-    from gpt.model import GPT
+    from gpt import checkpoint, compilation, console, corpus, data, device, finetune, initial, interrupt, loop  # isort: skip
+    from gpt import memory, optim, references, results, resume, run_directory, sampling, saver, tokenizer, track  # isort: skip
     from gpt.progress import is_finished
 
     run_dir = Path(cfg.out_dir)
@@ -26,23 +25,27 @@ def train(cfg: TrainConfig) -> float | estimate.Cost:
         found = resume.find(run_dir, cfg.resume)
         where, dtype, environment = device.choose(cfg.device, cfg.train, resume.environment(found))
         tokens = tokenizer.load(cfg.data.tokenizer)
-        rows_at_once = estimate.micro_batch(cfg, tokens.n_vocab, where, dtype, resume.environment(found))
+        first = None if found else initial.find(cfg.init, cfg.model, tokens.name, config.PROJECT_ROOT)
+        rows_at_once = memory.micro_batch(cfg, tokens.n_vocab, where, dtype, resume.environment(found))
         environment["micro_batch"] = rows_at_once
         saver.check_space(run_dir, cfg, tokens.n_vocab)
         prepared = corpus.ensure(cfg.data, config.PROJECT_ROOT)
-        batches, val_batches = data.open_batches(prepared, estimate.with_micro_batch(cfg, rows_at_once), tokens.n_vocab)
+        batches, val_batches = data.open_batches(prepared, memory.with_micro_batch(cfg, rows_at_once), tokens.n_vocab)
         total_steps, budget = loop.count_steps(cfg.train, batches)
         optim.check_schedule(cfg.schedule, total_steps)
+        asked = references.questions(cfg.data, cfg.sample.references, prepared)
         flops = estimate.run_flops(cfg, tokens.n_vocab, total_steps)
         environment["compile"] = compilation.decide(cfg.train, resume.environment(found), where, dtype, flops)
 
         torch.manual_seed(cfg.seed)
-        model = GPT(cfg.model, tokens.n_vocab).to(where)
+        model = initial.build(cfg.model, tokens.n_vocab, first).to(where)
         model.gradient_checkpointing = cfg.train.gradient_checkpointing
-        optimizer = optim.build(model, cfg.optimizer)
+        finetune.prepare(model, cfg.finetune, cfg.seed)
+        optimizer = optim.build(model, cfg.optimizer, cfg.finetune)
         template = None if cfg.data.kind == "text" else cfg.data.template
-        identity = checkpoint.Identity(cfg.model, tokens.n_vocab, tokens.name, template)
+        identity = checkpoint.Identity(cfg.model, tokens.n_vocab, tokens.name, template, cfg.lora)
         settings = as_dict(cfg) | {"total_steps": total_steps, "environment": environment}
+        settings["weights"] = first.origin if first else resume.weights(found)
         settings["data"]["fingerprint"] = corpus.read_meta(prepared)["fingerprint"]
         progress = resume.restore(found, model, optimizer, identity, settings, cfg.allow_changed)
         config.save(cfg, run_dir / "config.yaml")
@@ -50,12 +53,12 @@ def train(cfg: TrainConfig) -> float | estimate.Cost:
             compilation.compile_blocks(model, config.PROJECT_ROOT / "outputs" / "compiled")
 
         console.describe(
-            model=f"{cfg.model.name}, {model.n_parameters():,} parameters, context {cfg.model.context_length}",
+            model=f"{cfg.model.name}, {finetune.describe(model, cfg.finetune)}, context {cfg.model.context_length}",
             data=f"{cfg.data.name}, {batches.describe()}",
             budget=f"{total_steps} steps ({budget}) of about {cfg.train.tokens_per_step:,} tokens",
             device=device.describe(where, environment),
         )
-        last_model = run_dir / "last_model.pt"
+        last_model = run_dir / results.LAST_MODEL
         if is_finished(progress, cfg.train, total_steps):
             console.say(f"already at step {progress.step} of {total_steps}\n{run_dir}")
             if last_model.exists():  # else the run was killed at its very end: what is missing is made below
@@ -73,7 +76,7 @@ def train(cfg: TrainConfig) -> float | estimate.Cost:
             ):  # fmt: skip
                 samples = []
                 if event.sample_due:
-                    samples = sampling.preview(model, tokens, cfg.data.prompts, template, cfg.sample, cfg.seed, stop)
+                    samples = sampling.preview(model, tokens, asked, template, cfg.sample, cfg.seed, stop)
                 if stop():  # what has been begun here is given up, and done again when the run goes on
                     progress = event.unreported
                     checkpoints.save(progress)
@@ -92,10 +95,7 @@ def train(cfg: TrainConfig) -> float | estimate.Cost:
             if not is_finished(progress, cfg.train, total_steps):
                 console.say(f"{'stopped from the W&B dashboard' if stop() else 'paused'} after step {progress.step}")
             checkpoints.save(progress, forgive=False)
-            model_file.save_model(last_model, model, identity, progress.step)
-            recorded = rows.read_rows(run_dir / "metrics.jsonl")
-            figures.loss_curve(recorded, run_dir / "loss.png", title=f"{cfg.model.name} on {cfg.data.name}")
-            model_card.write(run_dir / "README.md", cfg, recorded, model.n_parameters(), prepared)
+            results.write(run_dir, cfg, model, identity, progress.step, prepared)
             log.finish(last_model, progress)
         console.say(f"best val/loss {progress.best:.4f} at step {progress.best_step}; run directory:\n{run_dir}")
         return progress.best

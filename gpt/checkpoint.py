@@ -9,7 +9,6 @@ a checkpoint can execute code: tensors are safetensors, the rest is JSON.
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import logging
@@ -29,20 +28,20 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from gpt import optim
-from gpt.durable import sync
-from gpt.errors import ENVIRONMENT, NUMERICAL, UserError
+from gpt.durable import sync, why_refused
+from gpt.errors import ENVIRONMENT, NUMERICAL, UserError, unusable
 from gpt.model import GPT
 from gpt.optim import Optimizer
 from gpt.progress import Progress
 from gpt.run_directory import in_bytes
-from gpt.schema import ModelConfig, TemplateName, TokenizerName
-from gpt.tensorfiles import load_weights, read_safetensors, read_torch, unusable, weights_of
+from gpt.schema import LoRAConfig, ModelConfig, TemplateName, TokenizerName
+from gpt.tensorfiles import load_weights, read_safetensors, read_torch, weights_of
 
 log = logging.getLogger(__name__)
 
 Tensors = dict[str, torch.Tensor]
 
-FORMAT = 3
+FORMAT = 4
 WEIGHTS, STATE, CONFIG, MANIFEST = "model.safetensors", "state.safetensors", "config.json", "manifest.json"
 STATE_1 = "state.pt"  # optimizer and progress in format 1
 NAME = re.compile(r"step_\d{8,}")
@@ -57,6 +56,7 @@ class Identity:
     vocab_size: int
     tokenizer: TokenizerName
     template: TemplateName | None  # None: a model of plain text
+    lora: LoRAConfig | None = None  # adapters beside the weights
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -81,23 +81,24 @@ class Manifest:
     vocab_size: int
     tokenizer: TokenizerName
     template: TemplateName | None
+    lora: LoRAConfig | None
     progress: Progress | None  # None: in STATE_1
     files: dict[str, FileFacts]
 
     @property
     def identity(self) -> Identity:
-        return Identity(self.model, self.vocab_size, self.tokenizer, self.template)
+        return Identity(self.model, self.vocab_size, self.tokenizer, self.template, self.lora)
 
 
 MANIFESTS = TypeAdapter(Manifest)  # takes 10 ms to make
 FIELDS = dataclasses.fields(Progress)
 
 UNSCALED = {"loss_scale": 2.0**16, "steady": 0}  # before format 3 there was no float16
-# Format n -> what turns the content of its manifest into one of format n + 1. Every released format can be read, and
-# tests/golden has a checkpoint of each.
+# Format n -> what turns the content of its manifest into one of format n + 1; tests/golden has a checkpoint of each.
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda content: content | {"format": 2, "progress": None},
     2: lambda content: content | {"format": 3, "progress": content["progress"] and content["progress"] | UNSCALED},
+    3: lambda content: content | {"format": 4, "model": content["model"] | {"gelu": "tanh"}, "lora": None},
 }
 
 
@@ -165,12 +166,10 @@ def write_files(directory: Path, state: Tensors, weights: Tensors, config: dict[
 
 def not_written(run_dir: Path, step: int, tensors: list[torch.Tensor], error: Exception) -> UserError:
     """The error for a checkpoint that the disk has refused."""
-    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
-    reason = "disk full" if is_full else getattr(error, "strerror", None) or str(error).splitlines()[0]
     needed = in_bytes(sum(tensor.nbytes for tensor in tensors))
     free = in_bytes(shutil.disk_usage(run_dir).free)
     return UserError(
-        f"checkpoint {step} not written: {reason} (needs {needed}, {free} free)",
+        f"checkpoint {step} not written: {why_refused(error)} (needs {needed}, {free} free)",
         str(run_dir), "earlier checkpoints are intact; make room and go on", ENVIRONMENT,
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter
 
-from gpt import composed, console, dry_run, guard, interrupt, jobs, launchers, schema, snapshot, sweep
+from gpt import composed, console, dry_run, guard, interrupt, jobs, launchers, pretrained, schema, snapshot, sweep
 from gpt.command_line import find_faults
 from gpt.errors import ENVIRONMENT, USAGE, UserError
 from gpt.problems import find_problems
@@ -33,7 +33,7 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 # Two starts in the same second must not share a directory.
 LAUNCH_ID = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
 # Sentences and paths: their values are taken as typed, because half of all sentences mean something else to Hydra.
-TEXT_KEYS = {"generate": ("checkpoint", "prompt", "prompts", "input")}
+TEXT_KEYS = {"generate": ("checkpoint", "prompt", "prompts", "input", "export")}
 QUOTED = re.compile(r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*\"""", re.DOTALL)
 SCHEMAS = {"train": schema.TrainConfig, "generate": schema.GenerateConfig, "prepare_data": schema.PrepareConfig}
 REMEDY = "all keys and groups: --help and --cfg job"
@@ -55,6 +55,11 @@ OmegaConf.register_new_resolver("project_root", lambda: str(PROJECT_ROOT), repla
 OmegaConf.register_new_resolver("absolute", lambda path: str(absolute(path)), replace=True)
 OmegaConf.register_new_resolver("launch_id", lambda: LAUNCH_ID, replace=True)
 OmegaConf.register_new_resolver("job_id", lambda _root_: jobs.name_of(composed.identity(_root_)), replace=True)
+OmegaConf.register_new_resolver(
+    "architecture",
+    lambda key, _root_: pretrained.setting(_root_.init["from"], _root_.init.revision, PROJECT_ROOT, key),
+    replace=True,
+)  # conf/model/pretrained.yaml
 OmegaConf.register_new_resolver("sweep_name", lambda name: name or LAUNCH_ID, replace=True)
 
 
@@ -111,6 +116,7 @@ def launch(main: Callable[[], Any], script: str) -> None:
     console.setup()
     arguments = [quote_text(argument, TEXT_KEYS.get(script, ())) for argument in sys.argv[1:]]
     # Hydra's parser refuses overrides on both sides of a flag: `train.py model=mini -m seed=1,2`
+    arguments[:0] = implied(arguments) if script == "train" else []
     sys.argv[1:] = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
     code = 0
     try:
@@ -127,8 +133,8 @@ def launch(main: Callable[[], Any], script: str) -> None:
         code = error.code
         console.error(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        code = USAGE
-        console.error(explain(script, error))
+        code, message = explain(script, error)
+        console.error(message)
     except KeyboardInterrupt as error:
         code = getattr(error, "code", 130)
         console.error(str(error) or "interrupted")
@@ -144,6 +150,14 @@ def launch(main: Callable[[], Any], script: str) -> None:
         failed = sweep.close(hurry=code >= 128)
         code = code or failed
     console.flush_and_exit(code)
+
+
+def implied(arguments: list[str]) -> list[str]:
+    """Weights from elsewhere bring their architecture, and are trained gently, unless something else is asked for."""
+    given = {argument.partition("=")[0]: argument.partition("=")[2] for argument in arguments}
+    if given.get("init.from", "null") == "null" or "experiments" in given:
+        return []
+    return [f"{key}={choice}" for key, choice in (("model", "pretrained"), ("finetune", "full")) if key not in given]
 
 
 def resume_command(cfg: schema.TrainConfig) -> str:
@@ -171,8 +185,12 @@ def quote_text(argument: str, keys: tuple[str, ...]) -> str:
     return f"{key}={QuotedString(literal, Quote.single).with_quotes()}"
 
 
-def explain(script: str, error: Exception) -> str:
-    """What is wrong with this process's command line, in one line; `error` is what Hydra says about it."""
+def explain(script: str, error: Exception) -> tuple[int, str]:
+    """Exit code and, in one line, what is wrong with this process's command line; `error` is what Hydra says of it."""
     lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()]
     message = " ".join(dict.fromkeys(line for line in lines if line)).partition(" Config search path:")[0]
-    return "; ".join([*(find_faults(PROJECT_ROOT, script, SCHEMAS[script]) or [message]), REMEDY])
+    try:
+        faults = find_faults(PROJECT_ROOT, script, SCHEMAS[script])
+    except UserError as unreadable:
+        return unreadable.code, str(unreadable)
+    return USAGE, "; ".join([*(faults or [message]), REMEDY])

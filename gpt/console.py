@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TextIO
 
 log = logging.getLogger(__name__)
 
+LONGEST_REFERENCE = 300  # characters
 YELLOW, RED = "33", "31"
 # Unicode categories of what moves the cursor, changes the direction of text or cannot be seen: control, format,
 # lone surrogate, line and paragraph separator.
@@ -130,10 +131,13 @@ def describe(**facts: str) -> None:
 
 
 def show_samples(samples: list[dict[str, str]]) -> None:
-    """Texts as {"prompt", "text"} that a model has written, indented, with control characters escaped."""
+    """Texts as {"prompt", "text"} that a model has written, indented, with control characters escaped; below each the
+    beginning of its "reference", if it has one."""
     for sample in samples:
         say("sample: " + " ".join(sample["prompt"].split()))
         say(textwrap.indent(sample["text"].strip() or "(nothing)", "    "))
+        if "reference" in sample:
+            say("  reference: " + textwrap.shorten(sample["reference"], LONGEST_REFERENCE, placeholder=" ..."))
 
 
 def error(text: str) -> None:

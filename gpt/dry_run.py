@@ -40,9 +40,11 @@ def show(cost: Cost) -> None:
     """The cost of one run, as a list."""
     model, train = cost.cfg.model, cost.cfg.train
     parts = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.2f}" for name, size in vars(cost.memory).items())
+    chosen = cost.cfg.finetune
+    trained = f", {cost.trained:,} trained (finetune={chosen.name})" if chosen else ""
     auto = ", by train.micro_batch=auto" if train.micro_batch == "auto" else ""
     console.describe(
-        model=f"{model.name}, {cost.parameters:,} parameters, context {model.context_length}",
+        model=f"{model.name}, {cost.parameters:,} parameters{trained}, context {model.context_length}",
         memory=f"about {in_gb(cost.memory.total)} ({parts}); {in_gb(cost.available)} can be had",
         batch=f"{train.tokens_per_step:,} tokens a step, {cost.micro_batch} x {model.context_length} at a time{auto}",
         budget=f"{cost.steps:,} steps ({cost.budget}), {cost.tokens:,} tokens" if cost.steps else "not known",

@@ -1,6 +1,7 @@
 """Files that are on the disk whole, or not at all, whatever happens to the process or the machine."""
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -26,3 +27,10 @@ def write(path: Path, text: str) -> None:
             temporary.unlink()
         raise
     sync(path.parent)
+
+
+def why_refused(error: Exception) -> str:
+    """What the disk says, in words; safetensors puts the number of the error into a text."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
+        return "disk full"
+    return getattr(error, "strerror", None) or str(error).splitlines()[0]

@@ -1,6 +1,7 @@
 """What ends a process without a traceback: an error that a person can mend, or a signal; each with its exit code."""
 
 import signal
+from pathlib import Path
 
 USAGE, CHECKPOINT, NUMERICAL, ENVIRONMENT, IN_USE = 2, 3, 4, 5, 6
 
@@ -18,6 +19,11 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return self.what + (f" ({self.where})" if self.where else "") + (f"; {self.remedy}" if self.remedy else "")
+
+
+def unusable(path: Path, reason: str) -> UserError:
+    """The error for a checkpoint or a file of weights that cannot be used."""
+    return UserError(f"{path.name} damaged ({reason})", str(path.parent), code=CHECKPOINT)
 
 
 class Interrupted(KeyboardInterrupt):

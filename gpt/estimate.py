@@ -1,10 +1,9 @@
 """What a run will cost: parameters, memory, arithmetic, steps, tokens and time, before any of it is spent.
 
-Letters: L layers, H heads, C width, T tokens of a row, V tokens in the vocabulary, N parameters. Bytes are plain
-counts, 1 GB = 10^9. How far the estimates are from what is measured: tests/test_estimate.py, experiments/speed.
+Letters: L layers, C width, T tokens of a row, V tokens in the vocabulary. How far the estimates are from what is
+measured: tests/test_estimate.py, experiments/speed.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -13,36 +12,19 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt import console, free_memory
-from gpt.schema import ModelConfig, TrainConfig, TrainSection, budget
+from gpt import finetune, free_memory, memory
+from gpt.progress import budget
+from gpt.schema import FinetuneConfig, ModelConfig, TrainConfig, TrainSection
 
 if TYPE_CHECKING:  # torch takes seconds, and what is pure arithmetic below does without it
     import torch
 
     from gpt.data import Batch, TrainBatches
 
-FREE_SHARE = 0.8  # of the free memory that a micro-batch may be chosen to fill
-# The next five were measured on a CPU; those of other devices are guesses.
-BASE = {"cpu": 310_000_000, "mps": 310_000_000, "cuda": 300_000_000}  # Python, torch, wandb; on a GPU its workspaces
+# Measured on a CPU.
 EFFICIENCY = 0.78  # speed of a step, without the optimizer, by that of a probe's products; 0.69 to 0.90 were found
 OPTIMIZER_BYTES = 28  # for each parameter AdamW reads 16 and writes 12; gradient norm and clipping are lost in it
 STARTUP = 6.0  # seconds until the first step, with prepared data
-USEFUL_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 65536}  # in one forward pass; more do not make it faster
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes in use at the fullest moment of a step."""
-
-    weights: int
-    optimizer: int
-    activations_and_gradients: int
-    head: int
-    base: int
-
-    @property
-    def total(self) -> int:
-        return sum(vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -60,7 +42,8 @@ class Cost:
 
     cfg: TrainConfig
     parameters: int
-    memory: Memory
+    trained: int  # of the parameters, or those of adapters, which come on top
+    memory: memory.Memory
     available: int  # bytes that the run could have, those it has already included
     micro_batch: int
     steps: int | None
@@ -75,128 +58,29 @@ class Cost:
         return self.memory.total <= self.available
 
 
-def block_bytes(model: ModelConfig, itemsize: int, masked: bool, on_cpu: bool) -> int:
-    """What one block keeps of each token between forward and backward, following gpt/model.py line by line.
-
-    `itemsize`: 4 in float32, 2 under autocast, where the stream and the norms stay in float32. `masked`: rows hold
-    several documents.
-    """
-    C, H, T, b = model.n_embd, model.n_head, model.context_length, itemsize
-    drops = model.dropout > 0
-    dropped = (b if on_cpu else 1) * C if drops else 0  # which elements were dropped; on a CPU as numbers
-    kept = 4 * C + 8 + b * C  # ln_1: the stream, mean and 1/deviation; its result, which c_attn reads
-    if on_cpu and drops:  # scaled_dot_product_attention then computes all of (T, S), and in float32
-        kept += 3 * 4 * C  # q and k, scaled, and v
-        kept += 3 * 4 * H * T  # softmax, which elements were dropped, the rest
-    else:
-        kept += 3 * b * C + 4 * H  # q, k, v; the logarithm of each softmax's denominator
-        kept += b * T if masked else 0  # the mask as numbers to add
-    kept += b * C + dropped  # what attn.c_proj reads; residual_dropout
-    kept += 4 * C + 8 + b * C  # ln_2, as above
-    kept += 4 * b * C  # what gelu reads
-    kept += 4 * b * C + dropped  # what mlp.c_proj reads; residual_dropout
-    return kept
-
-
-def activation_bytes(model: ModelConfig, itemsize: int, masked: bool, on_cpu: bool, checkpointing: bool) -> int:
-    """What a step holds of each token when it turns from forward to backward."""
-    C, H, T = model.n_embd, model.n_head, model.context_length
-    block = block_bytes(model, itemsize, masked, on_cpu)
-    kept = model.n_layer * block
-    if checkpointing:  # the stream before each block, and what is computed again: up to three blocks were found in use
-        kept = model.n_layer * 4 * C + min(3, model.n_layer) * block
-    kept += 4 * C if model.dropout > 0 else 0  # of the embedding
-    kept += 4 * 4 * C + 24  # ln_f: what it reads and gives, the latter again without unscored positions, its gradient
-    kept += 3 * T if masked else 0  # same_document
-    # Backward of one block, with what the allocator cannot use again. Measured, as multiples of what is widest in it.
-    kept += 20 * itemsize * C
-    kept += 14 * H * T if on_cpu and model.dropout > 0 else 0
-    return kept
-
-
-def memory(cfg: TrainConfig, vocab_size: int, rows: int, kind: str, itemsize: int) -> Memory:
-    """For micro-batches of `rows` rows on a device of a `kind` ("cpu", "cuda", "mps")."""
-    from gpt import loss, optim
-
-    model, C = cfg.model, cfg.model.n_embd
-    masked = cfg.data.kind != "text" and cfg.data.batching == "packed"
-    N, in_head = model.n_parameters(vocab_size), vocab_size * C
-    rows_in_step = cfg.train.rows_per_step(model.context_length)
-    n_tokens = min(rows, rows_in_step) * model.context_length
-    per_token = activation_bytes(model, itemsize, masked, kind != "cuda", cfg.train.gradient_checkpointing)
-    copies = itemsize * 12 * model.n_layer * C * C if itemsize < 4 else 0  # of the blocks' weights, for autocast
-    # gpt/loss.py: the logits of a chunk, their softmax, the gradient of the head and, for autocast, copies of both.
-    chunk = min(loss.CHUNK, n_tokens)
-    group = min(loss.CACHED, chunk) if kind == "cpu" else chunk
-    head = chunk * vocab_size * itemsize + 2 * group * vocab_size * 4 + 4 * in_head
-    head += 2 * itemsize * in_head if itemsize < 4 else 0
-    activations = n_tokens * per_token
-    if rows < rows_in_step:  # then gradients are there already, and that of the embedding is added to one
-        backward = activations + 4 * N + 4 * in_head
-    elif cfg.train.gradient_checkpointing:
-        backward = activations + 4 * N
-    else:  # gradients take the place of activations
-        backward = max(activations, 4 * N)
-    return Memory(
-        weights=4 * N + copies,
-        optimizer=4 * N * optim.TENSORS_PER_PARAMETER[cfg.optimizer.name],
-        activations_and_gradients=backward,
-        head=head,
-        base=BASE[kind],
-    )
-
-
-def micro_batch(
-    cfg: TrainConfig, vocab_size: int, device: "torch.device", dtype: "torch.dtype", recorded: dict[str, Any]
-) -> int:
-    """Rows in a forward pass: train.micro_batch or, where that is "auto", as many as fit into FREE_SHARE of the free
-    memory and still make a step faster, a power of two and no more than a step has.
-
-    `recorded` is the environment of the run that is resumed, or empty: "auto" is then what it was taken to mean.
-    """
-    if cfg.train.micro_batch != "auto":
-        return cfg.train.micro_batch
-    before = recorded.get("micro_batch")
-    if type(before) is int and before >= 1:
-        console.say(f"train.micro_batch=auto: {before} rows, as before")
-        return before
-    rows = rows_that_fit(cfg, vocab_size, device, dtype)
-    needed = memory(cfg, vocab_size, rows, device.type, dtype.itemsize).total
-    in_step = cfg.train.rows_per_step(cfg.model.context_length)
-    console.say(f"train.micro_batch=auto: {rows} of {in_step} rows at a time, about {needed / 1e9:.1f} GB in all")
-    return rows
-
-
-def rows_that_fit(cfg: TrainConfig, vocab_size: int, device: "torch.device", dtype: "torch.dtype") -> int:
-    """What "auto" means here and now."""
-    room = FREE_SHARE * free_memory.free(device) + free_memory.in_use(device)
-    return fitting_rows(cfg, vocab_size, device.type, dtype.itemsize, int(room))
-
-
-def fitting_rows(cfg: TrainConfig, vocab_size: int, kind: str, itemsize: int, room: int) -> int:
-    """The largest useful power of two of rows that takes no more than `room` bytes; 1 if none does."""
-    rows = 1
-    context_length = cfg.model.context_length
-    most = min(cfg.train.rows_per_step(context_length), USEFUL_TOKENS[kind] // context_length)
-    while 2 * rows <= most and memory(cfg, vocab_size, 2 * rows, kind, itemsize).total <= room:
-        rows *= 2
-    return rows
-
-
-def flops_per_token(model: ModelConfig, vocab_size: int, checkpointing: bool = False) -> tuple[int, int]:
+def flops_per_token(
+    model: ModelConfig, vocab_size: int, checkpointing: bool = False, cfg: FinetuneConfig | None = None
+) -> tuple[int, int]:
     """Multiplications and additions, forward and backward, of the blocks and of the head.
 
     6 for each weight of a matrix, and 12 L T C for attention (Chowdhery et al., "PaLM", 2022, appendix B). Looking up
-    an embedding multiplies nothing. With checkpointing, the forward pass of the blocks is computed twice.
+    an embedding multiplies nothing. With checkpointing, the forward pass of the blocks is computed twice. A third of
+    the 6 is for the gradient of the weight itself, which a frozen one does without; blocks below all that is trained
+    have no backward pass at all.
     """
-    L, C, T = model.n_layer, model.n_embd, model.context_length
-    blocks = 6 * 12 * L * C * C + 12 * L * T * C
-    return blocks * 4 // 3 if checkpointing else blocks, 6 * vocab_size * C
+    C, T = model.n_embd, model.context_length
+    weights, attention = 12 * C * C, 4 * T * C
+    adapters = finetune.n_trainable(model, cfg, vocab_size) // model.n_layer if cfg and cfg.lora else 0
+    forward = 2 * (weights + adapters) + attention
+    backward = 2 * forward - (2 * weights if adapters else 0)
+    reached = backward + (forward if checkpointing else 0)
+    blocks = model.n_layer * forward + memory.n_reached(model, cfg) * reached
+    return blocks, (6 if memory.trains_head(model, cfg) else 4) * vocab_size * C
 
 
 def run_flops(cfg: TrainConfig, vocab_size: int, steps: int) -> int:
     """Of all steps of a run, what checkpointing computes twice counted once."""
-    return steps * cfg.train.tokens_per_step * sum(flops_per_token(cfg.model, vocab_size))
+    return steps * cfg.train.tokens_per_step * sum(flops_per_token(cfg.model, vocab_size, cfg=cfg.finetune))
 
 
 @cache
@@ -255,12 +139,11 @@ def of_run(cfg: TrainConfig, root: Path) -> Cost:
     prepared = corpus.find(cfg.data, root)
     rows = cfg.train.micro_batch
     if rows == "auto":
-        rows = rows_that_fit(cfg, vocab_size, where, dtype)
-    needed = memory(cfg, vocab_size, rows, where.type, dtype.itemsize)
+        rows = memory.rows_that_fit(cfg, vocab_size, where, dtype)
     steps = tokens = seconds = None
     length, note, work = None, "", Work.expected(cfg.train)
     if prepared:
-        batches, val_batches = data.open_batches(prepared, with_micro_batch(cfg, rows), vocab_size)
+        batches, val_batches = data.open_batches(prepared, memory.with_micro_batch(cfg, rows), vocab_size)
         length, work = loop.count_steps(cfg.train, batches), Work.of(batches, val_batches)
     else:
         sources.find(cfg.data, root)
@@ -283,7 +166,8 @@ def of_run(cfg: TrainConfig, root: Path) -> Cost:
     return Cost(
         cfg=cfg,
         parameters=cfg.model.n_parameters(vocab_size),
-        memory=needed,
+        trained=finetune.n_trainable(cfg.model, cfg.finetune, vocab_size),
+        memory=memory.of_step(cfg, vocab_size, rows, where.type, dtype.itemsize),
         available=free_memory.free(where) + free_memory.in_use(where),
         micro_batch=rows,
         steps=steps,
@@ -293,11 +177,6 @@ def of_run(cfg: TrainConfig, root: Path) -> Cost:
         where=device.describe(where, environment),
         note=note,
     )
-
-
-def with_micro_batch(cfg: TrainConfig, rows: int) -> TrainConfig:
-    """The same run with a number for train.micro_batch."""
-    return dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, micro_batch=rows))
 
 
 @dataclass(frozen=True)
@@ -333,14 +212,16 @@ class Work:
 def run_seconds(cfg: TrainConfig, work: Work, steps: int, rates: Rates, vocab_size: int) -> float:
     """The whole run: its start, its steps, its evaluations and its samples. Checkpoints come on top."""
     train, n_parameters = cfg.train, cfg.model.n_parameters(vocab_size)
-    blocks, head = flops_per_token(cfg.model, vocab_size, train.gradient_checkpointing)
+    trained = finetune.n_trainable(cfg.model, cfg.finetune, vocab_size)
+    blocks, head = flops_per_token(cfg.model, vocab_size, train.gradient_checkpointing, cfg.finetune)
     in_step = work.slots * blocks / rates.block_flops + work.targets * head / rates.head_flops
+    blocks, head = (both / 3 for both in flops_per_token(cfg.model, vocab_size))  # forward only
     in_evaluation = work.eval_slots * blocks / rates.block_flops + work.eval_targets * head / rates.head_flops
     evaluations = 1 + math.ceil(steps / train.eval_every)
     samples = math.ceil(steps / train.sample_every) if train.sample_every else 0
     return (
         STARTUP
-        + steps * (in_step / EFFICIENCY + OPTIMIZER_BYTES * n_parameters / rates.bytes)
-        + evaluations * in_evaluation / 3 / EFFICIENCY  # forward only
+        + steps * (in_step / EFFICIENCY + OPTIMIZER_BYTES * trained / rates.bytes)
+        + evaluations * in_evaluation / EFFICIENCY
         + samples * cfg.sample.max_new_tokens * 4 * n_parameters / rates.bytes  # each token reads all weights
     )

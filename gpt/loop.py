@@ -24,9 +24,9 @@ from gpt.errors import NUMERICAL, UserError
 from gpt.feed import ReadAhead
 from gpt.loss import summed_loss, token_losses
 from gpt.model import GPT
-from gpt.progress import Progress, due_at, is_finished, rescaled, scored
+from gpt.progress import Progress, budget, due_at, is_finished, rescaled, scored
 from gpt.sampling import eval_mode, generate_text_simple, text_to_token_ids, token_ids_to_text
-from gpt.schema import ScheduleConfig, TrainSection, budget
+from gpt.schema import ScheduleConfig, TrainSection
 
 log = logging.getLogger(__name__)
 

@@ -64,16 +64,17 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with the tanh form of GELU between them, as in GPT-2."""
+    """Two linear layers with GELU between them: GPT-2's tanh form, or exactly x times Phi(x)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
         self.residual_dropout = nn.Dropout(config.dropout)
+        self.approximate = "tanh" if config.gelu == "tanh" else "none"
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, 4C)
+        x = F.gelu(self.c_fc(x), approximate=self.approximate)  # (B, T, 4C)
         return self.residual_dropout(self.c_proj(x))  # (B, T, C)
 
 

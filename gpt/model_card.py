@@ -1,38 +1,41 @@
-"""The model card: the README.md beside a run's weights."""
+"""The model card: the README.md beside a run's weights, and what it shares with that of an export (gpt/hub_card.py).
+
+Settings are those of a run, as its config.yaml and its checkpoints have them. What they lack is "not recorded".
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from gpt.schema import TrainConfig
+from gpt.console import escape
+from gpt.schema import ModelConfig, TrainConfig, as_dict
 
 DISCLAIMER = "Generated text can be wrong in every detail; as medical text it must not guide clinical decisions."
+UNKNOWN = "not recorded"
 
 
 def write(path: Path, cfg: TrainConfig, rows: list[dict[str, Any]], n_parameters: int, prepared: Path) -> None:
     """Writes what was trained, on what, how well it does, and how to use it. `rows` are the run's metrics."""
     meta = json.loads((prepared / "meta.json").read_text(encoding="utf-8"))
-    m, train = cfg.model, meta["splits"]["train"]
-    length = f"{rows[-1]['step']:,} steps, {rows[-1]['tokens']:,} tokens" if rows else "not recorded"
+    train, settings = meta["splits"]["train"], as_dict(cfg)
+    counted = f"{train['documents']:,} documents, {train['tokens']:,} tokens"
+    facts = {
+        **architecture(cfg.model, n_parameters),
+        "tokenizer": f"{meta['tokenizer']}, {meta['n_vocab']:,} tokens",
+        "prompt template": template(None if cfg.data.kind == "text" else cfg.data.template),
+        "training data": f"{counted}; fingerprint {meta['fingerprint'][:12]}",
+        **provenance(settings),
+        "trained for": f"{rows[-1]['step']:,} steps, {rows[-1]['tokens']:,} tokens" if rows else UNKNOWN,
+    }
     path.write_text(
         f"""\
-# {m.name} GPT on {cfg.data.card.title}
+# {cfg.model.name} GPT on {cfg.data.card.title}
 
 {DISCLAIMER}
 
-| | |
-|---|---|
-| architecture | GPT-2: {m.n_layer} layers, {m.n_head} heads, {m.n_embd} wide, context {m.context_length} tokens |
-| parameters | {n_parameters:,} |
-| tokenizer | {meta["tokenizer"]}, {meta["n_vocab"]:,} tokens |
-| prompt template | {"none, plain text" if cfg.data.kind == "text" else cfg.data.template} |
-| training data | {train["documents"]:,} documents, {train["tokens"]:,} tokens; fingerprint {meta["fingerprint"][:12]} |
-| licence of the data | {cfg.data.card.license} |
-| citation | {cfg.data.card.citation} |
-| trained for | {length} |
-| optimizer | {cfg.optimizer.name}, learning rate {cfg.optimizer.lr:g}, {cfg.schedule.name} schedule, seed {cfg.seed} |
+{table(facts)}
 
-{validation(rows, cfg)}
+{validation(rows, settings)}
 
 ![loss](loss.png)
 
@@ -42,14 +45,85 @@ def write(path: Path, cfg: TrainConfig, rows: list[dict[str, Any]], n_parameters
     )
 
 
-def validation(rows: list[dict[str, Any]], cfg: TrainConfig) -> str:
+def architecture(config: ModelConfig, n_parameters: int) -> dict[str, str]:
+    c, head = config, "the token embedding" if config.tie_weights else "a matrix of its own"
+    shape = f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} wide, context {c.context_length} tokens"
+    return {"architecture": f"GPT-2: {shape}; GELU {c.gelu}, head {head}", "parameters": f"{n_parameters:,}"}
+
+
+def template(name: str | None) -> str:
+    return name or "none, plain text"
+
+
+def provenance(settings: dict[str, Any]) -> dict[str, str]:
+    """Where data and weights come from."""
+    first = shown(setting(settings, "init.from") or "random")
+    optimizer, lr, schedule, seed = (
+        shown(setting(settings, key)) for key in ("optimizer.name", "optimizer.lr", "schedule.name", "seed")
+    )
+    how = f"{optimizer}, learning rate {lr}, {schedule} schedule, seed {seed}"
+    return {
+        "licence of the data": shown(setting(settings, "data.card.license")),
+        "citation": shown(setting(settings, "data.card.citation")),
+        "first weights": Path(first).name if first.startswith(("/", "~")) else first,  # not whose home it is in
+        "trained weights": trained_weights(settings),
+        "optimizer": UNKNOWN if optimizer == UNKNOWN else how,
+    }
+
+
+def trained_weights(settings: dict[str, Any]) -> str:
+    """Which part of the model has learned."""
+    name = setting(settings, "finetune.name") if setting(settings, "finetune") else "full"
+    if name == "lora":
+        rank, alpha, targets = (shown(setting(settings, f"finetune.{key}")) for key in ("rank", "alpha", "targets"))
+        return f"adapters (LoRA) of rank {rank}, alpha {alpha}, on {targets}; merged"
+    if name == "last_blocks":
+        return f"the last {shown(setting(settings, 'finetune.n_blocks'))} blocks"
+    return "all" if name == "full" else UNKNOWN
+
+
+def validation(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     """The best evaluation in words. There is none on record when the disk has refused metrics.jsonl."""
-    evaluations = [row for row in rows if "val/loss" in row]
+    evaluations = evaluated(rows)
     if not evaluations:
         return "No evaluation is on record."
     best = min(evaluations, key=lambda row: row["val/loss"])
-    bits = f", {best['val/bpb']:.4f} bits per byte" if "val/bpb" in best else ""
-    return (
-        f"Best validation: loss {best['val/loss']:.4f} nats per token{bits}, perplexity {best['val/perplexity']:.2f}, "
-        f"at step {best['step']:,}, on {cfg.train.eval_tokens:,} held-out tokens (or all, if fewer)."
-    )
+    return f"Best validation: {measured(best)}, at step {best['step']:,}, {held_out(settings)}."
+
+
+def evaluated(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of evaluations."""
+    return [row for row in rows if isinstance(row.get("val/loss"), float) and isinstance(row.get("step"), int)]
+
+
+def measured(row: dict[str, Any]) -> str:
+    """An evaluation's figures."""
+    bits = f", {row['val/bpb']:.4f} bits per byte" if isinstance(row.get("val/bpb"), float) else ""
+    perplexity = f", perplexity {row['val/perplexity']:.2f}" if isinstance(row.get("val/perplexity"), float) else ""
+    return f"loss {row['val/loss']:.4f} nats per token{bits}{perplexity}"
+
+
+def held_out(settings: dict[str, Any]) -> str:
+    """What an evaluation is on."""
+    number = setting(settings, "train.eval_tokens")
+    return f"on {number:,} held-out tokens (or all, if fewer)" if isinstance(number, int) else "on held-out tokens"
+
+
+def setting(settings: dict[str, Any], key: str) -> Any:
+    """The value of a key such as "data.card.title", UNKNOWN where there is none."""
+    value: Any = settings
+    for part in key.split("."):
+        value = value.get(part, UNKNOWN) if isinstance(value, dict) else UNKNOWN
+    return value
+
+
+def shown(value: Any) -> str:
+    """Any value on one line, which cannot end a table's cell."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return escape(" ".join(text.split())).replace("|", "\\|")
+
+
+def table(facts: dict[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {fact} |" for name, fact in facts.items())])

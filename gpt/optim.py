@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from gpt.errors import UserError
-from gpt.schema import AdamWConfig, MuonConfig, OptimizerConfig, ScheduleConfig, SGDConfig
+from gpt.finetune import lr_scale
+from gpt.model import GPT
+from gpt.schema import AdamWConfig, FinetuneConfig, MuonConfig, OptimizerConfig, ScheduleConfig, SGDConfig
 
 Groups = list[dict[str, Any]]
+Scale = Callable[[str], float]  # of the learning rate, by the name of the weight
 
 
 def uncompiled(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
@@ -35,32 +39,42 @@ def decay_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: f
     return [group for group in groups if group["params"]]
 
 
-def build_adamw(model: nn.Module, cfg: AdamWConfig) -> torch.optim.Optimizer:
-    groups = decay_groups(model.named_parameters(), cfg.weight_decay)
-    return AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
+def scaled_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float, scale: Scale
+) -> Groups:
+    """The `decay_groups` of each learning rate, `lr` times the scale of a weight's name; the largest rate first."""
+    named = defaultdict(list)
+    for name, parameter in parameters:
+        named[scale(name)].append((name, parameter))
+    return [
+        group | {"lr": s * lr} for s in sorted(named, reverse=True) for group in decay_groups(named[s], weight_decay)
+    ]
 
 
-def build_sgd(model: nn.Module, cfg: SGDConfig) -> torch.optim.Optimizer:
-    return SGD(decay_groups(model.named_parameters(), cfg.weight_decay), lr=cfg.lr, momentum=cfg.momentum)
+def build_adamw(model: GPT, cfg: AdamWConfig, scale: Scale) -> torch.optim.Optimizer:
+    groups = scaled_groups(model.named_parameters(), cfg.lr, cfg.weight_decay, scale)
+    return AdamW(groups, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
+
+
+def build_sgd(model: GPT, cfg: SGDConfig, scale: Scale) -> torch.optim.Optimizer:
+    return SGD(scaled_groups(model.named_parameters(), cfg.lr, cfg.weight_decay, scale), momentum=cfg.momentum)
 
 
 class MuonWithAdamW:
-    """Muon for the matrices inside the blocks, AdamW for everything else, under the interface of one optimizer."""
+    """Muon for the matrices inside the blocks, AdamW for everything else, under the interface of one optimizer.
 
-    def __init__(self, model: nn.Module, cfg: MuonConfig) -> None:
+    Where nothing is trained that one of the two would be for, there is only the other.
+    """
+
+    def __init__(self, model: GPT, cfg: MuonConfig, scale: Scale) -> None:
         named = list(model.named_parameters())
         matrices = [(name, p) for name, p in named if name.startswith("h.") and p.dim() == 2]
         others = [(name, p) for name, p in named if not (name.startswith("h.") and p.dim() == 2)]
-        self.parts = {
-            "muon": Muon(
-                [p for _, p in matrices if p.requires_grad],
-                lr=cfg.lr, weight_decay=cfg.weight_decay, momentum=cfg.momentum,
-            ),
-            "adamw": AdamW(
-                decay_groups(others, cfg.weight_decay),
-                lr=cfg.adamw_lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True,
-            ),
-        }  # fmt: skip
+        self.parts: dict[str, torch.optim.Optimizer] = {}
+        if groups := scaled_groups(matrices, cfg.lr, cfg.weight_decay, scale):
+            self.parts["muon"] = Muon(groups, momentum=cfg.momentum)
+        if groups := scaled_groups(others, cfg.adamw_lr, cfg.weight_decay, scale):
+            self.parts["adamw"] = AdamW(groups, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
 
     @property
     def param_groups(self) -> Groups:
@@ -77,7 +91,7 @@ class MuonWithAdamW:
 
 Optimizer = torch.optim.Optimizer | MuonWithAdamW
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, Any], Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[GPT, Any, Scale], Optimizer]] = {
     "adamw": build_adamw,
     "muon": MuonWithAdamW,
     "sgd": build_sgd,
@@ -88,9 +102,11 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, Any], Optimizer]] = {
 TENSORS_PER_PARAMETER = {"adamw": 2, "muon": 2, "sgd": 1}
 
 
-def build(model: nn.Module, cfg: OptimizerConfig) -> Optimizer:
-    """The optimizer that `cfg` names. Each group remembers its learning rate in "peak_lr", for `set_lr`."""
-    optimizer = OPTIMIZERS[cfg.name](model, cfg)
+def build(model: GPT, cfg: OptimizerConfig, finetune: FinetuneConfig | None = None) -> Optimizer:
+    """The optimizer that `cfg` names, of the weights that are trained. Each group remembers its learning rate in
+    "peak_lr", for `set_lr`; with finetune.layer_decay it is lower the farther from the loss."""
+    decay = 1.0 if finetune is None else finetune.layer_decay
+    optimizer = OPTIMIZERS[cfg.name](model, cfg, lambda name: lr_scale(name, model.config.n_layer, decay))
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer

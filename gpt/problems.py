@@ -9,13 +9,16 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from gpt import schema
+from gpt import progress, schema
+from gpt.errors import UserError
 
 DEEPEST = 10  # sections within sections; two that refer to each other have no end
 
 
 def find_problems(cfg: DictConfig, kind: type) -> list[str]:
-    """One phrase for each thing that is wrong with `cfg` as a `kind`, one of gpt/schema.py's three dataclasses."""
+    """One phrase for each thing that is wrong with `cfg` as a `kind`, one of gpt/schema.py's three dataclasses.
+
+    Raises UserError for weights that a value would be read from and that cannot be read."""
     problems: dict[str, str] = {}  # full key: what is wrong with it
     values = _plain(cfg, "", problems)
     keys = valid_keys(kind, values)
@@ -35,11 +38,12 @@ def valid_keys(kind: Any, values: Any = None, prefix: str = "") -> list[str]:
     """Every full key of a schema, sections included; of the optimizers that one's only which `values` names."""
     keys = []
     for field in dataclasses.fields(kind):
-        keys.append(prefix + field.name)
+        name = schema.key_of(field.name)
+        keys.append(prefix + name)
         sections = _sections(field.type)
         named = [section for section in sections if section is OPTIMIZERS.get(str(_get(values, "optimizer.name")))]
         for section in named or sections:
-            keys += valid_keys(section, None, f"{prefix}{field.name}.")
+            keys += valid_keys(section, None, f"{prefix}{name}.")
     return list(dict.fromkeys(keys))
 
 
@@ -64,6 +68,13 @@ def one_line(error: BaseException) -> str:
     text = str(error).strip() or str(error.__cause__ or "").strip() or type(error).__name__
     lines = [line.strip() for line in text.splitlines()]
     return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])
+
+
+def behind(error: BaseException | None) -> UserError | None:
+    """The UserError that an interpolation which reads a file has raised: OmegaConf wraps it in errors of its own."""
+    while error and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def shown(value: Any) -> str:
@@ -94,7 +105,7 @@ def _contradictions(values: Any, problems: dict[str, str]) -> Iterator[str]:
     steps, epochs, tokens, tokens_per_step = (_get(values, key) for key in keys)
     if steps is None and epochs is not None:
         return  # how long an epoch is, the data says
-    length = schema.budget(steps, None, tokens, tokens_per_step)
+    length = progress.budget(steps, None, tokens, tokens_per_step)
     if length is None:
         yield "train.max_steps, train.max_epochs and train.max_tokens are all null: a run needs one of them"
         return
@@ -104,14 +115,20 @@ def _contradictions(values: Any, problems: dict[str, str]) -> Iterator[str]:
             yield f"{key} {part:g} is longer than the run: {length[0]} steps by {length[1]}"
 
 
-# Keys, what must not be, and the phrase for it: {0}, {1} are the values in the order of the keys.
-CHECKS: list[tuple[tuple[str, str], Callable[[Any, Any], bool], str]] = [
+# Keys, what must not be, and the phrase for it: {0}, {1}, ... are the values in the order of the keys.
+CHECKS: list[tuple[tuple[str, ...], Callable[..., bool], str]] = [
     (("model.n_embd", "model.n_head"), lambda d, h: d % h > 0,
      "model.n_embd {0} is not divisible by model.n_head {1}"),
     (("train.tokens_per_step", "model.context_length"), lambda tokens, context: tokens < context,
      "train.tokens_per_step {0} is less than one row of model.context_length {1}"),
     (("data.val_fraction", "data.test_fraction"), lambda val, test: val == 0 or val + test >= 1,
      "data.val_fraction {0} and data.test_fraction {1}: the first must be above 0, their sum below 1"),
+    (("sample.references", "data.kind"), lambda n, kind: n > 0 and kind == "text",
+     "sample.references {0}: running text has no questions"),
+    (("finetune.name", "finetune.n_blocks", "model.n_layer"), lambda name, n, L: name == "last_blocks" and n > L,
+     "finetune.n_blocks {1} is more than model.n_layer {2}"),
+    (("finetune.name", "finetune.rank", "model.n_embd"), lambda name, rank, d: name == "lora" and rank > d,
+     "finetune.rank {1} is more than model.n_embd {2}"),
     (("sweep.rungs", "train.max_tokens"), lambda rungs, tokens: bool(rungs) and rungs[-1] >= tokens,
      "sweep.rungs {0}: the last one is not below the budget, train.max_tokens {1}"),
 ]  # fmt: skip
@@ -138,6 +155,8 @@ def _resolved(node: Any, keys: Iterable[Any], prefix: str, problems: dict[str, s
             try:
                 values[key] = _plain(node[key], full_key, problems)
             except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or back to where it is
+                if unreadable := behind(error):
+                    raise unreadable from None
                 problems[full_key] = f"{full_key}: {one_line(error)}"
     return values
 

@@ -1,4 +1,4 @@
-"""How far a run is, and what follows from that: what is due, how good it was so far, whether it is over."""
+"""How long a run is, how far it is, and what follows from that: what is due, how good it was, whether it is over."""
 
 import math
 from dataclasses import dataclass, replace
@@ -34,6 +34,19 @@ class Due(NamedTuple):
     evaluation: bool
     sample: bool
     checkpoint: bool
+
+
+def budget(
+    max_steps: int | None, epoch_steps: int | None, max_tokens: int | None, tokens_per_step: float
+) -> tuple[int, str] | None:
+    """The length of a run in optimizer steps and the key that decides it, or None when nothing limits the run.
+
+    `epoch_steps` are those of train.max_epochs epochs. Tokens count when neither steps nor epochs are given.
+    """
+    limits = [(max_steps, "train.max_steps"), (epoch_steps, "train.max_epochs")]
+    if max_steps is None and epoch_steps is None and max_tokens is not None:
+        limits.append((max(1, round(max_tokens / tokens_per_step)), "train.max_tokens"))
+    return min(((steps, key) for steps, key in limits if steps is not None), default=None)
 
 
 def due_at(step: int, cfg: TrainSection, total_steps: int) -> Due:

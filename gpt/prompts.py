@@ -34,3 +34,12 @@ def format_prompt(template: str, instruction: str, input: str = "") -> str:
     t = TEMPLATES[template]
     header = t.header_with_input if input else t.header
     return header + t.instruction + instruction + (t.input + input if input else "") + t.response
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a model is asked while it trains, and what somebody else has answered, where that is known."""
+
+    instruction: str
+    input: str = ""
+    reference: str | None = None

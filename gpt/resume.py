@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 # Settings that a run cannot change on the way and still be one run. Its length may be changed, with a warning.
 DECISIVE = (
-    "optimizer", "schedule", "seed", "data", "train.tokens_per_step", "train.grad_clip", "train.one_batch",
-    "train.eval_tokens", "train.patience", "train.max_skipped",
+    "init", "finetune", "optimizer", "schedule", "seed", "data", "train.tokens_per_step", "train.grad_clip",
+    "train.one_batch", "train.eval_tokens", "train.patience", "train.max_skipped",
 )  # fmt: skip
 # Of the data, what is in the prepared files is told by their fingerprint, and these keys tell what is made of them.
 DATA_KEYS = ("data.mask", "data.batching", "data.overflow", "data.fingerprint")
@@ -73,6 +73,11 @@ def environment(found: Found | None) -> dict[str, Any]:
     return recorded if isinstance(recorded, dict) else {}
 
 
+def weights(found: Found | None) -> Any:
+    """What gpt/initial.py recorded of the run's first weights; None for random ones, and before format 4."""
+    return found.config.get("weights") if found else None
+
+
 def restore(
     found: Found | None,
     model: GPT,
@@ -103,7 +108,8 @@ def check_allowed(allowed: list[str]) -> None:
 def check_identity(found: Found, identity: Identity) -> None:
     """Raises UserError (3) naming all fields in which a checkpoint is of another model."""
     mine, theirs = flatten(identity.as_dict()), flatten(found.manifest.identity.as_dict())
-    differing = [f"{key} {theirs[key]} != {mine[key]}" for key in mine if theirs[key] != mine[key]]
+    keys = sorted(mine.keys() | theirs.keys() - {"lora"})  # a section, or None
+    differing = [f"{key} {theirs.get(key)} != {mine.get(key)}" for key in keys if theirs.get(key) != mine.get(key)]
     if differing:
         raise UserError(
             "the checkpoint is of another model: " + ", ".join(differing), str(found.path),
@@ -113,7 +119,8 @@ def check_identity(found: Found, identity: Identity) -> None:
 
 def check_settings(found: Found, config: dict[str, Any], allowed: list[str]) -> None:
     """Raises UserError naming, with both values, every setting that decides batches or updates and has changed."""
-    before, now = flatten(found.config), flatten(json.loads(json.dumps(config)))  # as after a file: lists for tuples
+    now_is_json = json.loads(json.dumps(config))  # as after a file: lists for tuples
+    before, now = ({"finetune.name": None} | flatten(c) for c in (found.config, now_is_json))  # a section may be absent
     changed = [key for key in now if before.get(key, now[key]) != now[key]]
     decisive = [key for key in changed if is_decisive(key)]
     refused = [key for key in decisive if not any(is_within(key, allowed_key) for allowed_key in allowed)]

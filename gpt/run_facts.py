@@ -142,5 +142,6 @@ def commit() -> str | None:
 
 def page(samples: list[dict[str, Any]]) -> str:
     """Samples as HTML that shows every character, whatever a model has written."""
-    shown = [[html.escape(escape(str(s[key]), keep_newlines=True)) for key in ("prompt", "text")] for s in samples]
-    return "".join(f"<h4>{prompt}</h4>\n<pre>{text}</pre>\n" for prompt, text in shown)
+    keys = {"prompt": "h4", "text": "pre", "reference": "blockquote"}
+    shown = [{key: html.escape(escape(str(s[key]), keep_newlines=True)) for key in keys if key in s} for s in samples]
+    return "".join(f"<{keys[key]}>{text}</{keys[key]}>\n" for sample in shown for key, text in sample.items())

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gpt.errors import NUMERICAL, UserError
 from gpt.model import GPT
-from gpt.prompts import format_prompt
+from gpt.prompts import Question, format_prompt
 from gpt.schema import ModelConfig, SampleConfig
 from gpt.tokenizer import ordinary_ids
 
@@ -186,23 +186,26 @@ def generate(
 def preview(
     model: GPT,
     tokenizer: Any,
-    prompts: list[str],
+    questions: list[Question],
     template: str | None,
     sample: SampleConfig,
     seed: int,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, str]]:
-    """One {"prompt", "text"} per prompt, to watch a model learn. A template of None takes the prompt as it is; a prompt
-    that would leave no room for its answer loses its beginning. `stop` as in `generate`."""
+    """One {"prompt", "text"} per question, with its "reference" if it has one, to watch a model learn. A template of
+    None takes the prompt as it is; one that would leave no room for its answer loses its beginning. `stop` as in
+    `generate`."""
     previews = []
-    for prompt in prompts:
-        ids = tokenizer.encode(prompt if template is None else format_prompt(template, prompt))
+    for question in questions:
+        prompt = question.instruction
+        ids = tokenizer.encode(prompt if template is None else format_prompt(template, prompt, question.input))
         [new] = generate(
             model, fit_prompt(ids, model.config.context_length, sample.max_new_tokens),
             max_new_tokens=sample.max_new_tokens, eos=tokenizer.eos, temperature=sample.temperature,
             top_k=sample.top_k, top_p=sample.top_p, num_samples=1, seed=seed, stop=stop,
         )  # fmt: skip
-        previews.append({"prompt": prompt, "text": tokenizer.decode(new)})
+        reference = {} if question.reference is None else {"reference": question.reference}
+        previews.append({"prompt": prompt, "text": tokenizer.decode(new), **reference})
     return previews
 
 

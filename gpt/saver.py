@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from gpt import optim, run_directory
+from gpt import finetune, memory, optim, run_directory
 from gpt.checkpoint import Identity, is_valid, listed, prune, publish, read_manifest
 from gpt.errors import ENVIRONMENT, NUMERICAL, UserError
 from gpt.model import GPT
@@ -66,6 +66,8 @@ class Saver:
 def check_space(run_dir: Path, cfg: TrainConfig, vocab_size: int) -> None:
     """Raises UserError (5) when the disk has no room for the checkpoints that a run will keep and the one being
     written, less those that are there."""
-    size = 4 * cfg.model.n_parameters(vocab_size) * (1 + optim.TENSORS_PER_PARAMETER[cfg.optimizer.name])
+    in_optimizer = finetune.n_trainable(cfg.model, cfg.finetune, vocab_size)
+    in_optimizer *= optim.TENSORS_PER_PARAMETER[cfg.optimizer.name]
+    size = 4 * (memory.n_held(cfg.model, cfg.finetune, vocab_size) + in_optimizer)
     n_wanted = cfg.train.keep_checkpoints + 1 - len(listed(run_dir / "checkpoints"))
     run_directory.check_space(run_dir, max(1, n_wanted), size)

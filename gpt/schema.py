@@ -48,6 +48,12 @@ def _rising(values: list[int]) -> list[int]:
     return values
 
 
+def _distinct(values: list[str]) -> list[str]:
+    if len(set(values)) < len(values):
+        raise PydanticCustomError("distinct", "each name should come once")
+    return values
+
+
 CountOrAuto = Annotated[Count | Literal["auto"], _or_auto("a whole number from 1 on")]
 FlagOrAuto = Annotated[Flag | Literal["auto"], _or_auto("true or false")]
 TokenizerName = Literal["gpt2", "bytes"]
@@ -66,6 +72,7 @@ class ModelConfig:
     context_length: Count
     dropout: BelowOne
     tie_weights: Flag
+    gelu: Literal["tanh", "exact"]
 
     def n_parameters(self, vocab_size: int) -> int:
         """V d + T d + L (12 d^2 + 13 d) + 2 d with a tied head (V vocabulary, d n_embd), V d more with its own."""
@@ -159,6 +166,43 @@ class ScheduleConfig:
 
 
 @section
+class InitConfig:
+    """Where the first weights come from: None, random ones; else what gpt/weights.py can read."""
+
+    from_: Annotated[Text | None, Field(alias="from")]  # `from` alone is a word of Python's
+    revision: Text | None
+
+
+Linear = Literal["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+
+
+@section
+class LoRAConfig:
+    """Which linear layers of each block have an adapter, and how wide it is. See gpt/lora.py."""
+
+    rank: Count
+    alpha: Positive
+    targets: Annotated[list[Linear], Field(min_length=1), AfterValidator(_distinct)]
+
+
+@section
+class FinetuneConfig:
+    """Which weights are trained, and how fast each of them. See gpt/finetune.py."""
+
+    name: Literal["full", "lora", "last_blocks"]
+    layer_decay: PositiveFraction
+    n_blocks: Count
+    rank: Count
+    alpha: Positive
+    targets: Annotated[list[Linear], Field(min_length=1), AfterValidator(_distinct)]
+
+    @property
+    def lora(self) -> LoRAConfig | None:
+        """The adapters that are trained, if any."""
+        return LoRAConfig(self.rank, self.alpha, self.targets) if self.name == "lora" else None
+
+
+@section
 class TrainSection:
     """Budget, batch size and rhythm of a run. All intervals are in optimizer steps."""
 
@@ -190,6 +234,7 @@ class TrainSection:
 class SampleConfig:
     """How text is drawn from the model while it trains."""
 
+    references: Annotated[_Int, Field(ge=0)]
     max_new_tokens: Count
     temperature: NonNegative
     top_k: Count | None
@@ -234,6 +279,8 @@ class TrainConfig:
     data: DataConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
+    init: InitConfig
+    finetune: FinetuneConfig | None
     train: TrainSection
     sample: SampleConfig
     wandb: WandbConfig
@@ -246,12 +293,18 @@ class TrainConfig:
     overrides: list[str]
     dry_run: Flag
 
+    @property
+    def lora(self) -> LoRAConfig | None:
+        """The adapters that are trained, if any."""
+        return self.finetune.lora if self.finetune else None
+
 
 @section
 class GenerateConfig:
     """Everything that `generate.py` reads."""
 
     checkpoint: Text
+    export: Text | None
     prompt: str | None
     input: str
     prompts: Text | None
@@ -272,22 +325,14 @@ class PrepareConfig:
     data: DataConfig
 
 
-def budget(
-    max_steps: int | None, epoch_steps: int | None, max_tokens: int | None, tokens_per_step: float
-) -> tuple[int, str] | None:
-    """The length of a run in optimizer steps and the key that decides it, or None when nothing limits the run.
-
-    `epoch_steps` are those of train.max_epochs epochs. Tokens count when neither steps nor epochs are given.
-    """
-    limits = [(max_steps, "train.max_steps"), (epoch_steps, "train.max_epochs")]
-    if max_steps is None and epoch_steps is None and max_tokens is not None:
-        limits.append((max(1, round(max_tokens / tokens_per_step)), "train.max_tokens"))
-    return min(((steps, key) for steps, key in limits if steps is not None), default=None)
-
-
 def as_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain dicts, lists, str, int, float, bool and None, for YAML, W&B and checkpoints."""
-    return dataclasses.asdict(config)
+    return dataclasses.asdict(config, dict_factory=lambda items: {key_of(name): value for name, value in items})
+
+
+def key_of(field: str) -> str:
+    """The key of a dataclass's field: `from_` is init.from."""
+    return field.rstrip("_")
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt.errors import ENVIRONMENT, UserError
+from gpt.hub import described, why_unreachable
 from gpt.readers import Row
 from gpt.schema import DataConfig
 
 log = logging.getLogger(__name__)
 
-HUB_TIMEOUT = 5  # seconds; whoever has no network should know soon
 HUB_SPLITS = {"validation": "val", "val": "val", "test": "test"}  # the publisher's name -> ours
 
 
@@ -116,39 +116,18 @@ def hub_rows(source: Source) -> tuple[str | None, Iterator[Row]]:
     """The revision and the rows of a data set of the hub. Raises UserError (5) when it cannot be had."""
     name = source.hub or ""
     is_local = Path(name).is_dir()  # a copy of the data set's repository
-    reason = None if is_local else _why_unreachable()
+    reason = None if is_local else why_unreachable()
     try:
         dataset = _load(name, offline=reason is not None)  # a copy in the cache will do
     except Exception as error:  # any library below `datasets` may raise whatever it likes
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         by_hand = f"put the file at {source.wanted} (data.path)" if source.wanted else "data.path=<file> takes a file"
-        reason = reason or _without_credentials(" ".join([type(error).__name__, *lines[:1]]))
+        reason = reason or described(error)
         raise UserError(
             f"the hub's data set {name} cannot be had: {reason}",
             remedy=f"{by_hand}, and data=sample needs nothing",
             code=ENVIRONMENT,
         ) from None
     return _revision(dataset), _rows(name, dataset)
-
-
-def _why_unreachable() -> str | None:
-    """Why the hub does not answer, None when it does. Proxies of the environment are used."""
-    import http.client  # 0.02 s at every start
-    import urllib.request
-
-    endpoint = _without_credentials(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    try:
-        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_TIMEOUT).close()
-    except urllib.error.HTTPError:
-        return None  # an answer
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return f"{endpoint}: {getattr(error, 'reason', error)}"
-    return None
-
-
-def _without_credentials(text: str) -> str:
-    """`text` without the user and the password of the URLs in it."""
-    return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def _load(name: str, offline: bool) -> Any:

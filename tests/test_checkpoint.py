@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, adamw_config, model_config
 
-from gpt import checkpoint, model_file, optim
+from gpt import checkpoint, initial, optim
 from gpt.checkpoint import Identity
 from gpt.errors import UserError
 from gpt.model import GPT
@@ -110,7 +110,7 @@ def test_checkpoints_of_every_released_format_are_read_and_trained_on(number):
         3, 3, 24, 5.25, 7
     )  # fmt: skip
     assert checkpoint.read_config(path)["data"]["fingerprint"] == "f1"
-    shared = model_file.load_model(golden / "last_model.pt", CPU).model
+    shared = initial.load(str(golden / "last_model.pt"), ROOT, CPU).model
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), shared.parameters(), strict=True))
     tokens, losses = torch.arange(32, 40)[None], []
     for _ in range(3):

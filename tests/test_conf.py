@@ -20,6 +20,15 @@ def choices(group):
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+def choice(override):
+    """What to type for a choice; one of them needs weights to read its values from."""
+    return (
+        [override, f"init.from={ROOT / 'tests/golden/tensorflow/tiny'}"]
+        if override == "model=pretrained"
+        else [override]
+    )
+
+
 def loaded(*overrides):
     cfg = composed(*overrides)
     assert problems.find_problems(cfg, schema.TrainConfig) == []
@@ -27,7 +36,8 @@ def loaded(*overrides):
 
 
 def test_the_groups_hold_what_the_readme_promises():
-    assert set(choices("model")) == {"tiny", "mini", "small", "medium", "large", "xl"}
+    assert set(choices("model")) == {"tiny", "mini", "small", "medium", "large", "xl", "pretrained"}
+    assert set(choices("finetune")) == {"full", "lora", "last_blocks"}
     assert set(choices("data")) == {"sample", "medquad", "helpsteer", "alpaca", "text"}
     assert set(choices("optimizer")) == optim.OPTIMIZERS.keys()
     assert set(choices("schedule")) == optim.CURVES.keys()
@@ -35,19 +45,28 @@ def test_the_groups_hold_what_the_readme_promises():
 
 @pytest.mark.parametrize(
     "override",
-    [f"{group}={name}" for group in ("model", "data", "optimizer", "schedule", "debug") for name in choices(group)],
+    [
+        f"{group}={name}"
+        for group in ("model", "data", "optimizer", "schedule", "finetune", "debug")
+        for name in choices(group)
+    ],
 )
 def test_each_choice_composes_and_is_typed(override):
     group, name = override.split("=")
-    cfg = loaded(override)
-    if group != "debug":
+    cfg = loaded(*choice(override))
+    if group != "debug" and name != "pretrained":
         assert getattr(cfg, group).name == name
+
+
+def test_fine_tuning_has_a_lower_learning_rate_than_training_from_scratch():
+    for name in choices("finetune"):
+        assert loaded(f"finetune={name}").optimizer.lr < loaded().optimizer.lr / 4
 
 
 @pytest.mark.parametrize("name", choices("model"))
 def test_each_model_is_built(name):
     with torch.device("meta"):
-        GPT(loaded(f"model={name}").model, 50257)
+        GPT(loaded(*choice(f"model={name}")).model, 50257)
 
 
 @pytest.mark.parametrize("optimizer", choices("optimizer"))
@@ -74,7 +93,7 @@ def test_the_other_scripts_configurations_are_typed(script):
 def test_each_experiment_changes_known_keys_and_sweeps_over_known_keys(path):
     assert path.read_text().startswith("# @package _global_\n")  # anything above it makes Hydra ignore it silently
     values = yaml.safe_load(path.read_text())
-    axes = values.pop("hydra")["sweeper"]["params"]
+    axes = values.pop("hydra", {"sweeper": {"params": {}}})["sweeper"]["params"]
     chosen = [item for line in values.pop("defaults", []) for item in line.items()]
     chosen = [f"{key.removeprefix('override /')}={name}" for key, name in chosen]
     base = as_dict(loaded(*chosen))
@@ -82,7 +101,7 @@ def test_each_experiment_changes_known_keys_and_sweeps_over_known_keys(path):
         assert changes.keys() <= base[section].keys()
     first = [f"{key}={str(axis).split(',')[0]}" for key, axis in axes.items()]
     last = [f"{key}={str(axis).split(',')[-1]}" for key, axis in axes.items()]
-    assert loaded(*chosen, *first) != loaded(*chosen, *last)
+    assert not axes or loaded(*chosen, *first) != loaded(*chosen, *last)
     assert (path.parent / path.stem / "README.md").exists()  # the record of what was learned
 
 

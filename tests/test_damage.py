@@ -10,9 +10,10 @@ from collections import Counter
 
 import pytest
 import torch
+from conftest import ROOT
 from test_checkpoint import IDENTITY, made
 
-from gpt import checkpoint, model_file, resume
+from gpt import checkpoint, initial, resume
 from gpt.errors import UserError
 from gpt.progress import Progress
 
@@ -155,7 +156,7 @@ def damage_and_resume(sound, run_dir, seed):
         outcome = "the newest was not hurt" if progress.step == STEPS[-1] else "fell back to an older one"
         assert outcome != "the newest was not hurt" or spared or kind is rename_folder or "spoil" in kind.__name__
     try:
-        weights = dict(model_file.load_model(run_dir, torch.device("cpu")).model.named_parameters())
+        weights = dict(initial.load(str(run_dir), ROOT, torch.device("cpu")).model.named_parameters())
     except UserError as error:
         assert error.code == 3 and "\n" not in str(error), error
     else:

@@ -11,7 +11,7 @@ from conftest import ROOT
 from test_conf import loaded
 from test_train import SMALL
 
-from gpt import corpus, dry_run
+from gpt import corpus, dry_run, estimate, finetune, memory
 
 # One process for all command lines, as torch takes seconds to load. An audit hook sees every file that is opened for
 # writing and everything that is made, renamed or removed.
@@ -147,6 +147,28 @@ def test_without_prepared_data_the_steps_are_known_unless_epochs_decide(answers)
     known, unknown = answers["steps without data"]["stdout"], answers["epochs without data"]["stdout"]
     assert "4 steps (train.max_steps), 512 tokens" in known and "data=sample is not prepared yet" in known
     assert "budget  not known" in unknown and "the length of an epoch is not known" in unknown
+
+
+@pytest.mark.parametrize(
+    ("chosen", "text"),
+    [
+        ([], "small, 124,439,808 parameters, context 1024"),
+        (["finetune=lora"], "small, 124,439,808 parameters, 589,824 trained (finetune=lora), context 1024"),
+        (["finetune=last_blocks"], "small, 124,439,808 parameters, 14,177,280 trained (finetune=last_blocks), context"),
+    ],
+)
+def test_what_is_fine_tuned_is_said_with_the_number_of_weights_trained(chosen, text, caplog):
+    caplog.set_level("INFO", "gpt")
+    cfg = loaded("model=small", *chosen)
+    dry_run.show(
+        estimate.Cost(
+            cfg=cfg, parameters=cfg.model.n_parameters(50257),
+            trained=finetune.n_trainable(cfg.model, cfg.finetune, 50257),
+            memory=memory.of_step(cfg, 50257, 1, "cpu", 4), available=10**12, micro_batch=1, steps=None,
+            budget="train.max_epochs", tokens=None, seconds=None, where="cpu", note="",
+        )
+    )  # fmt: skip
+    assert f"model   {text}" in caplog.text
 
 
 @pytest.mark.parametrize(

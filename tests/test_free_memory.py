@@ -86,7 +86,8 @@ def test_memory_in_use_grows_by_what_is_touched():
     cpu = torch.device("cpu")
     before = free_memory.in_use(cpu)
     with mmap.mmap(-1, 2**27) as taken:  # not from the heap, which may have as much left from other tests
-        taken.write(bytes(2**20) * 2**7)
+        for _ in range(2**7):
+            taken.write(bytes(2**20))
         after = free_memory.in_use(cpu)
     assert after - before == pytest.approx(2**27, rel=0.1)
 

@@ -45,7 +45,7 @@ def run_dir(model, tmp_path_factory) -> Path:
 
 def settings(path: Path, **changes) -> GenerateConfig:
     defaults = {"prompt": None, "input": "", "prompts": None, "template": None, "max_new_tokens": 8, "temperature": 1.0}
-    more = {"top_k": None, "top_p": None, "num_samples": 1, "seed": 0, "device": "cpu"}
+    more = {"export": None, "top_k": None, "top_p": None, "num_samples": 1, "seed": 0, "device": "cpu"}
     return GenerateConfig(**{"checkpoint": str(path), **defaults, **more, **changes})
 
 
@@ -204,7 +204,7 @@ class TestErrors:
         self.fails(3, "no such file or directory", tmp_path / "nothing", prompt="a")
 
     def test_a_directory_and_a_file_that_are_no_checkpoints(self, tmp_path):
-        self.fails(3, "manifest.json: missing", tmp_path, prompt="a")
+        self.fails(3, "an empty directory", tmp_path, prompt="a")
         (tmp_path / "notes.txt").write_text("not a model")
         self.fails(3, "not a", tmp_path / "notes.txt", prompt="a")
 

@@ -186,7 +186,7 @@ def settings(place: Place) -> TrainConfig:
 
 def generation(path: Path, **changes: Any) -> GenerateConfig:
     return GenerateConfig(**{
-        "checkpoint": str(path), "prompt": "Hello", "input": "", "prompts": None, "template": None,
+        "checkpoint": str(path), "export": None, "prompt": "Hello", "input": "", "prompts": None, "template": None,
         "max_new_tokens": 2, "temperature": 0.0, "top_k": None, "top_p": None, "num_samples": 1, "seed": 0,
         "device": "cpu", **changes,
     })  # fmt: skip

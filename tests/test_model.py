@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import model_config
 from omegaconf import OmegaConf
 from torch.nn import functional as F
 
@@ -11,7 +12,7 @@ from gpt.model import GPT, same_document
 from gpt.sampling import KVCache
 from gpt.schema import ModelConfig
 
-TINY = ModelConfig(name="test", n_layer=2, n_head=2, n_embd=16, context_length=12, dropout=0.0, tie_weights=True)
+TINY = model_config(context_length=12)
 VOCABULARY = 50
 PRESETS = Path(__file__).resolve().parent.parent / "conf/model"
 
@@ -146,27 +147,3 @@ def test_a_text_seen_in_pieces_through_a_cache_gets_the_logits_of_the_whole(piec
 def test_more_tokens_than_the_context_are_refused_with_both_numbers():
     with pytest.raises(ValueError, match="13 tokens exceed the context length 12"):
         build()(torch.zeros(1, 13, dtype=torch.long))
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_logits_equal_those_of_transformers(tied):
-    from transformers import GPT2Config, GPT2LMHeadModel  # takes two seconds, needed here only
-
-    config = dataclasses.replace(TINY, tie_weights=tied)
-    ours = build(config)
-    theirs = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=VOCABULARY, n_positions=config.context_length, n_embd=config.n_embd, n_layer=config.n_layer,
-            n_head=config.n_head, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0,
-        )
-    ).eval()  # fmt: skip
-    weights = {}
-    for name, weight in ours.state_dict().items():
-        is_conv1d = name.startswith("h.") and weight.dim() == 2  # their Conv1D keeps (in, out)
-        prefix = "" if name.startswith("lm_head") else "transformer."
-        weights[prefix + name] = weight.T if is_conv1d else weight
-    weights.setdefault("lm_head.weight", ours.wte.weight)
-    theirs.load_state_dict(weights)
-    tokens = torch.randint(VOCABULARY, (2, 12))
-    with torch.no_grad():
-        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-5, atol=1e-5)

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+from conftest import model_config
 from test_conf import loaded
 
 from gpt import model_card
@@ -24,7 +26,8 @@ def test_the_card_says_what_was_trained_on_what_and_how_well_it_does(tmp_path):
     for part in (
         "4 layers, 4 heads, 128 wide", "7,000,000", "1,234 documents, 56,789 tokens", "100 steps, 204,800 tokens",
         "loss 4.5000 nats", "1.1250 bits per byte", "at step 50", cfg.data.card.license, cfg.data.card.citation,
-        "must not guide clinical decisions",
+        "must not guide clinical decisions", "on 4,096 held-out tokens", "| first weights | random |",
+        "| trained weights | all |",
     ):  # fmt: skip
         assert part in card, part
 
@@ -34,3 +37,36 @@ def test_a_run_whose_metrics_could_not_be_written_still_gets_a_card(tmp_path):
     (tmp_path / "meta.json").write_text(json.dumps(golden))
     model_card.write(tmp_path / "README.md", loaded(), [], 1, tmp_path)
     assert "No evaluation is on record." in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("finetune", "expected"),
+    [
+        (None, "all"),
+        ({"name": "full"}, "all"),
+        ({"name": "last_blocks", "n_blocks": 2}, "the last 2 blocks"),
+        ({"name": "lora", "rank": 8, "alpha": 16.0, "targets": ["attn.c_attn", "mlp.c_fc"]},
+         "adapters (LoRA) of rank 8, alpha 16, on attn.c_attn, mlp.c_fc; merged"),
+        ({"name": "something newer"}, "not recorded"),
+        ("full", "not recorded"),
+    ],
+)  # fmt: skip
+def test_a_fine_tuned_model_says_which_of_its_weights_have_learned(finetune, expected):
+    assert model_card.trained_weights({"finetune": finetune}) == expected
+    assert model_card.trained_weights({}) == "not recorded"
+
+
+def test_the_head_and_the_form_of_gelu_are_part_of_the_architecture():
+    config = model_config(tie_weights=False, gelu="exact")
+    assert model_card.architecture(config, 7)["architecture"].endswith("GELU exact, head a matrix of its own")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1e-5, "1e-05"), (16.0, "16"), (1337, "1337"), ("a\n b", "a b"), ("a|b", "a\\|b"), ("\x1b[1m", "\\x1b[1m"),
+        (["a", 2], "a, 2"),
+    ],
+)  # fmt: skip
+def test_any_value_is_shown_on_one_line_of_a_table(value, expected):
+    assert model_card.shown(value) == expected

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from conftest import ROOT, adamw_config, model_config, schedule_config
 
 from gpt import optim
 from gpt.errors import UserError
+from gpt.finetune import lr_scale, prepare
 from gpt.model import GPT
-from gpt.schema import MuonConfig, SGDConfig
+from gpt.schema import FinetuneConfig, MuonConfig, SGDConfig
 
 CONFIGS = [
     adamw_config(),
@@ -74,6 +76,81 @@ def test_state_that_does_not_fit_is_refused_by_its_name(cfg):
     name = next(name for name, tensor in saved.items() if tensor.dim() == 2)
     with pytest.raises(ValueError, match=name):
         optim.load_state_tensors(optim.build(model, cfg), saved | {name: torch.ones(3, 5)})
+
+
+FINETUNE = FinetuneConfig(name="full", layer_decay=0.5, n_blocks=1, rank=2, alpha=2.0, targets=["attn.c_attn"])
+
+
+@by_name
+def test_with_layer_decay_each_weight_has_its_own_rate_and_the_largest_comes_first(cfg):
+    model = GPT(model_config(tie_weights=False), 50)
+    optimizer = optim.build(model, cfg, FINETUNE)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["peak_lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates.keys() == set(names.values())
+    for name, rate in rates.items():
+        is_muons = name.startswith("h.") and not name.endswith("bias") and ".ln_" not in name
+        base = cfg.adamw_lr if cfg.name == "muon" and not is_muons else cfg.lr
+        assert rate == base * lr_scale(name, 2, 0.5)
+    assert optimizer.param_groups[0]["peak_lr"] == max(rates.values())
+    for group in optimizer.param_groups:
+        assert len({p.dim() >= 2 for p in group["params"]}) == 1
+        assert (group["weight_decay"] > 0) == (group["params"][0].dim() >= 2)
+
+
+@by_name
+def test_without_layer_decay_parameters_are_numbered_as_in_the_checkpoints_that_there_are(cfg):
+    model = GPT(model_config(tie_weights=False), 50)
+    named = list(model.named_parameters())
+    decayed, plain = [p for _, p in named if p.dim() == 2], [p for _, p in named if p.dim() == 1]
+    expected = [decayed, plain]
+    if cfg.name == "muon":
+        matrices = [p for name, p in named if p.dim() == 2 and name.startswith("h.")]
+        expected = [matrices, [model.wte.weight, model.wpe.weight, model.lm_head.weight], plain]
+    for finetune in (None, replace(FINETUNE, layer_decay=1.0)):
+        groups = optim.build(model, cfg, finetune).param_groups
+        assert [list(map(id, group["params"])) for group in groups] == [list(map(id, group)) for group in expected]
+        assert groups[0]["lr"] == groups[0]["peak_lr"] == cfg.lr
+
+
+@by_name
+@pytest.mark.parametrize("name", ["lora", "last_blocks"])
+def test_only_what_is_trained_has_a_state_which_is_saved_and_goes_on(cfg, name):
+    def run(model, optimizer, steps):
+        for _ in range(steps):
+            model(torch.arange(32).view(2, 16)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    def prepared():
+        model = GPT(model_config(tie_weights=False), 50)
+        prepare(model, finetune, seed=0)
+        return model, optim.build(model, cfg, finetune)
+
+    finetune = replace(FINETUNE, name=name)
+    model, optimizer = prepared()
+    run(model, optimizer, 2)
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    with_state = {id(p) for part in optim.parts(optimizer).values() for p in part.state}
+    assert with_state == trained and 0 < len(trained) < len(list(model.parameters()))
+    twin, twin_optimizer = prepared()
+    twin.load_state_dict(model.state_dict())
+    optim.load_state_tensors(twin_optimizer, {k: v.clone() for k, v in optim.state_tensors(optimizer).items()})
+    assert torch.equal(run(model, optimizer, 2), run(twin, twin_optimizer, 2))
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_where_nothing_is_trained_that_muon_or_adamw_is_for_the_other_works_alone(kind):
+    model = GPT(model_config(), 50).requires_grad_(False)
+    (model.h[0].mlp.c_fc.weight if kind == "muon" else model.wpe.weight).requires_grad_(True)
+    optimizer = optim.build(model, CONFIGS[1])
+    assert optimizer.parts.keys() == {kind}
+    model(torch.arange(8)[None]).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optim.load_state_tensors(optimizer, optim.state_tensors(optimizer))
+    assert all(name.startswith(f"{kind}.0.") for name in optim.state_tensors(optimizer))
 
 
 def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else():

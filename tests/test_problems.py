@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 from test_config import composed
 
-from gpt import schema
+from gpt import progress, schema
 from gpt.problems import find_problems, unknown, valid_keys
 
 DELETED = object()
@@ -167,4 +167,4 @@ def test_the_nearest_key_is_suggested_and_none_when_nothing_is_near(key, meant):
     ],
 )
 def test_the_length_of_a_run_follows_from_its_budget(max_steps, epoch_steps, max_tokens, expected):
-    assert schema.budget(max_steps, epoch_steps, max_tokens, 256) == expected
+    assert progress.budget(max_steps, epoch_steps, max_tokens, 256) == expected

@@ -113,7 +113,7 @@ def test_another_micro_batch_is_announced(tmp_path, caplog):
 
 
 def test_a_key_that_can_have_no_effect_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"allow_changed: optimzer is not one of optimizer, schedule"):
+    with pytest.raises(UserError, match=r"allow_changed: optimzer is not one of init, finetune, optimizer, schedule"):
         resumed(tmp_path, allowed=["optimzer"])
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from gpt import tokenizer
 from gpt.errors import UserError
 from gpt.model import GPT
+from gpt.prompts import Question
 from gpt.sampling import (
     KVCache,
     draw,
@@ -25,7 +26,9 @@ from gpt.sampling import (
 from gpt.schema import ModelConfig, SampleConfig
 
 CONTEXT = 16
-CONFIG = ModelConfig(name="test", n_layer=2, n_head=2, n_embd=32, context_length=CONTEXT, dropout=0.1, tie_weights=True)
+CONFIG = ModelConfig(
+    name="test", n_layer=2, n_head=2, n_embd=32, context_length=CONTEXT, dropout=0.1, tie_weights=True, gelu="tanh"
+)
 BYTES = tokenizer.load("bytes")
 PROMPT = BYTES.encode("Asthma")
 LOGITS = torch.tensor([4.51, 0.89, -1.9, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])
@@ -221,22 +224,29 @@ class TestTheModelIsLeftAsItWas:
 
 
 class TestPreview:
-    SAMPLE = SampleConfig(max_new_tokens=8, temperature=0.8, top_k=50, top_p=None)
+    SAMPLE = SampleConfig(references=0, max_new_tokens=8, temperature=0.8, top_k=50, top_p=None)
 
     def test_each_prompt_comes_back_with_the_text_that_follows_it(self, model):
-        previews = preview(model, BYTES, ["Asthma", "Croup"], None, self.SAMPLE, seed=3)
+        previews = preview(model, BYTES, [Question("Asthma"), Question("Croup")], None, self.SAMPLE, seed=3)
         assert [p["prompt"] for p in previews] == ["Asthma", "Croup"]
         [ids] = texts(model, max_new_tokens=8, temperature=0.8, top_k=50, eos=BYTES.eos, seed=3)
         assert previews[0]["text"] == BYTES.decode(ids)
 
     def test_a_template_is_put_around_the_prompt(self, model):
-        [templated] = preview(model, BYTES, ["Asthma"], "plain", self.SAMPLE, seed=3)
-        [raw] = preview(model, BYTES, ["Asthma\n"], None, self.SAMPLE, seed=3)
+        [templated] = preview(model, BYTES, [Question("Asthma")], "plain", self.SAMPLE, seed=3)
+        [raw] = preview(model, BYTES, [Question("Asthma\n")], None, self.SAMPLE, seed=3)
         assert templated == {"prompt": "Asthma", "text": raw["text"]}
 
+    def test_a_question_with_an_answer_brings_it_along_for_comparison_and_the_model_does_not_see_it(self, model):
+        [alone] = preview(model, BYTES, [Question("Asthma", "now")], "plain", self.SAMPLE, seed=3)
+        [compared] = preview(model, BYTES, [Question("Asthma", "now", "Airways.")], "plain", self.SAMPLE, seed=3)
+        assert compared == alone | {"reference": "Airways."}
+        [without_input] = preview(model, BYTES, [Question("Asthma")], "plain", self.SAMPLE, seed=3)
+        assert without_input["text"] != alone["text"]
+
     def test_a_long_prompt_loses_its_beginning_without_a_warning(self, model, caplog):
-        [long] = preview(model, BYTES, ["What are the symptoms of Asthma"], None, self.SAMPLE, seed=3)
-        [end] = preview(model, BYTES, ["f Asthma"], None, self.SAMPLE, seed=3)
+        [long] = preview(model, BYTES, [Question("What are the symptoms of Asthma")], None, self.SAMPLE, seed=3)
+        [end] = preview(model, BYTES, [Question("f Asthma")], None, self.SAMPLE, seed=3)
         assert long["text"] == end["text"]
         assert not caplog.messages
 

@@ -7,7 +7,7 @@ from conftest import ROOT
 from test_checkpoint import IDENTITY, made
 from test_conf import loaded
 
-from gpt import checkpoint, run_directory, saver
+from gpt import checkpoint, finetune, run_directory, saver
 from gpt.errors import UserError
 from gpt.progress import Progress
 
@@ -67,6 +67,15 @@ def test_room_for_the_checkpoints_is_asked_for_before_anything_is_built(tmp_path
     gigabytes = 1_557_611_200 * 4 * 3 / 1e9  # weights and two moments of GPT-2 xl, in float32
     assert f"1001 checkpoints of {gigabytes:.1f} GB need {1001 * gigabytes:.1f} GB" in str(caught.value)
     saver.check_space(tmp_path, loaded("model=tiny"), 50257)
+
+
+@pytest.mark.parametrize("name", ["lora", "last_blocks"])
+def test_room_for_the_optimizers_state_is_asked_for_what_is_trained_only(name, tmp_path):
+    cfg = loaded("model=xl", "train.keep_checkpoints=1000", f"finetune={name}")
+    trained = finetune.n_trainable(cfg.model, cfg.finetune, 50257)
+    numbers = 1_557_611_200 + 2 * trained + (trained if name == "lora" else 0)  # weights, two moments, adapters
+    with pytest.raises(UserError, match=f"1001 checkpoints of {4 * numbers / 1e9:.1f} GB need"):
+        saver.check_space(tmp_path, cfg, 50257)
 
 
 def test_checkpoints_that_are_there_already_need_no_more_room(tmp_path, monkeypatch):

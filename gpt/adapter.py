@@ -1,0 +1,165 @@
+"""Adapters alone, without the model that they are for, in the two files of the peft library (0.4 and later).
+
+In peft's names a model is transformers' GPT2LMHeadModel: our h.0.attn.c_attn.lora_a, (rank, in), is there
+base_model.model.transformer.h.0.attn.c_attn.lora_A.weight, of the same shape.
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from gpt import durable, lora
+from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError, unusable
+from gpt.finetune import LINEAR
+from gpt.model import GPT
+from gpt.schema import LoRAConfig
+from gpt.tensorfiles import describe, read_safetensors
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+NAME = re.compile(
+    rf"base_model\.model\.(?:transformer\.)?(h\.\d+\.({'|'.join(map(re.escape, LINEAR))}))\.lora_([AB])\.weight"
+)
+# Settings of peft's that say how an adapter was made, or what its tensors show as well.
+HISTORY = {
+    "auto_mapping", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern",
+    "layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision",
+    "runtime_config", "target_modules", "task_type",
+}  # fmt: skip
+# Ways to draw the first A and B. The others (pissa, olora, ...) change the weights of the model as well.
+DRAWN = {None, True, False, "gaussian", "eva", "orthogonal"}
+LARGEST_CONFIG = 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is in peft's two files."""
+
+    lora: LoRAConfig
+    tensors: dict[str, Tensor]  # under our names, in float32
+    base: str | None  # the model that it is for, as whoever trained it called that
+
+
+def save(directory: Path, model: GPT, cfg: LoRAConfig, base: str | None) -> None:
+    """Writes the adapters of a model. Raises UserError (5)."""
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": cfg.rank,
+        "lora_alpha": int(cfg.alpha) if cfg.alpha.is_integer() else cfg.alpha,
+        "target_modules": list(cfg.targets),  # peft takes all modules whose names end so
+        "fan_in_fan_out": True,  # transformers' GPT-2 keeps its matrices as (in, out)
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    tensors = {}
+    for name, tensor in lora.adapters(model).items():
+        layer, _, letter = name.rpartition(".lora_")
+        tensors[f"base_model.model.transformer.{layer}.lora_{letter.upper()}.weight"] = tensor.cpu().contiguous()
+    path, temporary = directory / WEIGHTS, directory / f".{WEIGHTS}.new"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+        durable.sync(temporary)
+        os.replace(temporary, path)
+        durable.write(directory / CONFIG, json.dumps(config, indent=2) + "\n")
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"adapter not written: {error.strerror or error}", str(directory), code=ENVIRONMENT) from error
+
+
+def load(directory: Path, model: GPT) -> LoRAConfig:
+    """Gives a plain model the adapters that `save` or peft wrote. Raises UserError (3) when they do not fit."""
+    adapter = read(directory)
+    lora.add(model, adapter.lora)
+    own = lora.adapters(model)
+    for name in sorted(own.keys() | adapter.tensors.keys()):
+        found, wanted = (describe(tensors.get(name)) for tensors in (adapter.tensors, own))
+        if found != wanted:
+            raise unusable(directory / WEIGHTS, f"tensor {name}: {found} in the file, {wanted} for this model")
+    model.load_state_dict(adapter.tensors, strict=False)
+    return adapter.lora
+
+
+def read(directory: Path) -> Adapter:
+    """Raises UserError (3) for files that are damaged, and for kinds of adapters that gpt/lora.py does not have."""
+    path = directory / WEIGHTS
+    config = read_config(directory / CONFIG)
+    if not path.is_file():
+        raise unusable(directory, f"{WEIGHTS}: missing")
+    tensors, targets, strangers = {}, set(), []
+    for name, tensor in sorted(read_safetensors(path).items()):
+        if match := NAME.fullmatch(name):
+            layer, target, letter = match.groups()
+            tensors[f"{layer}.lora_{letter.lower()}"] = tensor.to(torch.float32)
+            targets.add(target)
+        else:
+            strangers.append(name)
+    if strangers:
+        more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
+        raise unsupported(path, f"not an adapter of a linear layer of GPT-2: {', '.join(strangers[:3])[:300]}{more}")
+    if not tensors:
+        raise unusable(path, "no adapter in it")
+    try:
+        ordered = [target for target in LINEAR if target in targets]
+        cfg = LoRAConfig(rank=config["r"], alpha=config["lora_alpha"], targets=ordered)
+        if config.get("use_rslora"):  # alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski, 2023)
+            cfg = replace(cfg, alpha=cfg.alpha * math.sqrt(cfg.rank))
+        base = TypeAdapter(str | None).validate_python(config.get("base_model_name_or_path"))
+    except KeyError as error:
+        raise unusable(directory / CONFIG, f"{error} missing") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise unusable(directory / CONFIG, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    for name, tensor in tensors.items():  # before anything of that size is made
+        if tensor.dim() != 2 or tensor.shape[name.endswith("b")] != cfg.rank:
+            raise unusable(path, f"tensor {name}: {list(tensor.shape)} in the file, r is {cfg.rank} in {CONFIG}")
+    return Adapter(cfg, tensors, base)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """peft's settings, after everything that would make its model compute something else has been refused."""
+    if not path.is_file():  # also a pipe, which would be waited for
+        raise unusable(path.parent, f"{path.name}: missing")
+    try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise ValueError(f"more than {LARGEST_CONFIG} bytes")
+        config = TypeAdapter(dict[str, Any]).validate_python(json.loads(path.read_bytes()))
+    except (OSError, ValueError, RecursionError) as error:
+        raise unusable(path, f"not peft's settings: {' '.join(str(error).split())[:200]}") from error
+    if config.get("peft_type") != "LORA":
+        raise unsupported(path, f"peft_type {shown(config.get('peft_type'))}, not LORA")
+    drawn = config.get("init_lora_weights")
+    if not isinstance(drawn, (str, bool, type(None))) or drawn not in DRAWN:
+        raise unsupported(path, f"init_lora_weights {shown(drawn)}, with which the weights of the model change too")
+    read_here = {"peft_type", "init_lora_weights", "r", "lora_alpha", "use_rslora", "base_model_name_or_path"}
+    for key, value in config.items():
+        if value and (key, value) != ("bias", "none") and key not in HISTORY | read_here:
+            raise unsupported(path, f"{shown(key)} {shown(value)}")
+    return config
+
+
+def unsupported(path: Path, what: str) -> UserError:
+    """The error for an adapter that says something else than gpt/lora.py computes."""
+    remedy = "merge it into its model with peft (merge_and_unload, save_pretrained) and load that"
+    return UserError(f"{path.name}: an adapter of another kind: {what}", str(path.parent), remedy, CHECKPOINT)
+
+
+def shown(value: Any) -> str:
+    """A key or value of peft's settings, cut when it is long."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,164 @@
+"""The first weights of a model: random ones, or those of a file that fit it."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from gpt import layouts, lora, pretrained, tokenizer, weights
+from gpt.checkpoint import Identity
+from gpt.console import escape
+from gpt.errors import CHECKPOINT, UserError, unusable
+from gpt.layouts import Parts
+from gpt.model import GPT
+from gpt.model_file import Loaded
+from gpt.schema import InitConfig, ModelConfig
+from gpt.tensorfiles import copy
+from gpt.weights import Adapters, Weights, same
+
+log = logging.getLogger(__name__)
+
+PADDING = 1024  # rows that an embedding may have beyond the vocabulary, at most: some pad it to a round number
+
+
+@dataclass(frozen=True)
+class First:
+    """The first weights of a model that has none yet: all of them, in its shapes; and what is recorded of them."""
+
+    model: GPT
+    tensors: dict[str, Parts]
+    path: Path
+    origin: dict[str, Any]
+    adapters: Adapters
+
+
+def find(cfg: InitConfig, model: ModelConfig, named: str, root: Path) -> First | None:
+    """The weights that `cfg` names, for a model with the tokenizer `named`; None for random ones. They are compared
+    with the model, but not copied yet. Raises UserError naming what does not fit."""
+    if cfg.from_ is None:
+        return None
+    source = pretrained.find(cfg.from_, cfg.revision, root)
+    found = weights.read(source)
+    pretrained.check_tokenizer(source, named)
+    log.info(f"weights from {found.path}: {found.about}")
+    origin = {"from": cfg.from_, "about": found.about, "revision": source.revision, "sha256": found.hashes()}
+    return First(*fit(found, model, tokenizer.load(named).n_vocab), found.path, origin, found.adapters)
+
+
+def load(name: str, root: Path, device: torch.device) -> Loaded:
+    """The model that is called `name`, in evaluation mode, whatever its format. Raises UserError."""
+    source = pretrained.find(name, None, root)
+    found = weights.read(source)
+    identity = found.identity or identity_of(found, name)
+    pretrained.check_tokenizer(source, identity.tokenizer)
+    model = filled(First(*fit(found, identity.model, identity.vocab_size), found.path, {}, found.adapters))
+    return Loaded(model.to(device).eval(), identity.tokenizer, identity.template, found.step, found.path)
+
+
+def identity_of(found: Weights, name: str) -> Identity:
+    """Weights from elsewhere are of GPT-2's vocabulary, or of bytes where there are as many tokens as these."""
+    a = found.architecture
+    tokens = tokenizer.load("bytes" if a.vocab_size == tokenizer.load("bytes").n_vocab else "gpt2")
+    shape = (a.n_layer, a.n_head, a.n_embd, a.context_length)
+    called = Path(name).name or found.path.resolve().name or "model"  # checkpoint=. has no name
+    return Identity(ModelConfig(called, *shape, 0.0, a.tie_weights, a.gelu), tokens.n_vocab, tokens.name, None)
+
+
+def build(cfg: ModelConfig, n_vocab: int, first: First | None) -> GPT:
+    """A model with random weights, or with those that were found."""
+    return GPT(cfg, n_vocab) if first is None else filled(first)
+
+
+def filled(first: First) -> GPT:
+    """The model with its weights, copied piece by piece: hardly anything is in memory twice. Raises UserError (3) for
+    numbers that are not finite."""
+    for name, target in first.model.state_dict().items():
+        start = 0
+        for part in first.tensors[name]:
+            copy(part, target[start : start + len(part)])
+            start += len(part)
+        if name in first.adapters:
+            target.copy_(lora.sum_of(target, *first.adapters[name]))
+        if not torch.isfinite(target.sum()):
+            raise unusable(first.path, f"tensor {name} is not finite")
+    return first.model
+
+
+class _NotDrawn(TorchFunctionMode):
+    """Leaves out random initial weights, which take seconds. Memory that nobody writes to is not even taken."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return function(*args, **(kwargs or {}))
+
+
+def empty(cfg: ModelConfig, n_vocab: int, found: Weights) -> GPT:
+    """A model without weights. Raises UserError (3) for one that cannot be."""
+    if cfg.n_layer > len(found.tensors):  # which would take long even so
+        raise unusable(found.path, f"{len(found.tensors)} tensors, and {cfg.n_layer} layers")
+    try:
+        with _NotDrawn():
+            return GPT(cfg, n_vocab)
+    except (ValueError, RuntimeError, OverflowError, TypeError, MemoryError) as error:
+        raise unusable(found.path, f"not a model that can be: {str(error).splitlines()[0]}") from error
+
+
+def fit(found: Weights, cfg: ModelConfig, n_vocab: int) -> tuple[GPT, dict[str, Parts]]:
+    """A model without weights, and the tensors that it takes of those that were found.
+
+    The context may be shorter than that of the file, and the padding of an embedding is left out. Raises UserError (3),
+    or (2) for a context that is longer."""
+    path, shape, tensors = found.path, found.architecture, dict(found.tensors)
+    model = empty(cfg, n_vocab, found)
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if not n_vocab <= shape.vocab_size < n_vocab + PADDING:
+        what = f"a vocabulary of {shape.vocab_size:,} tokens in the file, {n_vocab:,} in the tokenizer"
+        raise UserError(what, str(path), "only models with the tokenizer's vocabulary can be used", CHECKPOINT)
+    if cfg.context_length > shape.context_length and cfg.n_embd == shape.n_embd:  # else it is another model
+        what = f"model.context_length {cfg.context_length} is longer than the {shape.context_length} of the weights"
+        raise UserError(what, str(path), f"set model.context_length={shape.context_length}, or less")
+    if shape.vocab_size > n_vocab:
+        log.info(f"{shape.vocab_size - n_vocab} rows of the embedding are beyond the vocabulary, and left out")
+    for name, rows in (("wte.weight", n_vocab), ("lm_head.weight", n_vocab), ("wpe.weight", cfg.context_length)):
+        if name in tensors:
+            tensors[name] = tuple(part[:rows] if part.dim() else part for part in tensors[name])
+    without = layouts.missing_biases(tensors, list(wanted))
+    if without:
+        log.info(f"{len(without)} biases that the weights do not have are 0 at first")
+    tensors |= {name: (torch.zeros(wanted[name]),) for name in without}
+    head, embedding = tensors.get("lm_head.weight"), tensors.get("wte.weight")
+    if cfg.tie_weights and head and embedding and same(head, embedding):
+        del tensors["lm_head.weight"]
+    elif not cfg.tie_weights and not head and embedding:
+        log.info("the weights have no head of their own: it begins as a copy of the embedding")
+        tensors["lm_head.weight"] = embedding
+    asked = any(getattr(cfg, key) != getattr(shape, key) for key in ("n_layer", "n_head", "n_embd", "gelu"))
+    remedy = "model=pretrained takes the architecture from the file" if asked else ""
+    check_shapes(path, {name: layouts.shape(parts) for name, parts in tensors.items()}, wanted, remedy)
+    for key in shape.stated:
+        mine, theirs = getattr(cfg, key), getattr(shape, key)
+        if mine != theirs:
+            raise UserError(f"{key} {theirs} in the file, {mine} in model.{key}", str(path), remedy, CHECKPOINT)
+    if cfg.gelu != shape.gelu:
+        log.warning(f"model.gelu is {cfg.gelu}; a model of this kind has usually learned with {shape.gelu}")
+    return model, tensors
+
+
+def check_shapes(path: Path, found: dict[str, list[int]], wanted: dict[str, torch.Size], remedy: str) -> None:
+    """Raises UserError (3) naming the first tensor that differs, or those that the model has no place for."""
+    for name, shape in wanted.items():
+        theirs = found.get(name, "missing")
+        if theirs != list(shape):
+            what = f"tensor {name}: {theirs} in the file, {list(shape)} in the model"
+            raise UserError(what, str(path), remedy, CHECKPOINT)
+    extra = [f"{escape(name)} {shape}" for name, shape in found.items() if name not in wanted]
+    if extra:
+        more = f" and {len(extra) - 5} more" if extra[5:] else ""
+        what = f"{len(extra)} tensors that the model has no place for: {', '.join(extra[:5])}{more}"
+        if "lm_head.weight" in found and "lm_head.weight" not in wanted:
+            remedy = "model.tie_weights=false, for a head that is a matrix of its own"
+        raise UserError(what, str(path), remedy, CHECKPOINT)

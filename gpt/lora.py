@@ -1,0 +1,89 @@
+"""Low-rank adapters: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021).
+
+Fine-tuning moves each weight W by a matrix of W's shape. Here that matrix is a product of two thin ones, B A, and
+nothing but these is trained. B is 0 at first, so that training starts from the very model that was loaded; at the end
+B A is added to W, and the model is a plain one again.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gpt.model import GPT
+from gpt.schema import LoRAConfig
+
+
+class LoRALinear(nn.Linear):
+    """y = W x + b + alpha / rank * B A x, where W is (out, in), A (rank, in) and B (out, rank).
+
+    It takes the place of a linear layer, whose weight and bias it shares and whose names for them it keeps.
+    """
+
+    def __init__(self, linear: nn.Linear, cfg: LoRAConfig, generator: torch.Generator) -> None:
+        super().__init__(linear.in_features, linear.out_features, device="meta")  # no memory for a second W and b
+        self.weight, self.bias = linear.weight, linear.bias
+        self.scale = cfg.alpha / cfg.rank
+        self.lora_a = nn.Parameter(self.weight.new_empty(cfg.rank, self.in_features))
+        self.lora_b = nn.Parameter(self.weight.new_zeros(self.out_features, cfg.rank))
+        if not self.weight.is_meta:  # else A comes from a file
+            on_cpu = torch.empty_like(self.lora_a, device="cpu")  # as the generator is: one A for all devices
+            nn.init.kaiming_uniform_(on_cpu, a=math.sqrt(5), generator=generator)  # peft's: up to 1 / sqrt(in)
+            self.lora_a.data.copy_(on_cpu)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.scale * F.linear(x, self.lora_a)  # (..., rank), scaled where it is smallest
+        return super().forward(x) + F.linear(low, self.lora_b)  # (..., out)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """One matrix for both, W + alpha / rank * B A, in float32 on the CPU: a GPU's product may round to TF32."""
+        linear = nn.Linear(self.in_features, self.out_features, device="meta")
+        weight = sum_of(self.weight.cpu(), self.lora_a.cpu(), self.lora_b.cpu(), self.scale)
+        linear.weight, linear.bias = nn.Parameter(weight.to(self.weight)), self.bias
+        return linear
+
+
+def sum_of(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """W + alpha / rank * B A, (out, in), in float32."""
+    return weight.float() + scale * (b.float() @ a.float())
+
+
+def add(model: GPT, cfg: LoRAConfig, seed: int = 0) -> None:
+    """Puts adapters beside the chosen layers of every block, drawn with a generator of their own, and freezes the rest.
+
+    Raises ValueError for a model that has some already.
+    """
+    if adapters(model):
+        raise ValueError("the model has adapters already; merge them first")
+    generator = torch.Generator().manual_seed(seed)
+    model.requires_grad_(False)
+    for layer in range(len(model.h)):
+        for target in cfg.targets:
+            name = f"h.{layer}.{target}"
+            model.set_submodule(name, LoRALinear(model.get_submodule(name), cfg, generator))
+
+
+def merge(model: GPT) -> None:
+    """Adds the adapters to the weights that they stand beside: a plain GPT again, in which everything is trained."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoRALinear):
+            model.set_submodule(name, module.merged())
+    model.requires_grad_(True)
+
+
+def adapters(model: GPT) -> dict[str, Tensor]:
+    """A and B of all layers that have them, under names like h.0.attn.c_attn.lora_a; no copies."""
+    return {name: tensor for name, tensor in model.state_dict().items() if name.endswith((".lora_a", ".lora_b"))}
+
+
+def folded(weights: dict[str, Tensor], cfg: LoRAConfig) -> dict[str, Tensor]:
+    """The weights of a model with adapters, on the CPU, as those of the plain model that it is equal to."""
+    plain = {name: tensor for name, tensor in weights.items() if not name.endswith((".lora_a", ".lora_b"))}
+    for name in weights:
+        layer = name.removesuffix(".lora_a")
+        if layer != name and f"{layer}.weight" in plain and f"{layer}.lora_b" in weights:
+            a, b = weights[name], weights[f"{layer}.lora_b"]
+            plain[f"{layer}.weight"] = sum_of(plain[f"{layer}.weight"], a, b, cfg.alpha / cfg.rank)
+    return plain

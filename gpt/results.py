@@ -1,0 +1,24 @@
+"""What a finished run leaves to people, beside its record and its checkpoints."""
+
+from pathlib import Path
+
+from gpt import adapter, figures, model_card, model_file
+from gpt.checkpoint import Identity
+from gpt.model import GPT
+from gpt.rows import read_rows
+from gpt.schema import TrainConfig
+
+LAST_MODEL = "last_model.pt"
+
+
+def write(run_dir: Path, cfg: TrainConfig, model: GPT, identity: Identity, step: int, prepared: Path) -> None:
+    """last_model.pt (adapters folded into the weights), adapter/ (alone, for peft), loss.png, README.md (model card).
+
+    Raises UserError (5) when the model cannot be written.
+    """
+    model_file.save_model(run_dir / LAST_MODEL, model, identity, step)
+    if identity.lora:
+        adapter.save(run_dir / "adapter", model, identity.lora, cfg.init.from_)
+    rows = read_rows(run_dir / "metrics.jsonl")
+    figures.loss_curve(rows, run_dir / "loss.png", title=f"{cfg.model.name} on {cfg.data.name}")
+    model_card.write(run_dir / "README.md", cfg, rows, cfg.model.n_parameters(identity.vocab_size), prepared)

@@ -1,0 +1,235 @@
+"""Weights in files, of any kind that `pretrained.find` finds: mapped into memory, verified where the format has
+checksums, and under our names. Nothing is copied, and nothing in a file is executed.
+"""
+
+import hashlib
+import logging
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt import bundle, layouts, model_file, pretrained
+from gpt.checkpoint import WEIGHTS, Identity
+from gpt.console import escape
+from gpt.errors import CHECKPOINT, UserError, unusable
+from gpt.layouts import Parts
+from gpt.pretrained import Architecture, Source
+from gpt.schema import LoRAConfig
+from gpt.tensorfiles import forget, read_safetensors, read_torch
+
+log = logging.getLogger(__name__)
+
+WRAPPED = ("model", "model_state_dict", "state_dict", "weights")  # where training programs keep the weights in a file
+NANOGPT = "model_args"  # where nanoGPT keeps the shape of the model; its "config" is of the training program
+SETTINGS = ("config", "cfg", "model_config", "hparams")  # ... and where others do
+HEADS = ("n_head", "n_heads", "num_heads")
+WIDTH_OF_A_HEAD = 64  # in all sizes of GPT-2
+SUMS = "SHA256SUMS"
+LORA = (".lora_a", ".lora_b")
+Adapters = dict[str, tuple[Tensor, Tensor, float]]  # by the name of the weight: A, B, alpha / rank
+SHARD = re.compile(r"[\w.-]{1,200}\.(safetensors|bin)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors under our names, and what they are. `about`: of which layout, for people."""
+
+    path: Path
+    files: list[Path]
+    about: str
+    architecture: Architecture
+    tensors: dict[str, Parts]
+    identity: Identity | None = None  # of a model of this project
+    step: int = 0  # that it was trained to
+    adapters: Adapters = field(default_factory=dict)  # to be added to tensors: folding them now would copy these
+
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of each file."""
+        found = {}
+        for path in self.files:
+            with open(path, "rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return found
+
+
+def read(source: Source) -> Weights:
+    """The weights that have been found. Raises UserError (3) for what is damaged, unsafe or no GPT-2."""
+    path = source.path
+    settings: dict[str, Any] = {}
+    if source.kind == "own":
+        return ours(*model_file.read_directory(path))
+    files = [path]
+    stated = pretrained.architecture(source) if source.kind != "file" else None  # before gigabytes of another family
+    if source.kind == "transformers":
+        verify(path / "config.json")
+        tensors, files = read_directory(path)
+    elif source.kind == "tensorflow":
+        tensors, files = read_bundle(path)
+    elif path.suffix == ".safetensors":
+        verify(path)
+        tensors = read_safetensors(path)
+    else:
+        content = read_torch(path)
+        if model_file.is_model(content):
+            return ours(*model_file.read_content(content, path))
+        tensors, settings = unwrapped(content, path)
+    check_types(tensors, path)
+    recognised = layouts.recognise(tensors)
+    if recognised is None:
+        names = ", ".join(escape(name) for name in list(tensors)[:5])
+        what = f"no GPT-2 in a layout that is known; its tensors are {names}, ..."
+        raise UserError(what, str(path), "", CHECKPOINT)
+    about, parts = recognised
+    return Weights(path, files, about, stated or architecture_of(parts, settings, path), parts)
+
+
+def ours(identity: Identity, step: int, tensors: dict[str, Tensor], path: Path) -> Weights:
+    """A model of this project."""
+    m = identity.model
+    check_types(tensors, path)
+    adapters = lora_of(tensors, identity.lora, m.n_layer, path) if identity.lora else {}
+    tensors = {name: tensor for name, tensor in tensors.items() if not adapters or not name.endswith(LORA)}
+    shape = Architecture(
+        m.n_layer, m.n_head, m.n_embd, m.context_length, identity.vocab_size, m.tie_weights, m.gelu, ("n_head", "gelu")
+    )
+    parts = {name: (tensor,) for name, tensor in tensors.items()}
+    files = [path / WEIGHTS] if path.is_dir() else [path]
+    return Weights(path, files, "a model of this project", shape, parts, identity, step, adapters)
+
+
+def read_bundle(directory: Path) -> tuple[dict[str, Tensor], list[Path]]:
+    """The tensors of a directory of OpenAI's, and its files. Raises UserError (3)."""
+    prefix = bundle.prefix_of(directory)
+    if prefix is None:
+        raise UserError("no TensorFlow checkpoint", str(directory), "model.ckpt.index is missing", CHECKPOINT)
+    return bundle.read(prefix), sorted(directory.glob(f"{prefix.name}.data-*"))
+
+
+def read_directory(directory: Path) -> tuple[dict[str, Tensor], list[Path]]:
+    """The tensors of a directory that transformers wrote, in one file or several (shards), safetensors or torch's, and
+    these files. Raises UserError (3)."""
+    for name, read_one in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_torch)):
+        index = directory / f"{name}.index.json"
+        if (directory / name).exists():
+            files = [name]
+        elif index.exists():
+            files = shards(index)
+        else:
+            continue
+        tensors: dict[str, Tensor] = {}
+        for file in files:
+            if not (directory / file).is_file():
+                raise UserError(
+                    f"shard {escape(file)} is missing", str(directory), f"{index.name} names it", CHECKPOINT
+                )
+            verify(directory / file)
+            tensors |= read_one(directory / file)
+        if index.exists() and files != [name]:
+            lost = sorted(pretrained.read_json(index)["weight_map"].keys() - tensors.keys())
+            if lost:
+                raise unusable(index, f"tensor {escape(lost[0])} is in none of its {len(files)} files")
+        return tensors, [directory / file for file in files]
+    raise UserError("neither model.safetensors nor pytorch_model.bin", str(directory), "put it there", CHECKPOINT)
+
+
+def shards(index: Path) -> list[str]:
+    """The files that an index names, all of the same directory. Raises UserError (3)."""
+    files = pretrained.read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(f, str) and SHARD.fullmatch(f) for f in files.values()):
+        raise unusable(index, "no weight_map of tensors to files beside it")
+    return sorted(set(files.values()))
+
+
+def verify(path: Path) -> None:
+    """Compares a file with the sha256 that a SHA256SUMS beside it has for it, if there is one: safetensors themselves
+    have no checksum. Raises UserError (3)."""
+    sums = path.parent / SUMS
+    if not sums.exists():
+        return
+    wanted = dict(re.findall(r"^([0-9a-f]{64}) [ *](.+)$", sums.read_text(encoding="utf-8", errors="replace"), re.M))
+    by_name = {name: sha256 for sha256, name in wanted.items()}
+    with open(path, "rb") as file:
+        if by_name.get(path.name) not in (None, hashlib.file_digest(file, "sha256").hexdigest()):
+            raise unusable(path, f"sha256 is not that of {SUMS}")
+
+
+def unwrapped(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file of torch.save, bare or wrapped, and the settings beside them. Raises UserError (3)."""
+    settings: dict[str, Any] = {}
+    if isinstance(content, dict):
+        for key in [NANOGPT] if NANOGPT in content else SETTINGS:
+            settings |= content[key] if isinstance(content.get(key), dict) else {}
+        inner = next((content[key] for key in WRAPPED if isinstance(content.get(key), dict)), content)
+        tensors = {name: tensor for name, tensor in inner.items() if isinstance(tensor, Tensor)}
+        if tensors and all(isinstance(name, str) for name in tensors):
+            return tensors, settings
+    raise unusable(path, "no tensors with names in it")
+
+
+def check_types(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raises UserError (3) for integers, quantised and sparse tensors, and for one that claims more than it has."""
+    for name, tensor in tensors.items():
+        is_odd = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta
+        if is_odd or tensor.untyped_storage().nbytes() < tensor.nbytes:
+            raise unusable(path, f"tensor {escape(name)} is no ordinary one")
+        if not tensor.is_floating_point() and not layouts.MASKS.search(name):
+            raise unusable(path, f"tensor {escape(name)} is of {tensor.dtype}, and no floating-point numbers")
+
+
+def lora_of(tensors: dict[str, Tensor], cfg: LoRAConfig, n_layer: int, path: Path) -> Adapters:
+    """The adapters among some tensors. Raises UserError (3) for those that are missing, or of other shapes than the
+    weights beside them have: the product of two small ones could be of any size."""
+    adapters: Adapters = {}
+    layers = [name.removesuffix(".lora_a") for name in tensors if name.endswith(".lora_a")]
+    if len(layers) != n_layer * len(cfg.targets):
+        raise unusable(path, f"{len(layers)} adapters for {n_layer} layers")
+    for layer in layers:
+        found = [tensors.get(f"{layer}.{name}") for name in ("weight", "lora_a", "lora_b")]
+        shapes = [[] if tensor is None else list(tensor.shape) for tensor in found]
+        if len(shapes[0]) != 2 or shapes[1:] != [[cfg.rank, shapes[0][1]], [shapes[0][0], cfg.rank]]:
+            raise unusable(path, f"adapter {escape(layer)}: {shapes[1]} and {shapes[2]} beside {shapes[0]}")
+        adapters[f"{layer}.weight"] = found[1], found[2], cfg.alpha / cfg.rank
+    return adapters
+
+
+def architecture_of(parts: dict[str, Parts], settings: dict[str, Any], path: Path) -> Architecture:
+    """The architecture that shapes tell, and the number of heads, which they do not, by the settings in the file or by
+    the width of the heads of GPT-2. Raises UserError (3) for a variant of GPT-2."""
+    sizes = {name: layouts.shape(parts[name]) if name in parts else [] for name in ("wte.weight", "wpe.weight")}
+    if [len(size) for size in sizes.values()] != [2, 2] or any(0 in size for size in sizes.values()):
+        raise unusable(path, "no embeddings of tokens and positions")
+    [n_vocab, n_embd], [n_positions, _] = sizes.values()
+    n_layer = len({name.split(".")[1] for name in parts if re.match(r"h\.\d+\.", name)})
+    is_nanogpt = "block_size" in settings
+    if is_nanogpt:
+        known = {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"}
+        others = [f"{key}={v}" for key, v in settings.items() if key not in known and not (v is None or v is False)]
+        if others:
+            what = f"a variant of nanoGPT: {escape(', '.join(others)[:200])}"
+            raise UserError(what, str(path), "only GPT-2 can be read", CHECKPOINT)
+    heads = (settings.get(key) for key in HEADS)
+    n_head = next((n for n in heads if type(n) is int and 0 < n < 2**31), None)
+    stated = ("n_head",) if n_head else ()
+    head = parts.get("lm_head.weight")
+    tied = head is None or same(head, parts["wte.weight"])
+    if n_head is None:
+        n_head = max(1, n_embd // WIDTH_OF_A_HEAD)
+        log.info(f"{path.name} does not say how many heads; {n_head}, as those of GPT-2 are {WIDTH_OF_A_HEAD} wide")
+    gelu = "exact" if is_nanogpt else "tanh"  # nn.GELU() in nanoGPT's model.py
+    return Architecture(max(1, n_layer), n_head, n_embd, n_positions, n_vocab, tied, gelu, stated)
+
+
+def same(a: Parts, b: Parts) -> bool:
+    """Whether two matrices are equal, without having both in memory."""
+    if layouts.shape(a) != layouts.shape(b) or len(a) + len(b) > 2 or not a[0].dim():
+        return False
+    for rows in zip(a[0].split(4096), b[0].split(4096), strict=True):
+        if not torch.equal(*rows):
+            return False
+        for part in rows:
+            forget(part)
+    return True

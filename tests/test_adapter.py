@@ -1,0 +1,213 @@
+"""Adapters in peft's files: the library itself, on transformers' model with the same weights, is the reference."""
+
+import copy
+import json
+
+import pytest
+import torch
+from conftest import model_config
+
+from gpt import adapter, lora
+from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError
+from gpt.finetune import LINEAR
+from gpt.model import GPT
+from gpt.schema import LoRAConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*(is_gradient_checkpointing|have invalid shape)")
+TOKENS = torch.arange(32).view(2, 16)
+SHAPE = model_config()
+
+
+def build():
+    torch.manual_seed(0)
+    model = GPT(SHAPE, 50).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3).add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+def adapted(cfg):
+    model = build()
+    lora.add(model, cfg, seed=1)
+    with torch.no_grad():
+        for name, tensor in lora.adapters(model).items():
+            if name.endswith("lora_b"):
+                tensor.normal_(0, 0.1)
+    return model
+
+
+def near(a, b, tolerance=1e-5):
+    return (a - b).abs().max() < tolerance
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    """Makes transformers' model with the weights of ours."""
+    import transformers
+
+    config = transformers.GPT2Config(
+        vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=None, eos_token_id=None
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    weights = {
+        f"transformer.{name}": tensor.T if name.endswith(tuple(f"{target}.weight" for target in LINEAR)) else tensor
+        for name, tensor in build().state_dict().items()
+    }
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert missing == ["lm_head.weight"] and not unexpected  # tied
+    assert near(model(TOKENS).logits, build()(TOKENS))
+    return lambda: copy.deepcopy(model)
+
+
+@pytest.fixture
+def by_peft(gpt2, tmp_path):
+    """Makes an adapter with peft and saves it with peft; returns its directory and the logits with it."""
+    import peft
+
+    def make(kind="LoraConfig", **settings):
+        torch.manual_seed(2)
+        cfg = getattr(peft, kind)(task_type="CAUSAL_LM", fan_in_fan_out=True, **settings)
+        model = peft.get_peft_model(gpt2(), cfg).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(0, 0.1)
+        model.save_pretrained(tmp_path / "peft")
+        return tmp_path / "peft", model(TOKENS).logits
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("rank", "alpha", "targets"),
+    [(4, 8, ["attn.c_attn"]), (3, 2.5, ["mlp.c_proj"]), (1, 1, ["attn.c_proj", "mlp.c_fc"]), (2, 4, list(LINEAR))],
+)
+def test_peft_computes_with_a_saved_adapter_what_we_do(rank, alpha, targets, gpt2, tmp_path):
+    from peft import PeftModel
+
+    cfg = LoRAConfig(rank, alpha, targets)
+    model = adapted(cfg)
+    adapter.save(tmp_path / "adapter", model, cfg, "gpt2")
+    theirs = PeftModel.from_pretrained(gpt2(), str(tmp_path / "adapter")).eval()
+    assert near(theirs(TOKENS).logits, model(TOKENS)) and not near(build()(TOKENS), model(TOKENS), 0.01)
+    adapted_layers = {name.rsplit(".lora_A", 1)[0] for name, _ in theirs.named_modules() if name.endswith(".lora_A")}
+    assert adapted_layers == {f"base_model.model.transformer.h.{i}.{target}" for i in (0, 1) for target in targets}
+    assert theirs.peft_config["default"].base_model_name_or_path == "gpt2"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"r": 4, "lora_alpha": 8, "target_modules": ["c_attn"]},
+        {"r": 3, "lora_alpha": 16, "target_modules": ["c_proj"], "lora_dropout": 0.1},
+        {"r": 2, "lora_alpha": 5, "target_modules": r".*\.mlp\.c_(fc|proj)", "init_lora_weights": "gaussian"},
+        {"r": 4, "lora_alpha": 3, "target_modules": "all-linear", "use_rslora": True},
+    ],
+    ids=["c_attn", "c_proj", "regex", "rslora"],
+)
+def test_we_compute_with_an_adapter_of_pefts_what_it_does(settings, by_peft):
+    directory, logits = by_peft(**settings)
+    model = build()
+    cfg = adapter.load(directory, model)
+    assert cfg.rank == settings["r"]
+    assert near(model(TOKENS), logits) and not near(build()(TOKENS), logits, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"use_dora": True}, "use_dora true"),
+        ({"bias": "all"}, "bias all"),
+        ({"lora_bias": True}, "lora_bias true"),
+        ({"modules_to_save": ["ln_f"]}, r'modules_to_save \["ln_f"\]'),
+        ({"rank_pattern": {"h.0.attn.c_attn": 1}}, "rank_pattern"),
+        ({"alpha_pattern": {"h.0.attn.c_attn": 1}}, "alpha_pattern"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights pissa, with which the weights of the model change"),
+        ({"target_modules": ["c_attn", "wte"]}, "not an adapter of a linear layer of GPT-2: .*wte.lora_embedding_A"),
+        ({"layers_to_transform": [1]}, r"tensor h.0.attn.c_attn.lora_a: missing in the file, \[8, 16\] float32"),
+        ({"kind": "IA3Config", "feedforward_modules": []}, "peft_type IA3, not LORA"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_pefts_adapters_can_and_ours_cannot_is_refused_with_the_reason(settings, reason, by_peft):
+    directory, _ = by_peft(**{"target_modules": ["c_attn"], **settings})
+    with pytest.raises(UserError, match=reason) as caught:
+        adapter.load(directory, build())
+    assert caught.value.code == CHECKPOINT
+
+
+@pytest.fixture
+def saved(tmp_path):
+    cfg = LoRAConfig(4, 8, ["attn.c_attn"])
+    model = adapted(cfg)
+    adapter.save(tmp_path, model, cfg, None)
+    return tmp_path, model
+
+
+def test_what_is_saved_is_read_back_bit_for_bit(saved):
+    directory, model = saved
+    other = build()
+    assert adapter.load(directory, other) == LoRAConfig(4, 8, ["attn.c_attn"])
+    assert torch.equal(other(TOKENS), model(TOKENS))
+    assert adapter.read(directory).base is None
+    assert sorted(path.name for path in directory.iterdir()) == [adapter.CONFIG, adapter.WEIGHTS]
+
+
+def with_settings(**changes):
+    def damage(directory):
+        file = directory / adapter.CONFIG
+        settings = json.loads(file.read_text()) | changes
+        file.write_text(json.dumps({key: value for key, value in settings.items() if value != "left out"}))
+
+    return damage
+
+
+def cut(name, n_bytes):
+    return lambda directory: (directory / name).write_bytes((directory / name).read_bytes()[:n_bytes])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda directory: (directory / adapter.CONFIG).unlink(), "adapter_config.json: missing"),
+        (lambda directory: (directory / adapter.WEIGHTS).unlink(), "adapter_model.safetensors: missing"),
+        (cut(adapter.CONFIG, 20), "adapter_config.json damaged"),
+        (cut(adapter.WEIGHTS, 100), "adapter_model.safetensors damaged"),
+        (cut(adapter.WEIGHTS, -4), "adapter_model.safetensors damaged"),
+        (lambda directory: (directory / adapter.CONFIG).write_text("[" * 10**5), "adapter_config.json damaged"),
+        (lambda directory: (directory / adapter.CONFIG).write_bytes(b" " * (2**20 + 1)), "more than 1048576 bytes"),
+        (with_settings(r=10**12), "r is 1000000000000 in adapter_config.json"),
+        (with_settings(r="left out"), "'r' missing"),
+        (with_settings(r=True), "rank: "),
+        (with_settings(lora_alpha=float("nan")), "alpha: "),
+        (with_settings(lora_alpha=1e308, use_rslora=True, r=4), "alpha: "),
+        (with_settings(base_model_name_or_path=[1]), "string"),
+        (with_settings(init_lora_weights={}), "init_lora_weights"),
+        (with_settings(something_of_tomorrow=True), "something_of_tomorrow true"),
+    ],
+)
+def test_damaged_and_hostile_files_are_refused_with_the_reason(damage, reason, saved):
+    damage(saved[0])
+    with pytest.raises(UserError, match=reason) as caught:
+        adapter.load(saved[0], build())
+    assert caught.value.code == CHECKPOINT
+
+
+def test_an_adapter_of_a_model_of_another_shape_is_refused_with_both_shapes(saved):
+    model = GPT(model_config(n_embd=32), 50)
+    with pytest.raises(UserError, match=r"h.0.attn.c_attn.lora_a: \[4, 16\] float32 in the file, \[4, 32\] float32"):
+        adapter.load(saved[0], model)
+
+
+def test_an_adapter_that_cannot_be_written_leaves_the_one_before_and_no_other_file(saved, tmp_path):
+    directory, model = saved
+    (directory / adapter.WEIGHTS).unlink()
+    (directory / adapter.WEIGHTS).mkdir()  # cannot be replaced by a file
+    before = (directory / adapter.CONFIG).read_bytes()
+    with pytest.raises(UserError, match="adapter not written: Is a directory") as caught:
+        adapter.save(directory, model, LoRAConfig(4, 16, ["attn.c_attn"]), None)
+    assert caught.value.code == ENVIRONMENT
+    assert (directory / adapter.CONFIG).read_bytes() == before
+    assert sorted(path.name for path in directory.iterdir()) == [adapter.CONFIG, adapter.WEIGHTS]

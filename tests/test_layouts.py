@@ -1,0 +1,146 @@
+"""Other projects' names of tensors: which layout some have, and what they are called here."""
+
+import pytest
+import torch
+from conftest import model_config
+
+from gpt import layouts
+from gpt.model import GPT
+
+D, V, T = 4, 7, 3
+
+
+def ours() -> dict[str, torch.Tensor]:
+    model = GPT(model_config(n_embd=D, context_length=T, n_head=1), V)
+    return {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
+
+
+def is_matrix(name: str) -> bool:
+    return name.startswith("h.") and name.endswith(".weight") and ".ln_" not in name
+
+
+def transformers(tensors):
+    return {name: tensor.T if is_matrix(name) else tensor for name, tensor in tensors.items()}
+
+
+def openai(tensors):
+    found = {}
+    for name, tensor in tensors.items():
+        words = name.replace("h.", "h", 1).split(".") if name.startswith("h.") else name.split(".")
+        leaf = {"bias": ["b"], "weight": ["g"] if "ln_" in name else ["w"] if is_matrix(name) else []}[words[-1]]
+        found["/".join(["model", *words[:-1], *leaf])] = tensor.T[None] if is_matrix(name) else tensor
+    return found
+
+
+def book(tensors):
+    words = {
+        "wte.": "tok_emb.", "wpe.": "pos_emb.", "ln_f.": "final_norm.", "attn.c_proj.": "att.out_proj.",
+        "mlp.c_fc.": "ff.layers.0.", "mlp.c_proj.": "ff.layers.2.", "ln_1.": "norm1.", "ln_2.": "norm2.",
+    }  # fmt: skip
+    found = {}
+    for name, tensor in tensors.items():
+        new = name.replace("h.", "trf_blocks.", 1) if name.startswith("h.") else name
+        for mine, theirs in words.items():
+            new = new.replace(mine, theirs)
+        if "norm" in new:
+            new = new.replace(".weight", ".scale").replace(".bias", ".shift")
+        if "c_attn" in new:
+            for word, part in zip(["W_query", "W_key", "W_value"], tensor.chunk(3), strict=True):
+                found[new.replace("attn.c_attn", f"att.{word}")] = part
+        else:
+            found[new] = tensor
+    return found
+
+
+WRITERS = {
+    "GPT-2 as transformers has it": transformers,
+    "GPT-2 as nanoGPT has it": lambda tensors: tensors,
+    "GPT-2 as OpenAI released it": openai,
+    "GPT-2 as the book has it": book,
+}
+PREFIXES = ["", "transformer.", "_orig_mod.", "module.", "model.", "module._orig_mod.", "_orig_mod.transformer."]
+
+
+def joined(parts):
+    return {name: torch.cat(each) if len(each) > 1 else each[0] for name, each in parts.items()}
+
+
+@pytest.mark.parametrize("about", WRITERS)
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_every_layout_is_recognised_with_every_wrapping_and_becomes_ours(about, prefix):
+    expected = ours()
+    tensors = WRITERS[about](expected)
+    if "OpenAI" in about:  # the variables of TensorFlow are in no module
+        prefix = ""
+    found, parts = layouts.recognise({prefix + name: tensor for name, tensor in tensors.items()})
+    assert found == about and joined(parts).keys() == expected.keys()
+    for name, tensor in joined(parts).items():
+        assert torch.equal(tensor, expected[name]), name
+        assert layouts.shape(parts[name]) == list(expected[name].shape)
+
+
+@pytest.mark.parametrize("about", WRITERS)
+def test_nothing_is_copied(about):
+    tensors = WRITERS[about](ours())
+    places = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
+    _, parts = layouts.recognise(tensors)
+    assert {part.untyped_storage().data_ptr() for each in parts.values() for part in each} == places
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer.", "_orig_mod.transformer.", "h.0.attn._orig_mod."])
+def test_the_masks_of_attention_are_no_weights(prefix):
+    tensors = transformers(ours())
+    name = "h.0.attn." if prefix.startswith("h.") else f"{prefix}h.1.attn."
+    masks = {f"{name}bias": torch.ones(1, 1, T, T, dtype=torch.bool), f"{name}masked_bias": torch.tensor(-1e4)}
+    _, parts = layouts.recognise(tensors | masks)
+    assert parts.keys() == ours().keys()
+    _, parts = layouts.recognise(book(ours()) | {"trf_blocks.1.att.mask": torch.ones(T, T)})
+    assert parts.keys() == ours().keys()
+
+
+def test_a_layer_compiled_on_its_own_keeps_its_name():
+    tensors = {name.replace("h.0.", "h.0._orig_mod."): tensor for name, tensor in ours().items()}
+    assert layouts.recognise(tensors)[1].keys() == ours().keys()
+
+
+def test_what_no_layout_has_keeps_its_name_to_be_named_as_a_stranger():
+    for write in WRITERS.values():
+        _, parts = layouts.recognise(
+            write(ours()) | {"score.weight": torch.ones(2, D), "trf_blocks.0.x.y": torch.ones(1)}
+        )
+        assert {"score.weight", "trf_blocks.0.x.y"} == parts.keys() - ours().keys()
+
+
+def test_a_second_tensor_of_the_same_name_is_a_stranger():
+    tensors = ours()
+    _, parts = layouts.recognise(tensors | {"transformer.wte.weight": tensors["wte.weight"] + 1})
+    assert parts.keys() - tensors.keys() == {"transformer.wte.weight"}
+    assert torch.equal(parts["wte.weight"][0], tensors["wte.weight"])
+
+
+@pytest.mark.parametrize("names", [[], ["weight"], ["model.embed_tokens.weight"], ["wte"], ["h.0.attn.c_attn.weight"]])
+def test_an_unknown_layout_is_none(names):
+    assert layouts.recognise({name: torch.ones(2) for name in names}) is None
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [([(3, 4)], [3, 4]), ([()], []), ([(3, 4), (2, 4)], [5, 4]), ([(3,), (2,)], [5]),
+     ([(3, 4), (3, 5)], [[3, 4], [3, 5]]), ([(3, 4), ()], [[3, 4], []]), ([(3, 4), (3,)], [[3, 4], [3]])],
+)  # fmt: skip
+def test_the_shape_of_parts_is_that_of_the_whole_where_they_fit_below_each_other(shapes, expected):
+    assert layouts.shape(tuple(torch.ones(shape) for shape in shapes)) == expected
+
+
+def test_biases_count_as_left_out_only_where_a_model_is_made_without_them():
+    names = list(ours())
+    biases = [name for name in names if name.endswith(".bias")]
+    of_qkv = [name for name in biases if "c_attn" in name]
+
+    def missing(gone):
+        return layouts.missing_biases({name: () for name in names if name not in gone}, names)
+
+    assert missing([]) == []
+    assert missing(biases) == biases and missing(of_qkv) == of_qkv
+    assert missing(of_qkv[:1]) == [] and missing(biases[:5]) == []
+    assert missing([name for name in biases if name not in of_qkv]) == []

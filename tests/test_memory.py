@@ -1,0 +1,275 @@
+"""Estimates of memory against what is counted and measured; the rows that micro_batch=auto chooses."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+import torch
+from conftest import ROOT, model_config, run_config
+from test_train import in_directory, rows, settings
+
+from gpt import checkpoint, finetune, memory
+from gpt.model import GPT
+from gpt.schema import FinetuneConfig
+from train import train
+
+VOCABULARY = 61
+ROWS, TOKENS = 3, 40  # so that no activation has the shape of a weight
+GB = 10**9
+
+
+def finetune_config(**changes):
+    return FinetuneConfig(**{
+        "name": "full", "layer_decay": 1.0, "n_blocks": 1, "rank": 8, "alpha": 16.0, "targets": ["attn.c_attn"],
+        **changes,
+    })  # fmt: skip
+
+
+def saved_bytes(model, tokens, itemsize, masked):
+    """Bytes that autograd keeps of a forward pass, weights and copies of them not counted."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    shapes = [tuple(parameter.shape) for parameter in model.parameters()]
+    matrices = {*shapes, *(shape[::-1] for shape in shapes)}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and (tuple(tensor.shape) not in matrices or itemsize == 4):
+            kept[storage.data_ptr()] = storage  # alive as long as this is: nothing else gets its address
+        return tensor
+
+    B, T = tokens.shape
+    positions, documents = (torch.zeros(B, T, dtype=torch.long) for _ in range(2)) if masked else (None, None)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=itemsize == 2),
+    ):
+        model.hidden(tokens, positions, documents)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def kept_by_autograd(model, cfg, itemsize, masked):
+    """Bytes that autograd keeps of ROWS rows in a model of which `cfg` is trained."""
+    gpt = GPT(model, VOCABULARY).train()
+    finetune.prepare(gpt, cfg, seed=0)
+    return saved_bytes(gpt, torch.randint(VOCABULARY, (ROWS, model.context_length)), itemsize, masked)
+
+
+@pytest.mark.parametrize("itemsize", [4, 2], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("masked", [False, True], ids=["one document a row", "several"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "targets",
+    [None, ["attn.c_attn"], ["attn.c_proj", "mlp.c_proj"], list(finetune.LINEAR)],
+    ids=["full", "queries, keys and values", "projections", "all adapters"],
+)
+def test_the_bytes_that_a_block_keeps_of_a_token_are_those_that_autograd_keeps(targets, dropout, masked, itemsize):
+    one, two = (model_config(n_layer=n, n_embd=32, n_head=4, context_length=TOKENS, dropout=dropout) for n in (1, 2))
+    cfg = targets and finetune_config(name="lora", rank=4, targets=targets)
+    counted = [kept_by_autograd(model, cfg, itemsize, masked) for model in (one, two)]
+    block = memory.block_bytes(one, itemsize, masked, on_cpu=True, adapters=cfg and cfg.lora)
+    assert counted[1] - counted[0] == ROWS * TOKENS * block
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_the_blocks_below_those_that_are_trained_keep_nothing(dropout):
+    model = model_config(n_layer=4, n_embd=32, n_head=4, context_length=TOKENS, dropout=dropout)
+    counted = [kept_by_autograd(model, finetune_config(name="last_blocks", n_blocks=n), 4, False) for n in (1, 2, 3)]
+    block = ROWS * TOKENS * memory.block_bytes(model, 4, masked=False, on_cpu=True)
+    assert counted == [counted[0], counted[0] + block, counted[0] + 2 * block]
+    assert counted[0] - block == ROWS * TOKENS * (4 * 32 + 8)  # what ln_f reads, mean and 1/deviation
+
+
+MEASURE = """
+import json, sys
+from conftest import made_split, run_config
+import torch
+from gpt import device, finetune, free_memory, loop, optim
+from gpt.data import TrainBatches
+from gpt.model import GPT
+from gpt.schema import FinetuneConfig
+device.keep_memory()
+for shape, rows, vocab_size, train, chosen in json.loads(sys.argv[1]):
+    cfg = run_config(shape, rows, **train)
+    cfg.finetune = chosen and FinetuneConfig(**chosen)
+    split = made_split([cfg.model.context_length // 2 + 1] * 4 * rows, vocab_size=min(vocab_size, 50000))
+    batches = TrainBatches(split, cfg.data, cfg.model.context_length, cfg.train, 0)
+    model = GPT(cfg.model, vocab_size).train()
+    model.gradient_checkpointing = cfg.train.gradient_checkpointing
+    finetune.prepare(model, cfg.finetune, 0)
+    optimizer = optim.build(model, cfg.optimizer, cfg.finetune)
+    for step in range(2):
+        loop.train_step(model, optimizer, batches.step(step), torch.device("cpu"), torch.float32, 1.0)
+    print(free_memory.peak())
+    del batches, model, optimizer
+"""
+
+
+def peaks(*cases):
+    """(measured, estimated) peak memory of a process after each (shape, rows, size of the vocabulary, settings of
+    train, what is fine-tuned). Later ones must need more than those before, as all of them run in the same process."""
+    cases = [(*case[:4], case[4] and asdict(case[4])) for case in cases]
+    path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "PATH": ""}
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, json.dumps(cases)],
+        capture_output=True, text=True, cwd=ROOT, timeout=300, env=path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    estimated = []
+    for shape, n_rows, vocab_size, section, chosen in cases:
+        cfg = run_config(shape, n_rows, **section)
+        cfg.finetune = chosen and FinetuneConfig(**chosen)
+        estimated.append(memory.of_step(cfg, vocab_size, n_rows, "cpu", 4).total)
+    assert estimated == sorted(estimated)
+    return list(zip(map(int, result.stdout.split()), estimated, strict=True))
+
+
+exhaustive = pytest.mark.exhaustive
+MINI = {"context_length": 256, "n_layer": 6, "n_head": 6, "n_embd": 384}
+LAST_BLOCK, LORA = finetune_config(name="last_blocks"), finetune_config(name="lora")
+ALL_ADAPTERS = finetune_config(name="lora", rank=16, targets=list(finetune.LINEAR))
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        pytest.param(
+            [
+                ({"context_length": 256}, 10, 257, {}, LAST_BLOCK),
+                ({"context_length": 256}, 10, 257, {}, LORA),
+                ({"context_length": 512, "dropout": 0.1}, 4, 257, {}, None),
+            ],
+            id="last block, adapters, all with dropout",
+        ),
+        pytest.param([({"context_length": 128}, 4, 50257, {}, None)], id="vocabulary", marks=exhaustive),
+        pytest.param([({"context_length": 512}, 16, 257, {}, None)], id="rows", marks=exhaustive),
+        pytest.param([({"context_length": 1024, "n_embd": 64}, 2, 50257, {}, None)], id="context", marks=exhaustive),
+        *(
+            pytest.param([(MINI, 8, 50257, {}, chosen)], id=f"mini, {name}", marks=exhaustive)
+            for name, chosen in [("full", None), ("last block", LAST_BLOCK), ("lora", LORA), ("all", ALL_ADAPTERS)]
+        ),
+    ],
+)
+def test_the_peak_memory_of_a_process_is_within_15_percent_of_the_estimate(cases, record_property):
+    found = peaks(*cases)
+    for (*_, chosen), (measured, estimated) in zip(cases, found, strict=True):
+        name = f", finetune={chosen.name}" if chosen else ""
+        sizes = f"{measured / 1e6:.0f} MB measured, {estimated / 1e6:.0f} MB estimated"
+        record_property("count", f"peak memory{name}: {sizes}")
+    for measured, estimated in found:
+        assert estimated == pytest.approx(measured, rel=0.15)
+
+
+@exhaustive
+def test_adapters_on_gpt2_small_take_less_than_60_percent_of_the_memory_of_full_fine_tuning(record_property):
+    small = {"context_length": 256, "n_layer": 12, "n_head": 12, "n_embd": 768}
+    adapters = finetune_config(name="lora", rank=16)
+    [(lora, said_of_lora), (full, said_of_full)] = [
+        peaks((small, 4, 50257, {}, chosen))[0] for chosen in (adapters, finetune_config())
+    ]
+    record_property("count", f"LoRA rank 16 on small: {lora / 1e9:.2f} GB, full fine-tuning {full / 1e9:.2f} GB")
+    assert lora < 0.6 * full and said_of_lora < 0.6 * said_of_full
+
+
+def test_only_what_is_trained_has_optimizer_state_and_gradients():
+    cfg = run_config({"context_length": 16}, 64, micro_batch=1)  # gradients lie beside the activations
+    full = memory.of_step(cfg, 50257, 1, "cpu", 4)
+    for chosen in (LORA, LAST_BLOCK):
+        cfg.finetune = chosen
+        trained = finetune.n_trainable(cfg.model, chosen, 50257)
+        frozen = memory.of_step(cfg, 50257, 1, "cpu", 4)
+        assert frozen.optimizer == 2 * 4 * trained
+        assert full.head - frozen.head == 4 * 50257 * 128  # the gradient of the head
+        gradients = 4 * cfg.model.n_parameters(50257) + 4 * 50257 * 128
+        assert full.activations_and_gradients - frozen.activations_and_gradients > 0.9 * gradients
+        assert frozen.weights - full.weights == (4 * trained if chosen is LORA else 0)
+    cfg.finetune = finetune_config()
+    assert memory.of_step(cfg, 50257, 1, "cpu", 4) == full
+    untied = run_config({"context_length": 16, "tie_weights": False}, 64, micro_batch=1)
+    whole = memory.of_step(untied, 50257, 1, "cpu", 4)
+    untied.finetune = LAST_BLOCK
+    assert memory.of_step(untied, 50257, 1, "cpu", 4).head == whole.head  # a head of its own is trained
+
+
+def test_memory_grows_with_rows_and_shrinks_with_checkpointing():
+    shape = {"context_length": 64}
+    totals = [memory.of_step(run_config(shape, 64), 257, n, "cpu", 4).total for n in (8, 16, 32)]
+    assert totals == sorted(totals) and len(set(totals)) == 3
+    deep, cheaper = (run_config(shape | {"n_layer": 12}, 64, gradient_checkpointing=on) for on in (False, True))
+    assert memory.of_step(cheaper, 257, 64, "cpu", 4).total < memory.of_step(deep, 257, 64, "cpu", 4).total
+
+
+def test_as_many_rows_are_chosen_as_fit_a_power_of_two():
+    cfg = run_config({"context_length": 32}, 8, tokens_per_step=32 * 48, micro_batch="auto")
+    need = {n: memory.of_step(cfg, 257, n, "cpu", 4).total for n in (1, 2, 4, 8, 16, 32)}
+    assert all(memory.fitting_rows(cfg, 257, "cpu", 4, total) == n for n, total in need.items())
+    assert all(memory.fitting_rows(cfg, 257, "cpu", 4, total - 1) == n // 2 for n, total in need.items() if n > 1)
+    assert memory.fitting_rows(cfg, 257, "cpu", 4, 0) == 1  # then it is tried all the same
+    assert memory.fitting_rows(cfg, 257, "cpu", 4, 1000 * GB) == 32  # of the 48 of a step
+
+
+def test_no_more_rows_are_chosen_than_make_a_step_faster():
+    cfg = run_config({"context_length": 512}, 8, tokens_per_step=2**20, micro_batch="auto")
+    for kind, tokens in memory.USEFUL_TOKENS.items():
+        assert memory.fitting_rows(cfg, 257, kind, 4, 10**15) * 512 == tokens
+    long = run_config({"context_length": 2**20}, 1, tokens_per_step=2**20, micro_batch="auto")
+    assert memory.fitting_rows(long, 257, "cpu", 4, 10**15) == 1
+
+
+def test_a_number_of_rows_is_taken_as_it_is_and_what_auto_meant_before_is_kept(caplog):
+    caplog.set_level("INFO", "gpt")
+    where = torch.device("cpu"), torch.float32
+    cfg = run_config({"context_length": 32}, 8)
+    assert memory.micro_batch(cfg, 257, *where, {"micro_batch": 3}) == 8 and not caplog.text
+    auto = run_config({"context_length": 32}, 8, micro_batch="auto")
+    assert memory.micro_batch(auto, 257, *where, {"micro_batch": 3}) == 3
+    assert "3 rows, as before" in caplog.text
+    for damaged in (0, -1, "8", True, None):
+        assert memory.micro_batch(auto, 257, *where, {"micro_batch": damaged}) == 8
+    assert caplog.text.count("8 of 8 rows at a time") == 5
+
+
+AUTO = ["train.micro_batch=auto", "train.tokens_per_step=512", "train.sample_every=null", "train.keep_checkpoints=1"]
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory):
+    """The rows of metrics of one run with micro-batches of 1, 2 and "auto", and the directory of the last."""
+    tmp_path = tmp_path_factory.mktemp("curves")
+    found = {}
+    for micro_batch in ("1", "2", "auto"):
+        run_dir = tmp_path / micro_batch
+        cfg = settings(tmp_path, *AUTO, "data.tokenizer=bytes", f"train.micro_batch={micro_batch}")
+        train(in_directory(cfg, run_dir))
+        assert cfg.train.micro_batch == (micro_batch if micro_batch == "auto" else int(micro_batch))
+        found[micro_batch] = rows(run_dir)
+    return found, tmp_path
+
+
+def test_the_micro_batch_changes_neither_losses_nor_steps_nor_learning_rates(curves):
+    found, _ = curves
+    for other in ("1", "2"):
+        assert len(found[other]) == len(found["auto"]) == 5
+        for mine, its in zip(found["auto"], found[other], strict=True):
+            assert (mine["step"], mine["tokens"], mine.get("lr")) == (its["step"], its["tokens"], its.get("lr"))
+            for key in ("train/loss", "val/loss", "val/bpb"):
+                assert mine.get(key) == pytest.approx(its.get(key), abs=1e-6)
+
+
+def test_a_resumed_run_takes_the_micro_batch_that_auto_meant_at_its_start(curves, caplog):
+    caplog.set_level("INFO", "gpt")
+    run_dir = curves[1] / "auto"
+    recorded = checkpoint.read_config(run_dir / "checkpoints" / "step_00000004")
+    assert (recorded["train"]["micro_batch"], recorded["environment"]["micro_batch"]) == ("auto", 8)
+    cfg = settings(curves[1], *AUTO, "data.tokenizer=bytes", "train.max_steps=5")
+    train(in_directory(cfg, run_dir))
+    assert "8 rows, as before" in caplog.text and "results will differ" not in caplog.text
+    assert rows(run_dir)[-1]["step"] == 5
+
+
+def test_another_number_of_rows_than_auto_meant_is_announced(curves, caplog):
+    cfg = settings(curves[1], *AUTO, "data.tokenizer=bytes", "train.max_steps=6", "train.micro_batch=4")
+    train(in_directory(cfg, curves[1] / "auto"))
+    assert "train.micro_batch was 8: results will differ in the last digits" in caplog.text

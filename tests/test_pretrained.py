@@ -1,0 +1,259 @@
+"""What `init.from` and `checkpoint` name, and the architecture that a command line takes from it."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from test_config import composed, run_script
+
+from gpt import config, pretrained, schema
+from gpt.errors import UserError
+from gpt.pretrained import Architecture
+
+GPT2 = {"model_type": "gpt2", "n_layer": 3, "n_head": 2, "n_embd": 32, "n_positions": 24, "vocab_size": 50257}
+HPARAMS = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1024, "n_head": 16, "n_layer": 24}
+STEP = "runs/mine/checkpoints/step_00000007"
+FILES = {
+    f"{STEP}/manifest.json": "{}", f"{STEP}/model.safetensors": "", f"{STEP}/state.safetensors": "",
+    "runs/mine/last_model.pt": "", "runs/mine/config.yaml": "",
+    "hf/config.json": json.dumps(GPT2), "hf/model.safetensors": "", "hf/pytorch_model.bin": "", "hf/vocab.json": "{}",
+    "hf/fine_tuned.pth": "", "hf/other.safetensors": "",
+    "355M/hparams.json": json.dumps(HPARAMS), "355M/model.ckpt.index": "", "355M/model.ckpt.meta": "",
+    "355M/model.ckpt.data-00000-of-00001": "", "355M/checkpoint": "",
+    "fine_tuned.pth": "", "ckpt.pt": "", "weights.safetensors": "", "gpt2/config.json": json.dumps(GPT2),
+    "nothing/notes.txt": "", "nothing/readme.md": "",
+    "above/hf/config.json": json.dumps(GPT2), "above/notes.txt": "",
+    "adapter/adapter_config.json": "{}", "adapter/adapter_model.safetensors": "",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder with something of every kind; what is in the files is not looked at."""
+    root = tmp_path_factory.mktemp("root")
+    for name, content in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    (root / "empty").mkdir()
+    os.mkfifo(root / "pipe")
+    return root
+
+
+@pytest.fixture
+def no_hub(monkeypatch, tmp_path):
+    """Nobody answers, and nothing has been downloaded before."""
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def problem(name: str, root: Path, code: int = 3) -> UserError:
+    with pytest.raises(UserError) as caught:
+        pretrained.find(name, None, root)
+    assert caught.value.code == code and "\n" not in str(caught.value), str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "path"),
+    [
+        ("runs/mine", "own", "runs/mine"),
+        (STEP, "own", STEP),
+        (f"{STEP}/model.safetensors", "own", STEP),
+        (f"{STEP}/manifest.json", "own", STEP),
+        ("runs/mine/last_model.pt", "file", "runs/mine/last_model.pt"),
+        ("hf", "transformers", "hf"),
+        ("hf/", "transformers", "hf"),
+        ("./hf", "transformers", "hf"),
+        ("hf/model.safetensors", "transformers", "hf"),
+        ("hf/pytorch_model.bin", "transformers", "hf"),
+        ("hf/config.json", "transformers", "hf"),
+        ("hf/fine_tuned.pth", "file", "hf/fine_tuned.pth"),
+        ("hf/other.safetensors", "file", "hf/other.safetensors"),
+        ("355M", "tensorflow", "355M"),
+        ("355M/model.ckpt.index", "tensorflow", "355M"),
+        ("355M/model.ckpt.meta", "tensorflow", "355M"),
+        ("355M/model.ckpt.data-00000-of-00001", "tensorflow", "355M"),
+        ("355M/checkpoint", "tensorflow", "355M"),
+        ("355M/hparams.json", "tensorflow", "355M"),
+        ("fine_tuned.pth", "file", "fine_tuned.pth"),
+        ("ckpt.pt", "file", "ckpt.pt"),
+        ("weights.safetensors", "file", "weights.safetensors"),
+    ],
+)
+def test_what_a_name_is_taken_for(root, monkeypatch, name, kind, path):
+    source = pretrained.find(name, None, root)
+    assert (source.name, source.kind, source.path.resolve(), source.revision) == (name, kind, root / path, None)
+    elsewhere = Path("/nowhere")
+    assert pretrained.find(str(root / name), None, elsewhere).path.resolve() == root / path
+    monkeypatch.setenv("HOME", str(root))
+    assert pretrained.find(f"~/{name}", None, elsewhere).path.resolve() == root / path
+
+
+def test_a_folder_called_gpt2_is_meant_by_its_path_and_the_hubs_by_its_name(root, no_hub):
+    assert pretrained.find("./gpt2", None, root).path == root / "gpt2"
+    assert pretrained.find(str(root / "gpt2"), None, root).path == root / "gpt2"
+    assert "openai-community/gpt2 cannot be had" in problem("gpt2", root, code=5).what
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "someone/tiny"])
+def test_without_the_hub_a_line_says_at_once_where_to_put_the_files(root, no_hub, name):
+    started = time.perf_counter()
+    error = problem(name, root, code=5)
+    assert time.perf_counter() - started < 5
+    folder = root / "outputs" / "weights" / name
+    assert f"put config.json and model.safetensors into {folder}" in error.remedy
+
+
+def test_what_was_put_there_is_found(tmp_path, no_hub):
+    folder = tmp_path / "outputs" / "weights" / "gpt2"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(GPT2))
+    source = pretrained.find("gpt2", None, tmp_path)
+    assert (source.path, source.kind, source.revision) == (folder, "transformers", None)
+    other = tmp_path / "another"
+    shutil.copytree(tmp_path / "outputs", other / "outputs")
+    (other / "outputs" / "weights" / "gpt2" / "config.json").write_text('{"model_type": "llama"}')
+    assert "a llama model, not GPT-2" in problem("gpt2", other).what
+
+
+@pytest.mark.parametrize(
+    "name", ["hf/gone", "hf/gone.pth", "gone.pth", "./someone/tiny", "a/b/c", "/gone/x", "someone/"]
+)
+def test_a_path_that_is_not_there_is_no_name_on_the_hub(root, no_hub, name):
+    error = problem(name, root)
+    assert error.what == "no such file or directory" and "gpt2-xl" in error.remedy
+
+
+def test_a_directory_without_weights_says_what_is_in_it_and_where_they_may_be(root):
+    assert problem("empty", root).what == "an empty directory"
+    assert problem("nothing", root).what == "no weights: notes.txt, readme.md"
+    above = problem("above", root)
+    assert above.what == "no weights: hf, notes.txt" and above.remedy == f"did you mean {root / 'above' / 'hf'}?"
+    assert "adapters alone" in problem("adapter", root).what
+    assert problem("pipe", root).what == problem("/dev/null", root).what == "not an ordinary file"
+
+
+def test_the_architecture_is_what_the_configuration_says(root):
+    found = pretrained.architecture(pretrained.find("hf", None, root))
+    assert found == Architecture(3, 2, 32, 24, 50257, True, "tanh", ("n_head", "gelu"))
+    found = pretrained.architecture(pretrained.find("355M", None, root))
+    assert found == Architecture(24, 16, 1024, 1024, 50257, True, "tanh", ("n_head",))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"tie_word_embeddings": False}, {"tie_weights": False}),
+        ({"activation_function": "gelu"}, {"gelu": "exact"}),
+        ({"activation_function": "gelu_pytorch_tanh"}, {"gelu": "tanh"}),
+        ({"n_inner": 128}, {}),
+        ({"n_inner": None, "n_ctx": 24, "layer_norm_epsilon": 1e-05, "attn_pdrop": 0.1, "torch_dtype": "float32"}, {}),
+    ],
+    ids=str,
+)
+def test_what_a_configuration_may_say(tmp_path, change, expected):
+    (tmp_path / "config.json").write_text(json.dumps(GPT2 | change))
+    found = pretrained.of_transformers(tmp_path / "config.json")
+    assert {key: getattr(found, key) for key in expected} == expected and found.n_layer == 3
+
+
+@pytest.mark.parametrize("key", ["n_layer", "n_head", "n_embd", "n_positions", "vocab_size"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "3", None, True, [3], 2**31, 10**400])
+def test_a_configuration_with_what_is_no_number_names_the_key(tmp_path, key, value):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(GPT2 | {key: value}))
+    with pytest.raises(UserError, match=f"{key} is .*, not a whole number from 1 on") as caught:
+        pretrained.of_transformers(path)
+    assert caught.value.code == 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "5", "null", "{", '"gpt2"', "[" * 100_000, '{"model_type": "gpt2"}', "{}", '{"model_type": ["gpt2"]}',
+     '{"model_type": "bert", "architectures": {"a": 1}}', json.dumps(GPT2 | {"activation_function": ["gelu_new"]}),
+     json.dumps(GPT2 | {"n_inner": [1]}), json.dumps(GPT2 | {"layer_norm_epsilon": {}}), '{"n_layer": 1e999}'],
+    ids=range(15),
+)  # fmt: skip
+@pytest.mark.parametrize("read", [pretrained.of_transformers, pretrained.of_openai])
+def test_a_configuration_that_is_none_is_refused(tmp_path, content, read):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert caught.value.code == 3 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{}", b"\x80", bytes(10), None])
+def test_a_configuration_that_is_no_text_or_not_there_is_refused(tmp_path, content):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json damaged") as caught:
+        pretrained.of_transformers(path)
+    assert caught.value.code == 3
+
+
+def test_a_configuration_of_gigabytes_is_not_read(tmp_path):
+    path = tmp_path / "config.json"
+    with open(path, "wb") as file:
+        file.truncate(10**12)  # takes no room
+    with pytest.raises(UserError, match=f"more than {2**26} bytes"):
+        pretrained.of_transformers(path)
+
+
+# Command lines
+
+
+def settings(*arguments: str) -> schema.TrainConfig:
+    """What train.py gets from these arguments."""
+    return config.to_dataclass(composed(*config.implied(list(arguments)), *arguments), schema.TrainConfig)
+
+
+def test_init_from_alone_takes_the_architecture_and_fine_tunes(root):
+    cfg = settings(f"init.from={root / 'hf'}")
+    m = cfg.model
+    assert (m.name, m.n_layer, m.n_head, m.n_embd, m.context_length) == ("hf", 3, 2, 32, 24)
+    assert (m.tie_weights, m.gelu) == (True, "tanh")
+    assert cfg.finetune.name == "full" and cfg.optimizer.lr < settings().optimizer.lr and settings().finetune is None
+    assert settings(f"init.from={root / '355M'}").model.n_layer == 24
+
+
+def test_what_is_given_beside_it_wins(root):
+    name = f"init.from={root / 'hf'}"
+    assert settings(name, "model.context_length=16").model.context_length == 16
+    cfg = settings(name, "model=tiny", "finetune=lora")
+    assert (cfg.model.name, cfg.finetune.name) == ("tiny", "lora")
+    assert config.implied(["init.from=null"]) == config.implied([]) == []
+
+
+def test_the_name_of_a_model_is_never_empty(root, monkeypatch):
+    assert pretrained.setting(".", None, root / "hf", "name") == "hf"
+    assert pretrained.setting(f"{root}/hf/", None, root, "name") == "hf"
+
+
+def test_a_pretrained_model_needs_weights(root):
+    with pytest.raises(UserError, match=r"set init\.from=gpt2"):
+        pretrained.setting(None, None, root, "n_layer")
+
+
+@pytest.mark.parametrize(("name", "what"), [("gone", "no such file or directory"), ("empty", "an empty directory")])
+def test_weights_that_cannot_be_read_are_the_error_of_a_configuration(root, name, what):
+    with pytest.raises(UserError) as caught:
+        config.typed(composed(f"init.from={root / name}", "model=pretrained"), schema.TrainConfig)
+    assert caught.value.code == 3 and str(caught.value).startswith(f"{what} ({root / name})")
+
+
+def test_another_family_of_models_ends_a_command_line_with_its_own_line_and_code(tmp_path):
+    llama = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(llama))
+    result = run_script(f"init.from={tmp_path}", f"out_dir={tmp_path / 'run'}")
+    assert result.returncode == 3, result.stderr
+    expected = (
+        f"error: a llama model (LlamaForCausalLM), not GPT-2 ({tmp_path / 'config.json'}); only GPT-2 can be read"
+    )
+    assert result.stderr.splitlines() == [expected] and not list(tmp_path.glob("run/*"))
