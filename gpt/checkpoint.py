@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from gpt import optim
-from gpt.durable import sync, why_refused
+from gpt.durable import sha256, sync, why_refused
 from gpt.errors import ENVIRONMENT, NUMERICAL, UserError, unusable
 from gpt.model import GPT
 from gpt.optim import Optimizer
@@ -335,8 +334,7 @@ def parse(content: Any) -> Manifest:
 
 def facts_of(path: Path) -> FileFacts:
     """Size and hash of a file as it is."""
-    with open(path, "rb") as file:
-        return FileFacts(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    return FileFacts(path.stat().st_size, sha256(path))
 
 
 def write_json(path: Path, value: Any) -> None:

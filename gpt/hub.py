@@ -7,7 +7,6 @@ first byte, and waits for minutes for a hub that is silent.
 
 import contextlib
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -342,7 +341,6 @@ def _differs(name: str, found: str, expected: str, where: str, remedy: str = "")
 
 def _sha256(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return durable.sha256(path)
     except OSError as error:
         raise unusable(path, error.strerror or str(error)) from error

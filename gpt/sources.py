@@ -2,7 +2,6 @@
 
 import contextlib
 import glob
-import hashlib
 import logging
 import os
 import re
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt import durable
 from gpt.errors import ENVIRONMENT, UserError
 from gpt.hub import described, why_unreachable
 from gpt.readers import Row
@@ -46,8 +46,8 @@ class Source:
 
 
 def sha256(path: Path) -> str:
-    with reading(path), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with reading(path):
+        return durable.sha256(path)
 
 
 def find(cfg: DataConfig, root: Path) -> Source:
@@ -134,12 +134,18 @@ def _load(name: str, offline: bool) -> Any:
     import datasets  # 1.7 s
     import huggingface_hub
 
-    if offline:  # else the library tries six times, which takes 23 s
-        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    modules = (huggingface_hub.constants, datasets.config)
+    before = [module.HF_HUB_OFFLINE for module in modules]
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    return datasets.load_dataset(name)
+    try:
+        for module in modules:  # else the library tries six times, which takes 23 s
+            module.HF_HUB_OFFLINE = module.HF_HUB_OFFLINE or offline
+        return datasets.load_dataset(name)
+    finally:  # the network may be back when the next job of a sweep asks
+        for module, was in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = was
 
 
 def _revision(dataset: Any) -> str | None:

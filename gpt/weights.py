@@ -2,7 +2,6 @@
 checksums, and under our names. Nothing is copied, and nothing in a file is executed.
 """
 
-import hashlib
 import logging
 import re
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch import Tensor
 from gpt import bundle, layouts, model_file, pretrained
 from gpt.checkpoint import WEIGHTS, Identity
 from gpt.console import escape
+from gpt.durable import sha256
 from gpt.errors import CHECKPOINT, UserError, unusable
 from gpt.layouts import Parts
 from gpt.pretrained import Architecture, Source
@@ -27,7 +27,7 @@ WRAPPED = ("model", "model_state_dict", "state_dict", "weights")  # where traini
 NANOGPT = "model_args"  # where nanoGPT keeps the shape of the model; its "config" is of the training program
 SETTINGS = ("config", "cfg", "model_config", "hparams")  # ... and where others do
 HEADS = ("n_head", "n_heads", "num_heads")
-WIDTH_OF_A_HEAD = 64  # in all sizes of GPT-2
+GPT2_WIDTHS, WIDTH_OF_A_HEAD = (768, 1024, 1280, 1600), 64
 SUMS = "SHA256SUMS"
 LORA = (".lora_a", ".lora_b")
 Adapters = dict[str, tuple[Tensor, Tensor, float]]  # by the name of the weight: A, B, alpha / rank
@@ -49,11 +49,7 @@ class Weights:
 
     def hashes(self) -> dict[str, str]:
         """The sha256 of each file."""
-        found = {}
-        for path in self.files:
-            with open(path, "rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-        return found
+        return {path.name: sha256(path) for path in self.files}
 
 
 def read(source: Source) -> Weights:
@@ -150,11 +146,10 @@ def verify(path: Path) -> None:
     sums = path.parent / SUMS
     if not sums.exists():
         return
-    wanted = dict(re.findall(r"^([0-9a-f]{64}) [ *](.+)$", sums.read_text(encoding="utf-8", errors="replace"), re.M))
-    by_name = {name: sha256 for sha256, name in wanted.items()}
-    with open(path, "rb") as file:
-        if by_name.get(path.name) not in (None, hashlib.file_digest(file, "sha256").hexdigest()):
-            raise unusable(path, f"sha256 is not that of {SUMS}")
+    lines = re.findall(r"^([0-9a-f]{64}) [ *](.+)$", sums.read_text(encoding="utf-8", errors="replace"), re.M)
+    wanted = {name: digest for digest, name in lines}
+    if path.name in wanted and sha256(path) != wanted[path.name]:
+        raise unusable(path, f"sha256 is not that of {SUMS}")
 
 
 def unwrapped(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -218,7 +213,8 @@ def architecture_of(parts: dict[str, Parts], settings: dict[str, Any], path: Pat
     tied = head is None or same(head, parts["wte.weight"])
     if n_head is None:
         n_head = max(1, n_embd // WIDTH_OF_A_HEAD)
-        log.info(f"{path.name} does not say how many heads; {n_head}, as those of GPT-2 are {WIDTH_OF_A_HEAD} wide")
+        say = log.info if n_embd in GPT2_WIDTHS else log.warning
+        say(f"{path.name} does not say how many heads; {n_head}, as those of GPT-2 are {WIDTH_OF_A_HEAD} wide")
     gelu = "exact" if is_nanogpt else "tanh"  # nn.GELU() in nanoGPT's model.py
     return Architecture(max(1, n_layer), n_head, n_embd, n_positions, n_vocab, tied, gelu, stated)
 

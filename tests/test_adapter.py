@@ -6,35 +6,15 @@ import json
 import pytest
 import torch
 from conftest import model_config
+from test_lora import TOKENS, adapted, build
 
-from gpt import adapter, lora
+from gpt import adapter
 from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError
 from gpt.finetune import LINEAR
 from gpt.model import GPT
 from gpt.schema import LoRAConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(is_gradient_checkpointing|have invalid shape)")
-TOKENS = torch.arange(32).view(2, 16)
-SHAPE = model_config()
-
-
-def build():
-    torch.manual_seed(0)
-    model = GPT(SHAPE, 50).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3).add_(0.02 * torch.randn_like(parameter))
-    return model
-
-
-def adapted(cfg):
-    model = build()
-    lora.add(model, cfg, seed=1)
-    with torch.no_grad():
-        for name, tensor in lora.adapters(model).items():
-            if name.endswith("lora_b"):
-                tensor.normal_(0, 0.1)
-    return model
 
 
 def near(a, b, tolerance=1e-5):

@@ -97,6 +97,14 @@ def test_without_a_network_the_error_says_where_to_put_the_file(tmp_path, no_net
     assert f"put the file at {tmp_path}/medquad.csv (data.path), and data=sample needs nothing" in text
 
 
+def test_what_could_not_be_had_once_is_asked_for_again(tmp_path, no_network):
+    import huggingface_hub
+
+    with pytest.raises(UserError):
+        sources.hub_rows(Source(hub="lavita/MedQuAD"))
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
 @pytest.mark.parametrize("credentials", ["user:s3cret", "s3cret", "user:s3cret@t"])
 def test_a_password_in_the_hubs_address_is_not_shown(tmp_path, no_network, monkeypatch, credentials):
     monkeypatch.setenv("HF_ENDPOINT", f"http://{credentials}@127.0.0.1:9/hub")

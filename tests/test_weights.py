@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import random
 import re
 import shutil
@@ -14,8 +13,6 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 
 import numpy as np
 import pytest
