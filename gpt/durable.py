@@ -40,4 +40,4 @@ def why_refused(error: Exception) -> str:
     """What the disk says, in words; safetensors puts the number of the error into a text."""
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
         return "disk full"
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]

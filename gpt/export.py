@@ -14,16 +14,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from gpt import hub_card, tokenizer
-from gpt.checkpoint import facts_of
-from gpt.durable import sync, why_refused
+from gpt.durable import sha256, sync, why_refused
 from gpt.errors import ENVIRONMENT, UserError
 from gpt.layouts import MATRIX
 from gpt.model import GPT, INIT_STD, LAYER_NORM_EPS
 from gpt.model_file import Loaded
 from gpt.run_directory import in_bytes
 from gpt.tokenizer import END_OF_TEXT
+from gpt.weights import SUMS
 
-CONFIG, WEIGHTS, SUMS = "config.json", "model.safetensors", "SHA256SUMS"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ACTIVATIONS = {"tanh": "gelu_new", "exact": "gelu"}
 
 
@@ -43,7 +43,7 @@ def write(loaded: Loaded, directory: Path) -> None:
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         safetensors.torch.save_file(whole, temporary / WEIGHTS, {"format": "pt"})  # transformers 4 wants to know it
         shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)  # safetensors lets nobody else read
-        sums = [f"{facts_of(path).sha256}  {path.name}\n" for path in sorted(temporary.iterdir())]
+        sums = [f"{sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir())]
         (temporary / SUMS).write_text("".join(sums))  # as `sha256sum -c` reads it
         for path in temporary.iterdir():
             sync(path)

@@ -6,7 +6,6 @@ first byte, and waits for minutes for a hub that is silent.
 """
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -26,12 +25,11 @@ log = logging.getLogger(__name__)
 
 TIMEOUT = 5  # seconds; whoever has no network should know soon
 SILENCE = 10  # seconds without a byte after which a connection counts as lost
-ATTEMPTS = 3  # without a new byte
-PAUSE = 1  # seconds between two of them
+ATTEMPTS, PAUSE = 3, 1  # connections without a new byte, and the seconds between two of them
 CONFIG = "config.json"
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 KINDS = ("model.safetensors", "pytorch_model.bin")  # of weights, the best first; those in shards have an index
-FULL = (errno.ENOSPC, errno.EDQUOT)
+SHARD = re.compile(r"[\w.-]{1,200}\.(safetensors|bin)", re.ASCII)  # a name, not a path to elsewhere
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")  # names a large file; small ones have git's hash, as long as that of a commit
 PINNED = {  # of openai-community: commits
@@ -185,7 +183,7 @@ class _Repository:
                 reference.parent.mkdir(parents=True, exist_ok=True)
                 durable.write(reference, commit)
         except OSError as error:
-            raise self.cannot_write("disk full" if error.errno in FULL else error.strerror or str(error)) from None
+            raise self.cannot_write(durable.why_refused(error)) from None
         return snapshot
 
     def get(self, file: File, snapshot: Path) -> Path:
@@ -299,9 +297,17 @@ def _library() -> Any:
     return huggingface_hub
 
 
+def shards_in(index: Any) -> list[str]:
+    """The files that the content of an index of shards names, all of the directory that it is in. Raises ValueError."""
+    files = index.get("weight_map") if isinstance(index, dict) else None
+    names = files.values() if isinstance(files, dict) else ()
+    if not names or not all(isinstance(name, str) and SHARD.fullmatch(name) for name in names):
+        raise ValueError("no weight_map")
+    return sorted(set(names))
+
+
 def _weights(names: Collection[str], index: Callable[[str], Path]) -> list[str]:
-    """Which of a repository's files are the weights, if any; shards come after their index, whose path `index` gives.
-    Raises UserError (3) for one that cannot be used."""
+    """A repository's files that are the weights; shards after their index, at `index(name)`. Raises UserError (3)."""
     for kind in KINDS:
         listing = f"{kind}.index.json"
         if kind in names:
@@ -309,10 +315,8 @@ def _weights(names: Collection[str], index: Callable[[str], Path]) -> list[str]:
         if listing in names:
             path = index(listing)
             try:
-                shards = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
-                if not shards or not all(re.fullmatch(r"[\w.-]+\.(safetensors|bin)", shard) for shard in shards):
-                    raise ValueError("no names of shards")
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                shards = shards_in(json.loads(path.read_bytes()))
+            except (ValueError, RecursionError) as error:
                 raise unusable(path, "not an index of shards") from error
             return [listing, *shards]
     return []

@@ -29,14 +29,13 @@ from gpt.model_card import (
     table,
     template,
 )
-from gpt.model_file import Loaded
+from gpt.model_file import LAST_MODEL, Loaded
 from gpt.prompts import format_prompt
 from gpt.rows import read_rows
 
 OPENAI = "openai-community/"  # where the hub has OpenAI's weights
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)  # on the hub
 ENGLISH = ("sample", "medquad", "helpsteer")  # the data sets of conf/data/ whose language is known
-LAST_MODEL = "last_model.pt"  # of a run; a file of another name may have come from anywhere
 LARGEST_SETTINGS = 2**20  # bytes; they have about 3,000
 
 
@@ -57,6 +56,7 @@ def find_record(path: Path) -> Record:
             run = path.parent.parent
             val_loss = checkpoint.read_manifest(path).val_loss
             settings = checkpoint.read_config(path)
+        # A file of another name may have come from anywhere.
         elif path.name == LAST_MODEL and (run / "config.yaml").stat().st_size <= LARGEST_SETTINGS:
             settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         if settings:

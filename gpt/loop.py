@@ -75,7 +75,7 @@ def train_step(
     """
     n_targets = sum(batch.n_targets for batch in micro_batches)
     total = torch.zeros((), device=device)
-    with autocast(device, dtype):  # around all micro-batches: each weight is converted once
+    with autocast(device, dtype):  # around all micro-batches: each weight that is trained is converted once
         for batch in micro_batches:
             if stop():
                 optimizer.zero_grad(set_to_none=True)

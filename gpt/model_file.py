@@ -15,6 +15,8 @@ from gpt.errors import ENVIRONMENT, UserError, unusable
 from gpt.model import GPT
 from gpt.tensorfiles import read_safetensors, weights_of
 
+LAST_MODEL = "last_model.pt"  # of a run
+
 
 @dataclass(frozen=True)
 class Loaded:

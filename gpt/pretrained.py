@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 LARGEST_JSON = 2**26  # bytes; a tokenizer's file has some millions
 UNDERSTOOD = (
     "a run or checkpoint of this project, a directory of transformers, one of OpenAI's TensorFlow files, "
-    "a .safetensors, .pt or .pth file; or from the hub: gpt2, gpt2-medium, gpt2-large, gpt2-xl, <owner>/<name>"
+    f"a .safetensors, .pt or .pth file; or from the hub: {', '.join(hub.PINNED)}, <owner>/<name>"
 )
 
 # Files that a person may name and mean the directory that they are a part of; so are a TensorFlow checkpoint's.

@@ -5,10 +5,9 @@ from pathlib import Path
 from gpt import adapter, figures, model_card, model_file
 from gpt.checkpoint import Identity
 from gpt.model import GPT
+from gpt.model_file import LAST_MODEL
 from gpt.rows import read_rows
 from gpt.schema import TrainConfig
-
-LAST_MODEL = "last_model.pt"
 
 
 def write(run_dir: Path, cfg: TrainConfig, model: GPT, identity: Identity, step: int, prepared: Path) -> None:

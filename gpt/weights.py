@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt import bundle, layouts, model_file, pretrained
+from gpt import bundle, hub, layouts, model_file, pretrained
 from gpt.checkpoint import WEIGHTS, Identity
 from gpt.console import escape
 from gpt.durable import sha256
@@ -31,7 +31,6 @@ GPT2_WIDTHS, WIDTH_OF_A_HEAD = (768, 1024, 1280, 1600), 64
 SUMS = "SHA256SUMS"
 LORA = (".lora_a", ".lora_b")
 Adapters = dict[str, tuple[Tensor, Tensor, float]]  # by the name of the weight: A, B, alpha / rank
-SHARD = re.compile(r"[\w.-]{1,200}\.(safetensors|bin)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -134,10 +133,10 @@ def read_directory(directory: Path) -> tuple[dict[str, Tensor], list[Path]]:
 
 def shards(index: Path) -> list[str]:
     """The files that an index names, all of the same directory. Raises UserError (3)."""
-    files = pretrained.read_json(index).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(f, str) and SHARD.fullmatch(f) for f in files.values()):
-        raise unusable(index, "no weight_map of tensors to files beside it")
-    return sorted(set(files.values()))
+    try:
+        return hub.shards_in(pretrained.read_json(index))
+    except ValueError as error:
+        raise unusable(index, "no weight_map of tensors to files beside it") from error
 
 
 def verify(path: Path) -> None:
