@@ -18,6 +18,9 @@ from gpt.schema import TrainSection
 
 log = logging.getLogger(__name__)
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTO_DTYPE = "GPT_LAB_AUTO_DTYPE"  # the environment variable that says what train.dtype=auto means
+
 
 def choose_device(name: str) -> torch.device:
     """ "auto" is cuda, else mps, else cpu. Raises UserError for a device that this machine does not have."""
@@ -40,7 +43,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     products are rounded to 10 bits on the way in (GPUs from Ampere on), see `choose`.
 
     "auto" is bfloat16 where the processor multiplies in it: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX. Other
-    CPUs emulate it, hundreds of times slower than float32. Raises UserError for a type that cannot be used.
+    CPUs emulate it, hundreds of times slower than float32. The environment variable GPT_LAB_AUTO_DTYPE decides it
+    otherwise, so that different machines of a cluster compute alike. Raises UserError for a type that cannot be used.
     """
     if device.type == "cuda":
         native_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -49,7 +53,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
             torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         )
     if name == "auto":
-        return torch.bfloat16 if native_bfloat16 else torch.float32
+        name = os.environ.get(AUTO_DTYPE, "bfloat16" if native_bfloat16 else "float32")
+        if name not in DTYPES:
+            raise UserError(f"{AUTO_DTYPE}={name}", remedy=f"set it to one of {', '.join(DTYPES)}, or unset it")
     if name == "tf32":
         if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
             where = f"{device} has no TF32 products"
@@ -60,7 +66,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
             "train.dtype=bfloat16 is not supported", torch.cuda.get_device_name(device), "use train.dtype=float32",
             ENVIRONMENT,
         )  # fmt: skip
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    return DTYPES[name]
 
 
 def choose(name: str, cfg: TrainSection, recorded: dict[str, Any]) -> tuple[torch.device, torch.dtype, dict[str, Any]]:

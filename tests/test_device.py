@@ -25,10 +25,21 @@ def test_tf32_is_refused_where_there_is_no_such_arithmetic():
     assert caught.value.code == 5
 
 
-def test_auto_computes_in_bfloat16_only_where_the_processor_does():
+def test_auto_computes_in_bfloat16_only_where_the_processor_does(monkeypatch):
+    monkeypatch.delenv("GPT_LAB_AUTO_DTYPE", raising=False)
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     assert choose_dtype("auto", torch.device("cpu")) == (torch.bfloat16 if native else torch.float32)
     assert choose_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16  # slow perhaps, but what was asked for
+
+
+def test_an_environment_variable_says_what_auto_means_and_changes_nothing_that_was_asked_for(monkeypatch):
+    cpu = torch.device("cpu")
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        monkeypatch.setenv("GPT_LAB_AUTO_DTYPE", name)
+        assert choose_dtype("auto", cpu) == dtype and choose_dtype("float16", cpu) == torch.float16
+    monkeypatch.setenv("GPT_LAB_AUTO_DTYPE", "fp8")
+    with pytest.raises(UserError, match="GPT_LAB_AUTO_DTYPE=fp8; set it to one of float32, bfloat16"):
+        choose_dtype("auto", cpu)
 
 
 def test_the_description_names_device_and_precision():

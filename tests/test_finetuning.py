@@ -22,7 +22,7 @@ SMALL = [
     "model=pretrained", f"init.from={OPENAI}", "data.tokenizer=bytes", "train.tokens_per_step=128", "train.max_steps=4",
     "train.micro_batch=4", "train.eval_every=2", "train.eval_tokens=256", "train.log_every=1", "train.save_every=2",
     "train.sample_every=4", "sample.references=1", "sample.max_new_tokens=4", "device=cpu", "wandb.mode=disabled",
-    "optimizer.lr=0.01",
+    "optimizer.lr=0.01", "train.dtype=float32",
 ]  # fmt: skip
 METHODS = {
     "full": ["finetune=full", "finetune.layer_decay=0.8"],
