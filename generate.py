@@ -7,12 +7,14 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from gpt import config, readers
-from gpt.console import escape
+from gpt.config import launch
+from gpt.config.schema import GenerateConfig
+from gpt.data import readers
 from gpt.errors import UserError, unusable
-from gpt.model_card import DISCLAIMER
+from gpt.files import paths
 from gpt.prompts import format_prompt
-from gpt.schema import GenerateConfig
+from gpt.runs.model_card import DISCLAIMER
+from gpt.terminal.console import escape
 
 
 def generate(cfg: GenerateConfig) -> None:
@@ -20,15 +22,17 @@ def generate(cfg: GenerateConfig) -> None:
     With `export`, writes the model instead, and prints where."""
     prompts = read_prompts(cfg) if cfg.export is None else []
 
-    from gpt import device, export, initial, sampling, tokenizer  # here, because torch takes seconds to load
+    from gpt import sampling, tokenizer
+    from gpt.machine import device
+    from gpt.weights import export, loading  # here, because torch takes seconds to load
 
-    loaded = initial.load(cfg.checkpoint, config.PROJECT_ROOT, device.choose_device(cfg.device))
+    loaded = loading.load(cfg.checkpoint, paths.PROJECT_ROOT, device.choose_device(cfg.device))
     tokens = tokenizer.load(loaded.tokenizer_name)
     if tokens.n_vocab != loaded.model.vocab_size:
         reason = f"vocabulary {loaded.model.vocab_size}, its tokenizer {tokens.name} has {tokens.n_vocab}"
         raise unusable(loaded.path, reason)
     if cfg.export is not None:
-        directory = config.absolute(cfg.export)
+        directory = paths.absolute(cfg.export)
         export.write(loaded, directory)
         print(escape(str(directory)))
         return
@@ -62,7 +66,7 @@ def read_prompts(cfg: GenerateConfig) -> list[tuple[str, str]]:
     if cfg.prompt is not None:
         prompts, where = [(cfg.prompt, cfg.input)], "prompt"
     else:
-        path = config.absolute(cfg.prompts)
+        path = paths.absolute(cfg.prompts)
         if not path.is_file():
             raise UserError("no such file", str(path), "prompts= takes a text or .jsonl file")
         prompts, where = prompts_in(path, cfg.input), str(path)
@@ -90,8 +94,8 @@ def prompts_in(path: Path, given: str) -> list[tuple[str, str]]:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="generate")
 def main(cfg: DictConfig) -> None:
-    generate(config.load(cfg, GenerateConfig))
+    generate(launch.load(cfg, GenerateConfig))
 
 
 if __name__ == "__main__":
-    config.launch(main, "generate")
+    launch.launch(main, "generate")

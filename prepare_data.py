@@ -3,20 +3,22 @@
 import hydra
 from omegaconf import DictConfig
 
-from gpt import config
-from gpt.schema import PrepareConfig
+from gpt.config import launch
+from gpt.config.schema import PrepareConfig
+from gpt.files import paths
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="prepare_data")
 def main(cfg: DictConfig) -> None:
-    data = config.load(cfg, PrepareConfig).data
+    data = launch.load(cfg, PrepareConfig).data
 
-    from gpt import cards, console, corpus  # after the configuration is known to be right: errors in it show at once
+    from gpt.data import data_card, preparation
+    from gpt.terminal import console  # after the configuration is known to be right: errors in it show at once
 
-    directory = corpus.prepare(data, config.PROJECT_ROOT)
-    print(cards.summary(corpus.read_meta(directory)))
+    directory = preparation.prepare(data, paths.PROJECT_ROOT)
+    print(data_card.summary(preparation.read_meta(directory)))
     print(console.escape(str(directory)))
 
 
 if __name__ == "__main__":
-    config.launch(main, "prepare_data")
+    launch.launch(main, "prepare_data")

@@ -5,40 +5,48 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from gpt import config, estimate
+from gpt.config import launch
+from gpt.config.schema import TrainConfig, as_dict
 from gpt.errors import Interrupted
-from gpt.schema import TrainConfig, as_dict
+from gpt.files import paths
+from gpt.machine import cost
 
 
-def train(cfg: TrainConfig) -> float | estimate.Cost:
+def train(cfg: TrainConfig) -> float | cost.Cost:
     """One run from start to end. Returns the best validation loss, which is what a sweep minimises."""
     if cfg.dry_run:
-        return estimate.of_run(cfg, config.PROJECT_ROOT)  # which gpt/config.py prints
+        return cost.of_run(cfg, paths.PROJECT_ROOT)  # which gpt/config/launch.py prints
     import torch  # here, because it takes seconds: --help and a misspelt key shall not wait for it
 
-    from gpt import checkpoint, compilation, console, corpus, data, device, finetune, initial, interrupt, loop  # isort: skip
-    from gpt import memory, optim, references, results, resume, run_directory, sampling, saver, tokenizer, track  # isort: skip
+    from gpt import finetune, loop, optim, references, sampling, tokenizer
+    from gpt.data import batching, preparation
+    from gpt.files import directory
+    from gpt.machine import compilation, device, memory
     from gpt.progress import is_finished
+    from gpt.runs import checkpoint, interrupt, results, resume, saver, track
+    from gpt.terminal import console
+    from gpt.weights import loading
 
     run_dir = Path(cfg.out_dir)
-    with run_directory.owned(run_dir), console.log_to(run_dir / "train.log"), device.memory_errors():
+    with directory.owned(run_dir), console.log_to(run_dir / "train.log"), device.memory_errors():
         found = resume.find(run_dir, cfg.resume)
         where, dtype, environment = device.choose(cfg.device, cfg.train, resume.environment(found))
         tokens = tokenizer.load(cfg.data.tokenizer)
-        first = None if found else initial.find(cfg.init, cfg.model, tokens.name, config.PROJECT_ROOT)
+        first = None if found else loading.find(cfg.init, cfg.model, tokens.name, paths.PROJECT_ROOT)
         rows_at_once = memory.micro_batch(cfg, tokens.n_vocab, where, dtype, resume.environment(found))
         environment["micro_batch"] = rows_at_once
         saver.check_space(run_dir, cfg, tokens.n_vocab)
-        prepared = corpus.ensure(cfg.data, config.PROJECT_ROOT)
-        batches, val_batches = data.open_batches(prepared, memory.with_micro_batch(cfg, rows_at_once), tokens.n_vocab)
-        total_steps, budget = loop.count_steps(cfg.train, batches)
+        prepared = preparation.ensure(cfg.data, paths.PROJECT_ROOT)
+        in_rows = memory.with_micro_batch(cfg, rows_at_once)
+        batches, val_batches = batching.open_batches(prepared, in_rows, tokens.n_vocab)
+        total_steps, budget = batching.count_steps(cfg.train, batches)
         optim.check_schedule(cfg.schedule, total_steps)
         asked = references.questions(cfg.data, cfg.sample.references, prepared)
-        flops = estimate.run_flops(cfg, tokens.n_vocab, total_steps)
+        flops = cost.run_flops(cfg, tokens.n_vocab, total_steps)
         environment["compile"] = compilation.decide(cfg.train, resume.environment(found), where, dtype, flops)
 
         torch.manual_seed(cfg.seed)
-        model = initial.build(cfg.model, tokens.n_vocab, first).to(where)
+        model = loading.build(cfg.model, tokens.n_vocab, first).to(where)
         model.gradient_checkpointing = cfg.train.gradient_checkpointing
         finetune.prepare(model, cfg.finetune, cfg.seed)
         optimizer = optim.build(model, cfg.optimizer, cfg.finetune)
@@ -46,11 +54,11 @@ def train(cfg: TrainConfig) -> float | estimate.Cost:
         identity = checkpoint.Identity(cfg.model, tokens.n_vocab, tokens.name, template, cfg.lora)
         settings = as_dict(cfg) | {"total_steps": total_steps, "environment": environment}
         settings["weights"] = first.origin if first else resume.weights(found)
-        settings["data"]["fingerprint"] = corpus.read_meta(prepared)["fingerprint"]
+        settings["data"]["fingerprint"] = preparation.read_meta(prepared)["fingerprint"]
         progress = resume.restore(found, model, optimizer, identity, settings, cfg.allow_changed)
-        config.save(cfg, run_dir / "config.yaml")
+        launch.save(cfg, run_dir / "config.yaml")
         if environment["compile"]:
-            compilation.compile_blocks(model, config.PROJECT_ROOT / "outputs" / "compiled")
+            compilation.compile_blocks(model, paths.PROJECT_ROOT / "outputs" / "compiled")
 
         console.describe(
             model=f"{cfg.model.name}, {finetune.describe(model, cfg.finetune)}, context {cfg.model.context_length}",
@@ -90,7 +98,7 @@ def train(cfg: TrainConfig) -> float | estimate.Cost:
                 if cfg.sweep.pauses_after(event.row):
                     break
             if stop.signal:
-                saved = f"{checkpoints.newest()} is saved; to go on: {config.resume_command(cfg)}"
+                saved = f"{checkpoints.newest()} is saved; to go on: {launch.resume_command(cfg)}"
                 raise Interrupted(stop.signal, saved)
             if not is_finished(progress, cfg.train, total_steps):
                 console.say(f"{'stopped from the W&B dashboard' if stop() else 'paused'} after step {progress.step}")
@@ -102,9 +110,9 @@ def train(cfg: TrainConfig) -> float | estimate.Cost:
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> float | estimate.Cost:
-    return train(config.load(cfg, TrainConfig))
+def main(cfg: DictConfig) -> float | cost.Cost:
+    return train(launch.load(cfg, TrainConfig))
 
 
 if __name__ == "__main__":
-    config.launch(main, "train")
+    launch.launch(main, "train")

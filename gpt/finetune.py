@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from gpt.config.schema import FinetuneConfig, ModelConfig
 from gpt.errors import UserError
-from gpt.schema import FinetuneConfig, ModelConfig
 
 if TYPE_CHECKING:
     from gpt.model import GPT

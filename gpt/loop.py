@@ -17,16 +17,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gpt import optim
-from gpt.console import escape
-from gpt.data import IGNORE, Batch, TrainBatches
-from gpt.device import memory_gb
+from gpt.config.schema import ScheduleConfig, TrainSection
+from gpt.data.batching import IGNORE, Batch, TrainBatches
+from gpt.data.read_ahead import ReadAhead
 from gpt.errors import NUMERICAL, UserError
-from gpt.feed import ReadAhead
 from gpt.loss import summed_loss, token_losses
+from gpt.machine.device import memory_gb
 from gpt.model import GPT
-from gpt.progress import Progress, budget, due_at, is_finished, rescaled, scored
+from gpt.progress import Progress, due_at, is_finished, rescaled, scored
 from gpt.sampling import eval_mode, generate_text_simple, text_to_token_ids, token_ids_to_text
-from gpt.schema import ScheduleConfig, TrainSection
+from gpt.terminal.console import escape
 
 log = logging.getLogger(__name__)
 
@@ -137,16 +137,6 @@ def evaluate(
     if n_bytes:
         metrics["val/bpb"] = nats / math.log(2) / n_bytes
     return metrics
-
-
-def count_steps(cfg: TrainSection, batches: TrainBatches) -> tuple[int, str]:
-    """The length of a run in optimizer steps, and the key that decides it. Padding counts in no budget of tokens, so
-    that runs have equal ones whatever their context length leaves of a row."""
-    epoch_steps = None if cfg.max_epochs is None else cfg.max_epochs * batches.steps_per_epoch
-    found = budget(cfg.max_steps, epoch_steps, cfg.max_tokens, batches.tokens_in_step)
-    if found is None:
-        raise UserError("a run needs a budget", remedy="set train.max_steps, train.max_epochs or train.max_tokens")
-    return found
 
 
 def fit(

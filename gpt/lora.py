@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gpt.config.schema import LoRAConfig
 from gpt.model import GPT
-from gpt.schema import LoRAConfig
 
 
 class LoRALinear(nn.Linear):

@@ -1,6 +1,7 @@
 """The loaders of the notebook that this project grew from: windows of a text, and padded batches of records.
 
-They hold everything in memory and return plain (inputs, targets) pairs; train.py uses the token files of gpt/data.py.
+They hold everything in memory and return plain (inputs, targets) pairs; train.py uses the token files of
+gpt/data/batching.py.
 """
 
 import logging
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gpt.console import escape
-from gpt.data import IGNORE
+from gpt.data.batching import IGNORE
+from gpt.data.readers import BadRows, json_rows
 from gpt.errors import UserError
 from gpt.prompts import format_prompt
-from gpt.readers import BadRows, json_rows
+from gpt.terminal.console import escape
 from gpt.tokenizer import ordinary_ids
 
 log = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpt.config.schema import AdamWConfig, FinetuneConfig, MuonConfig, OptimizerConfig, ScheduleConfig, SGDConfig
 from gpt.errors import UserError
 from gpt.finetune import lr_scale
 from gpt.model import GPT
-from gpt.schema import AdamWConfig, FinetuneConfig, MuonConfig, OptimizerConfig, ScheduleConfig, SGDConfig
 
 Groups = list[dict[str, Any]]
 Scale = Callable[[str], float]  # of the learning rate, by the name of the weight

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from gpt.schema import TrainSection
+from gpt.config.schema import TrainSection
 
 SCALE_GROWS_AFTER = 2000  # steps, as in torch's GradScaler
 

@@ -4,8 +4,8 @@ import itertools
 import json
 from pathlib import Path
 
+from gpt.config.schema import DataConfig
 from gpt.prompts import Question
-from gpt.schema import DataConfig
 
 
 def questions(cfg: DataConfig, n_references: int, prepared: Path) -> list[Question]:

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gpt.config.schema import ModelConfig, SampleConfig
 from gpt.errors import NUMERICAL, UserError
 from gpt.model import GPT
 from gpt.prompts import Question, format_prompt
-from gpt.schema import ModelConfig, SampleConfig
 from gpt.tokenizer import ordinary_ids
 
 log = logging.getLogger(__name__)

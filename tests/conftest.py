@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from gpt import jobs
-from gpt.data import Split
-from gpt.jobs import Job
-from gpt.rows import RowFile
-from gpt.schema import AdamWConfig, DataConfig, ModelConfig, ScheduleConfig, TrainSection
+from gpt.config.schema import AdamWConfig, DataConfig, ModelConfig, ScheduleConfig, TrainSection
+from gpt.data.batching import Split
+from gpt.files.jsonl import RowFile
+from gpt.sweeps import jobs
+from gpt.sweeps.jobs import Job
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_MEDQUAD = ROOT.parent / "shared" / "data" / "medquad.csv"
@@ -114,7 +114,7 @@ def logger():
 
 LONGEST = [
     f"test_{name}.py"
-    for name in ("kill", "sweep", "train", "signals", "config_fuzz", "hostile_files", "track", "damage", "initial")
+    for name in ("kill", "callback", "train", "signals", "config_fuzz", "hostile_files", "track", "damage", "loading")
 ]
 
 

@@ -35,7 +35,7 @@ class Start:
 
 
 class Launcher:
-    """`guarded=False` takes back what gpt/guard.py has changed in Hydra. `exact=True` takes back what `_hasten` has."""
+    """`guarded=False` takes back what gpt/config/guard.py has changed in Hydra, `exact=True` what `_hasten` has."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -78,14 +78,14 @@ def _serve() -> None:
         (sys.modules["hydra.core.utils"], "copy"), (sys.modules["hydra._internal.config_repository"], "copy"),
     ]  # fmt: skip
     originals = [(owner, name, getattr(owner, name)) for owner, name in changed]
-    from gpt import config  # which guards
+    from gpt.config import launch  # which guards
 
     _hasten(ConfigLoaderImpl, ConfigRepository, Hydra, defaults_list)
     answers, terminal = os.fdopen(os.dup(1), "w"), os.dup(2)
     with tempfile.TemporaryDirectory() as run_dir:
-        for script in config.SCHEMAS:  # fills the caches, those of the parsers too
+        for script in launch.SCHEMAS:  # fills the caches, those of the parsers too
             command_lines = [[f"hydra.run.dir={run_dir}", "seed=-1"], ["sede=1", "~seed"]]
-            list(_run({"command_lines": command_lines, "script": script}, hydra, config))
+            list(_run({"command_lines": command_lines, "script": script}, hydra, launch))
     os.dup2(terminal, 2)
     gc.freeze()
     for line in sys.stdin:
@@ -99,7 +99,7 @@ def _serve() -> None:
                         setattr(owner, name, function)
                     os.environ.update(request["environment"])
                     sys.path[:0] = filter(None, [request["environment"].get("PYTHONPATH")])
-                    json.dump(list(_run(request, hydra, config)), answer)
+                    json.dump(list(_run(request, hydra, launch)), answer)
                     answer.flush()
                 finally:
                     os._exit(0)

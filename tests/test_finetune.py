@@ -10,11 +10,11 @@ from conftest import ROOT, adamw_config, model_config
 from omegaconf import OmegaConf
 
 from gpt import optim
+from gpt.config.schema import FinetuneConfig
 from gpt.errors import USAGE, UserError
 from gpt.finetune import LINEAR, check, describe, lr_scale, n_trainable, prepare
 from gpt.loop import as_batch, train_step
 from gpt.model import GPT
-from gpt.schema import FinetuneConfig
 
 CPU = torch.device("cpu")
 

@@ -10,10 +10,14 @@ from conftest import ROOT
 from test_conf import loaded
 from test_train import TIMING, in_directory
 
-from gpt import adapter, checkpoint, config, data, initial, loop
-from gpt.checkpoint import Identity
+from gpt import loop
+from gpt.data import batching
 from gpt.errors import UserError
-from gpt.rows import read_rows
+from gpt.files import paths
+from gpt.files.jsonl import read_rows
+from gpt.runs import checkpoint, peft_adapter
+from gpt.runs.checkpoint import Identity
+from gpt.weights import loading
 from train import train
 
 OPENAI = ROOT / "tests" / "golden" / "tensorflow" / "tiny"
@@ -48,8 +52,8 @@ def final(run_dir):
 
 def test_a_run_begins_with_the_loss_of_the_weights_that_it_is_given(runs):
     cfg, run_dir = runs["full"]
-    model = initial.load(str(OPENAI), ROOT, CPU).model
-    _, val_batches = data.open_batches(config.absolute(cfg.data.prepared_dir), cfg, 257)
+    model = loading.load(str(OPENAI), ROOT, CPU).model
+    _, val_batches = batching.open_batches(paths.absolute(cfg.data.prepared_dir), cfg, 257)
     expected = loop.evaluate(model, val_batches, CPU)["val/loss"]
     assert read_rows(run_dir / "metrics.jsonl")[0]["val/loss"] == pytest.approx(expected, abs=1e-6)
 
@@ -61,7 +65,7 @@ def test_training_lowers_the_loss_whatever_part_is_trained(runs):
 
 
 def test_only_what_is_trained_differs_from_the_first_weights(runs):
-    first = initial.load(str(OPENAI), ROOT, CPU).model.state_dict()
+    first = loading.load(str(OPENAI), ROOT, CPU).model.state_dict()
     changed = {
         method: {
             name for name, tensor in final(run_dir).items() if name not in first or not torch.equal(tensor, first[name])
@@ -93,12 +97,12 @@ def test_a_resumed_run_ends_with_the_same_weights_and_rows_without_reading_the_f
 def test_the_shared_model_is_a_plain_one_and_the_adapters_alone_make_it_of_the_first_weights(runs):
     cfg, run_dir = runs["lora"]
     tokens = torch.randint(257, (2, 16))
-    shared = initial.load(str(run_dir / "last_model.pt"), ROOT, CPU).model
-    base = initial.load(str(OPENAI), ROOT, CPU).model
+    shared = loading.load(str(run_dir / "last_model.pt"), ROOT, CPU).model
+    base = loading.load(str(OPENAI), ROOT, CPU).model
     assert (shared(tokens) - base(tokens)).abs().max() > 1e-3
-    assert adapter.load(run_dir / "adapter", base) == cfg.lora
+    assert peft_adapter.load(run_dir / "adapter", base) == cfg.lora
     assert (shared(tokens) - base(tokens)).abs().max() < 1e-5
-    checkpointed = initial.load(str(run_dir), ROOT, CPU).model
+    checkpointed = loading.load(str(run_dir), ROOT, CPU).model
     assert shared.state_dict().keys() == checkpointed.state_dict().keys()
     assert not (runs["full"][1] / "adapter").exists()
 

@@ -12,12 +12,14 @@ import torch
 from conftest import ROOT, model_config
 
 import generate
-from gpt import checkpoint, config, model_file, tokenizer
-from gpt.checkpoint import Identity
+from gpt import tokenizer
+from gpt.config import launch
+from gpt.config.schema import GenerateConfig
 from gpt.errors import UserError
 from gpt.model import GPT
 from gpt.progress import Progress
-from gpt.schema import GenerateConfig
+from gpt.runs import checkpoint, model_file
+from gpt.runs.checkpoint import Identity
 
 BYTES = tokenizer.load("bytes")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -244,12 +246,12 @@ class TestFreeTextOnTheCommandLine:
         assert self.composed("prompt=null") is None
 
     def test_other_keys_keep_hydras_grammar(self):
-        assert config.quote_text("temperature=0,1", config.TEXT_KEYS["generate"]) == "temperature=0,1"
+        assert launch.quote_text("temperature=0,1", launch.TEXT_KEYS["generate"]) == "temperature=0,1"
 
     def composed(self, argument: str) -> str | None:
         from hydra import compose, initialize_config_dir
         from omegaconf import OmegaConf
 
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            quoted = config.quote_text(argument, config.TEXT_KEYS["generate"])
+            quoted = launch.quote_text(argument, launch.TEXT_KEYS["generate"])
             return OmegaConf.to_container(compose("generate", overrides=[quoted]), resolve=True)["prompt"]

@@ -16,9 +16,10 @@ import torch
 from conftest import ROOT, THE_VERDICT
 from torch.utils.data import DataLoader
 
-from gpt import initial, loop, pretrained, tokenizer, weights
-from gpt.examples import GPTDatasetV1
+from gpt import loop, tokenizer
 from gpt.model import GPT
+from gpt.notebook import GPTDatasetV1
+from gpt.weights import loading, locate, weight_files
 
 FOLDER = os.environ.get("GPT2_WEIGHTS_DIR")
 SAME = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}
@@ -39,7 +40,7 @@ def folder(name: str) -> Path:
 
 
 def load(name: str) -> GPT:
-    return initial.load(str(folder(name)), ROOT, CPU).model
+    return loading.load(str(folder(name)), ROOT, CPU).model
 
 
 def both(names: dict) -> list[str]:
@@ -69,7 +70,7 @@ def test_the_losses_on_the_verdict_are_those_that_the_book_prints(name):
 
 @pytest.mark.parametrize("name", SAME)
 def test_openais_files_and_those_of_the_hub_have_equal_weights(name):
-    first, second = (weights.read(pretrained.find(str(folder(each)), None, ROOT)) for each in (name, SAME[name]))
+    first, second = (weight_files.read(locate.find(str(folder(each)), None, ROOT)) for each in (name, SAME[name]))
     assert first.architecture.n_layer == second.architecture.n_layer
     names = first.tensors.keys() - {"lm_head.weight"}
     assert names == second.tensors.keys()
@@ -88,10 +89,12 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 import torch
-from gpt import free_memory, initial, tokenizer
+from gpt import tokenizer
+from gpt.machine import free_memory
+from gpt.weights import loading
 tokenizer.load("gpt2")
 before, started = free_memory.peak(), time.perf_counter()
-model = initial.load(sys.argv[1], Path("."), torch.device("cpu")).model
+model = loading.load(sys.argv[1], Path("."), torch.device("cpu")).model
 print(time.perf_counter() - started, (free_memory.peak() - before) / sum(p.nbytes for p in model.parameters()))
 """
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from conftest import adamw_config, data_config, made_split, model_config, train_section
 
-from gpt import device, loop, optim
-from gpt.data import TrainBatches
-from gpt.feed import ReadAhead
+from gpt import loop, optim
+from gpt.data.batching import TrainBatches
+from gpt.data.read_ahead import ReadAhead
+from gpt.machine import device
 from gpt.model import GPT
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -37,8 +37,10 @@ from test_conf import loaded
 from torch import nn
 
 from generate import generate
-from gpt import checkpoint, config, corpus, run_facts, sources
-from gpt.schema import GenerateConfig, TrainConfig
+from gpt.config import launch
+from gpt.config.schema import GenerateConfig, TrainConfig
+from gpt.data import preparation, sources
+from gpt.runs import checkpoint, wandb_facts
 from train import train
 
 FORCED = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # makes torch.load execute pickles wherever its caller does not forbid it
@@ -156,7 +158,7 @@ def generate_from(name: str) -> Callable[[Place], None]:
 
 def prepare(name: str, kind: str) -> Callable[[Place], None]:
     cfg = data_config(kind=kind, path=name, prepared_dir="new")
-    return lambda place: corpus.prepare(cfg, place.root)
+    return lambda place: preparation.prepare(cfg, place.root)
 
 
 def command(script: str, *arguments: str) -> Callable[[Place], None]:
@@ -291,7 +293,7 @@ def sign_data(prepared: Path, **more: Any) -> None:
         if (prepared / name).is_file():
             file |= {"bytes": (prepared / name).stat().st_size, "sha256": sources.sha256(prepared / name)}
     meta["files"] |= more
-    (prepared / "meta.json").write_text(json.dumps(meta | {"fingerprint": corpus._fingerprint(meta)}))
+    (prepared / "meta.json").write_text(json.dumps(meta | {"fingerprint": preparation._fingerprint(meta)}))
 
 
 def in_checkpoint(name: str, write: Callable[[Path, Any], None]) -> Callable[[Place], None]:
@@ -623,7 +625,7 @@ def outcome_of(attempt: Attempt) -> Outcome:
     before, code = resident("VmRSS"), 0
     try:
         if attempt.launched:
-            config.launch(lambda: attempt.action(place), "train")
+            launch.launch(lambda: attempt.action(place), "train")
         else:
             attempt.action(place)
     except SystemExit as leaving:
@@ -772,4 +774,4 @@ def test_a_hostile_wandb_json_gives_the_run_a_new_id(tmp_path, make):
 
 
 def run_id_of(place: Place) -> str:
-    return run_facts.of(settings(place), place.run_dir, resumed=True)["id"]
+    return wandb_facts.of(settings(place), place.run_dir, resumed=True)["id"]

@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from gpt import optim, tokenizer
-from gpt.data import Batch, TrainBatches, collate, cut, eval_batches
+from gpt.data.batching import Batch, TrainBatches, collate, count_steps, cut, eval_batches
 from gpt.errors import UserError
-from gpt.examples import GPTDatasetV1
-from gpt.loop import batch_loss, count_steps, evaluate, fit, train_model_simple, train_step
+from gpt.loop import batch_loss, evaluate, fit, train_model_simple, train_step
 from gpt.model import GPT
+from gpt.notebook import GPTDatasetV1
 from gpt.progress import Progress
 
 CPU = torch.device("cpu")

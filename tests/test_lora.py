@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from gpt import lora, optim
+from gpt.config.schema import LoRAConfig
 from gpt.finetune import LINEAR
 from gpt.model import GPT
 from gpt.sampling import generate
-from gpt.schema import LoRAConfig
 
 TOKENS = torch.arange(32).view(2, 16)
 CONFIG = LoRAConfig(4, 8, list(LINEAR))

@@ -8,9 +8,9 @@ from conftest import model_config
 from omegaconf import OmegaConf
 from torch.nn import functional as F
 
+from gpt.config.schema import ModelConfig
 from gpt.model import GPT, same_document
 from gpt.sampling import KVCache
-from gpt.schema import ModelConfig
 
 TINY = model_config(context_length=12)
 VOCABULARY = 50

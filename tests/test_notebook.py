@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from gpt import tokenizer
 from gpt.errors import UserError
-from gpt.examples import GPTDatasetExamples, GPTDatasetV1, collate_examples, create_dataloader_from_examples
+from gpt.notebook import GPTDatasetExamples, GPTDatasetV1, collate_examples, create_dataloader_from_examples
 
 RECORDS = [{"instruction": f"Say {word}.", "input": "", "output": word * n} for n, word in enumerate("abcdefghij", 1)]
 

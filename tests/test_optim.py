@@ -9,10 +9,10 @@ import torch
 from conftest import ROOT, adamw_config, model_config, schedule_config
 
 from gpt import optim
+from gpt.config.schema import FinetuneConfig, MuonConfig, SGDConfig
 from gpt.errors import UserError
 from gpt.finetune import lr_scale, prepare
 from gpt.model import GPT
-from gpt.schema import FinetuneConfig, MuonConfig, SGDConfig
 
 CONFIGS = [
     adamw_config(),

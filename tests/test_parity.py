@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt import loop, optim
-from gpt.data import IGNORE, Batch
+from gpt.data.batching import IGNORE, Batch
 from gpt.model import GPT
 
 CPU = torch.device("cpu")

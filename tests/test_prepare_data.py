@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from gpt.schema import DataConfig
+from gpt.config.schema import DataConfig
 
 
 def run(*arguments, cwd="/", **environment):

@@ -5,9 +5,9 @@ import shlex
 
 import pytest
 from conftest import ROOT
-from test_config import composed
+from test_launch import composed
 
-from gpt import config, problems
+from gpt.config import launch, value_errors
 
 README = (ROOT / "README.md").read_text()
 GUIDE = (ROOT / "experiments" / "README.md").read_text()
@@ -37,8 +37,8 @@ def test_each_command_composes_to_a_valid_configuration(command):
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     if is_sweep:
         overrides = [first_of_each_axis(override) for override in overrides if not override.startswith(OF_PLUGINS)]
-    overrides = [config.quote_text(override, config.TEXT_KEYS.get(script, ())) for override in overrides]
-    assert problems.find_problems(composed(*overrides, script=script), config.SCHEMAS[script]) == []
+    overrides = [launch.quote_text(override, launch.TEXT_KEYS.get(script, ())) for override in overrides]
+    assert value_errors.find_problems(composed(*overrides, script=script), launch.SCHEMAS[script]) == []
 
 
 def test_the_test_command_is_the_one_that_continuous_integration_runs():

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from gpt import tokenizer
+from gpt.config.schema import ModelConfig, SampleConfig
 from gpt.errors import UserError
 from gpt.model import GPT
 from gpt.prompts import Question
@@ -23,7 +24,6 @@ from gpt.sampling import (
     text_to_token_ids,
     token_ids_to_text,
 )
-from gpt.schema import ModelConfig, SampleConfig
 
 CONTEXT = 16
 CONFIG = ModelConfig(

@@ -14,9 +14,11 @@ import torch
 from conftest import ROOT, THE_VERDICT
 from test_conf import loaded
 
-from gpt import checkpoint, jobs, run_directory
 from gpt.errors import UserError
-from gpt.rows import read_rows
+from gpt.files import directory
+from gpt.files.jsonl import read_rows
+from gpt.runs import checkpoint
+from gpt.sweeps import jobs
 from train import train
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -223,7 +225,7 @@ def test_another_architecture_in_the_same_directory_is_refused(workflow):
 def test_a_directory_in_use_is_refused_before_anything_is_written_to_it(workflow, tmp_path):
     cfg = in_directory(settings(workflow[0].parent), tmp_path / "run")
     with (
-        run_directory.owned(tmp_path / "run"),
+        directory.owned(tmp_path / "run"),
         pytest.raises(UserError, match=f"run dir in use by pid {os.getpid()}") as caught,
     ):
         train(cfg)

@@ -312,7 +312,7 @@ def children() -> Children:
     slow = (
         "wandb.cli.cli wandb.sdk.launch.inputs.internal pandas"  # what W&B imports when a run begins, and its command
     )
-    return Children(f"{slow} gpt.track gpt.console test_track")
+    return Children(f"{slow} gpt.runs.track gpt.terminal.console test_track")
 
 
 def command(line: str, **environment: str) -> str:
@@ -360,7 +360,7 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path[:0] = map(str, [ROOT, ROOT / "tests", ROOT / "tests" / "runs"])
     for module in sys.argv[1].split():
         __import__(module)
     _serve()

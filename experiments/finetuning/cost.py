@@ -20,8 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from hydra import compose, initialize_config_dir
 
-from gpt import config, device, finetune, free_memory, loop, optim, schema
-from gpt.data import Batch
+from gpt import finetune, loop, optim
+from gpt.config import launch, schema
+from gpt.data.batching import Batch
+from gpt.files import paths
+from gpt.machine import device, free_memory
 from gpt.model import GPT
 
 METHODS = {
@@ -36,9 +39,9 @@ METHODS = {
 
 def measure(method: str, context: int, rows: int, dropout: float, steps: int) -> None:
     """In a process of its own: prints trained parameters, peak memory in bytes and seconds of a step."""
-    with initialize_config_dir(str(config.PROJECT_ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(paths.PROJECT_ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", ["model=small", *METHODS[method], "overrides=[]", "out_dir=x"])
-    cfg = config.to_dataclass(cfg, schema.TrainConfig)
+    cfg = launch.to_dataclass(cfg, schema.TrainConfig)
     device.keep_memory()
     shape = dataclasses.replace(cfg.model, context_length=context, dropout=dropout)
     model = GPT(shape, 50257).train()

@@ -21,7 +21,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from gpt import bundle, checkpoint, console, free_memory, initial, layouts, model_file
+from gpt.machine import free_memory
+from gpt.runs import checkpoint, model_file
+from gpt.terminal import console
+from gpt.weights import loading, tensor_names, tf_bundle
 
 TOKENS = torch.arange(100, 164)[None]
 
@@ -31,7 +34,7 @@ def load(name: str, logits: Path) -> None:
     console.setup(quiet=True)
     torch.ones(1) @ torch.ones(1)
     before, started = free_memory.peak(), time.perf_counter()
-    model = initial.load(name, Path("/"), torch.device("cpu")).model
+    model = loading.load(name, Path("/"), torch.device("cpu")).model
     print(time.perf_counter() - started, free_memory.peak() - before)
     with torch.no_grad():
         torch.save(model(TOKENS), logits)
@@ -53,7 +56,7 @@ def write_formats(folder: Path) -> dict[str, tuple[Path, str]]:
     settings = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "bias": True, "vocab_size": 50257}
     turned = {name: tensor.T.contiguous() if is_conv1d(name) else tensor for name, tensor in weights.items()}
     torch.save({"model": turned, "model_args": settings, "iter_num": 0}, folder / "ckpt.pt")
-    loaded = initial.load(str(folder / "transformers"), folder, torch.device("cpu"))
+    loaded = loading.load(str(folder / "transformers"), folder, torch.device("cpu"))
     identity = checkpoint.Identity(loaded.model.config, 50257, "gpt2", None)
     model_file.save_model(folder / "last_model.pt", loaded.model, identity, 0)
     with torch.no_grad():
@@ -72,7 +75,7 @@ def write_formats(folder: Path) -> dict[str, tuple[Path, str]]:
 
 
 def is_conv1d(name: str) -> bool:
-    return layouts.MATRIX.fullmatch(name.removeprefix("transformer.")) is not None
+    return tensor_names.MATRIX.fullmatch(name.removeprefix("transformer.")) is not None
 
 
 def book(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -107,9 +110,9 @@ def expected_of_tensorflow(directory: Path, into: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config()).eval()
-    _, parts = layouts.openai(bundle.read(directory / "model.ckpt"))
+    _, parts = tensor_names.openai(tf_bundle.read(directory / "model.ckpt"))
     weights = {
-        f"transformer.{name}": part.T if layouts.MATRIX.fullmatch(name) else part for name, [part] in parts.items()
+        f"transformer.{name}": part.T if tensor_names.MATRIX.fullmatch(name) else part for name, [part] in parts.items()
     }
     model.load_state_dict(weights, strict=False)
     torch.save(model(TOKENS).logits.detach(), into)

@@ -26,10 +26,10 @@ import machine  # noqa: E402
 import torch  # noqa: E402
 from contestants import VOCABULARY, medquad  # noqa: E402
 
-from gpt import corpus  # noqa: E402
-from gpt.device import choose_device, choose_dtype  # noqa: E402
-from gpt.estimate import flops_per_token  # noqa: E402
-from gpt.schema import ModelConfig  # noqa: E402
+from gpt.config.schema import ModelConfig  # noqa: E402
+from gpt.data import preparation  # noqa: E402
+from gpt.machine.cost import flops_per_token  # noqa: E402
+from gpt.machine.device import choose_device, choose_dtype  # noqa: E402
 
 SHAPES = {"tiny": (4, 4, 128), "mini": (6, 6, 384), "small": (12, 12, 768)}  # layers, heads, width
 
@@ -128,7 +128,7 @@ def main() -> None:
 def prepare(path: str) -> str:
     """MedQuAD, prepared as data=medquad."""
     cfg = medquad(path=str(Path(path).resolve()), prepared_dir="outputs/data/medquad")
-    return str(corpus.ensure(cfg, HERE.parents[1]))
+    return str(preparation.ensure(cfg, HERE.parents[1]))
 
 
 def row(entrant: Contestant, first: Contestant, operations: float, ceiling: list[float]) -> dict:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gpt.data import Split
+from gpt.data.batching import Split
 
 PADDING, IGNORE = 50256, -100  # the end of text, and the target that cross_entropy leaves out
 

@@ -20,7 +20,7 @@ import torch  # noqa: E402
 import yaml  # noqa: E402
 
 if TYPE_CHECKING:
-    from gpt.schema import DataConfig
+    from gpt.config.schema import DataConfig
 
 VOCABULARY = 50257
 LR, BETAS, WEIGHT_DECAY, CLIP = 1e-4, (0.9, 0.95), 0.1, 1.0
@@ -36,11 +36,12 @@ def random_rows(rows: int, context: int) -> Iterator[torch.Tensor]:
 
 def this_project(job: dict, device: torch.device, dtype: torch.dtype) -> Step:
     """A step as train.py takes it: on random rows, or on instruction data, packed."""
-    from gpt import compilation, loop, optim
-    from gpt.data import Batch, Split, TrainBatches
-    from gpt.device import keep_memory
+    from gpt import loop, optim
+    from gpt.config.schema import AdamWConfig, ModelConfig
+    from gpt.data.batching import Batch, Split, TrainBatches
+    from gpt.machine import compilation
+    from gpt.machine.device import keep_memory
     from gpt.model import GPT
-    from gpt.schema import AdamWConfig, ModelConfig
 
     keep_memory()
     n_layer, n_head, n_embd = job["shape"]
@@ -67,7 +68,7 @@ def this_project(job: dict, device: torch.device, dtype: torch.dtype) -> Step:
 
 def packed(job: dict) -> tuple:
     """(data, context_length, train) settings: those of conf/, with as many tokens in a step as 8 rows have."""
-    from gpt.schema import TrainSection
+    from gpt.config.schema import TrainSection
 
     train = yaml.safe_load((ROOT / "conf/train.yaml").read_text())["train"]
     sizes = {"tokens_per_step": job["rows"] * job["context"], "micro_batch": job["rows"], "max_tokens": None}
@@ -76,7 +77,7 @@ def packed(job: dict) -> tuple:
 
 def medquad(**changes: str) -> "DataConfig":
     """data=medquad, with some settings changed."""
-    from gpt.schema import DataConfig
+    from gpt.config.schema import DataConfig
 
     return DataConfig(**yaml.safe_load((ROOT / "conf/data/medquad.yaml").read_text()) | changes)
 
@@ -129,7 +130,7 @@ def litgpt(job: dict, device: torch.device, dtype: torch.dtype) -> Step:
 def book(job: dict, device: torch.device, dtype: torch.dtype) -> Step:
     from book import book_way
 
-    from gpt.data import Split
+    from gpt.data.batching import Split
 
     assert dtype == torch.float32
     split = Split.open(Path(job["data"]), "train")
@@ -137,7 +138,7 @@ def book(job: dict, device: torch.device, dtype: torch.dtype) -> Step:
 
 
 def main() -> None:
-    from gpt.device import choose_device, memory_gb
+    from gpt.machine.device import choose_device, memory_gb
 
     job = json.loads(sys.argv[1])
     device, dtype = choose_device("auto"), getattr(torch, job["dtype"])

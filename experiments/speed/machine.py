@@ -8,7 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from gpt.estimate import duration
+from gpt.machine.cost import duration
 
 NAMES = {"float32": "float32 products", "bfloat16": "bfloat16 products"}
 

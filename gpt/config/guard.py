@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gpt.errors import UserError
 
-CALLBACKS = {"sweep": {"_target_": "gpt.sweep.SweepCallback"}}  # conf/hydra/callbacks/sweep.yaml
+CALLBACKS = {"sweep": {"_target_": "gpt.sweeps.callback.SweepCallback"}}  # conf/hydra/callbacks/sweep.yaml
 SLOTS = (("hydra", "launcher"), ("hydra", "sweeper"))
 PLUGINS = [(*slot, "_target_") for slot in SLOTS]
 PLUGIN = re.compile(r"(hydra_plugins|hydra\._internal\.core_plugins)(\.\w+)+")  # installed by a person, on purpose

@@ -1,4 +1,4 @@
-"""The way from a command line to typed values: Hydra's composition in, one of gpt/schema.py's dataclasses out.
+"""The way from a command line to typed values: Hydra's composition in, one of gpt/config/schema.py's dataclasses out.
 
 All that is wrong with a command line is reported together, in one line, with exit code 2, before torch is imported.
 """
@@ -6,10 +6,8 @@ All that is wrong with a command line is reported together, in one line, with ex
 import gc
 import os
 import re
-import secrets
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,14 +22,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter
 
-from gpt import composed, console, dry_run, guard, interrupt, jobs, launchers, pretrained, schema, snapshot, sweep
-from gpt.command_line import find_faults
+from gpt.config import guard, schema
+from gpt.config.override_errors import find_faults
+from gpt.config.value_errors import find_problems
 from gpt.errors import ENVIRONMENT, USAGE, UserError
-from gpt.problems import find_problems
+from gpt.files.paths import LAUNCH_ID, PROJECT_ROOT, absolute
+from gpt.runs import interrupt
+from gpt.sweeps import callback, composition, dry_run, frozen_files, jobs, plugins
+from gpt.terminal import console
+from gpt.weights import locate
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
-# Two starts in the same second must not share a directory.
-LAUNCH_ID = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
 # Sentences and paths: their values are taken as typed, because half of all sentences mean something else to Hydra.
 TEXT_KEYS = {"generate": ("checkpoint", "prompt", "prompts", "input", "export")}
 QUOTED = re.compile(r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*\"""", re.DOTALL)
@@ -41,23 +41,16 @@ REMEDY = "all keys and groups: --help and --cfg job"
 T = TypeVar("T")
 
 
-def absolute(path: str) -> Path:
-    """Paths in a configuration are relative to the project, never to where a script was started."""
-    if b"\0" in os.fsencode(path):  # which raises ValueError for what is no text
-        raise ValueError("a path has no NUL byte")
-    return PROJECT_ROOT / os.path.expanduser(path)
-
-
 guard.install()
-launchers.install()
-snapshot.install()
+plugins.install()
+frozen_files.install()
 OmegaConf.register_new_resolver("project_root", lambda: str(PROJECT_ROOT), replace=True)
 OmegaConf.register_new_resolver("absolute", lambda path: str(absolute(path)), replace=True)
 OmegaConf.register_new_resolver("launch_id", lambda: LAUNCH_ID, replace=True)
-OmegaConf.register_new_resolver("job_id", lambda _root_: jobs.name_of(composed.identity(_root_)), replace=True)
+OmegaConf.register_new_resolver("job_id", lambda _root_: jobs.name_of(composition.identity(_root_)), replace=True)
 OmegaConf.register_new_resolver(
     "architecture",
-    lambda key, _root_: pretrained.setting(_root_.init["from"], _root_.init.revision, PROJECT_ROOT, key),
+    lambda key, _root_: locate.setting(_root_.init["from"], _root_.init.revision, PROJECT_ROOT, key),
     replace=True,
 )  # conf/model/pretrained.yaml
 OmegaConf.register_new_resolver("sweep_name", lambda name: name or LAUNCH_ID, replace=True)
@@ -122,12 +115,12 @@ def launch(main: Callable[[], Any], script: str) -> None:
     try:
         try:
             main()
-        except sweep.DryRun as asked:
+        except callback.DryRun as asked:
             code = dry_run.run(main, asked)
-        except sweep.Report as asked:
-            from gpt import summary
+        except callback.Report as asked:
+            from gpt.sweeps import summary
 
-            name = typed(composed.without_hydra(asked.config), SCHEMAS[script]).sweep.report
+            name = typed(composition.without_hydra(asked.config), SCHEMAS[script]).sweep.report
             code = summary.close(Path(asked.config.hydra.sweep.dir).parent / name)
     except UserError as error:
         code = error.code
@@ -146,8 +139,8 @@ def launch(main: Callable[[], Any], script: str) -> None:
             code = 1
             log_file = console.save_traceback(error, absolute("outputs") / "errors" / f"{LAUNCH_ID}.txt")
             console.error(f"{type(error).__name__}: {error} (this is a bug; the traceback is in {log_file})")
-    if sweep.running():
-        failed = sweep.close(hurry=code >= 128)
+    if callback.running():
+        failed = callback.close(hurry=code >= 128)
         code = code or failed
     console.flush_and_exit(code)
 

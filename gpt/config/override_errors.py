@@ -21,8 +21,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt import guard, launchers
-from gpt.problems import find_problems, flatten, one_line, shown, unknown, valid_keys
+from gpt.config import guard
+from gpt.config.value_errors import find_problems, flatten, one_line, shown, unknown, valid_keys
+from gpt.sweeps import plugins
 
 ERRORS = (HydraException, OmegaConfBaseException)
 
@@ -62,7 +63,7 @@ def find_faults(root: Path, script: str, kind: type) -> list[str]:
                 _existing(axis, repo, faults)
             else:
                 values.append(axis)
-        faults += launchers.missing(cfg)
+        faults += plugins.missing(cfg)
         if cfg.hydra.sweeper._target_.endswith("BasicSweeper"):
             intervals = [override.input_line for override in values if override.is_interval_sweep()]
             faults += [f"{text}: an interval needs hydra/sweeper=optuna" for text in intervals]

@@ -1,8 +1,8 @@
 """The type and the allowed range of every configuration value. Values themselves live in conf/ only.
 
 Nothing here imports torch, so that a wrong value is reported before the two seconds that torch takes to load. The
-modules import their section from here; gpt/config.py turns a composed Hydra config into one of the three scripts'
-dataclasses at the bottom.
+modules import their section from here; gpt/config/launch.py turns a composed Hydra config into one of the three
+scripts' dataclasses at the bottom.
 """
 
 import dataclasses
@@ -167,7 +167,7 @@ class ScheduleConfig:
 
 @section
 class InitConfig:
-    """Where the first weights come from: None, random ones; else what gpt/weights.py can read."""
+    """Where the first weights come from: None, random ones; else what gpt/weights/weight_files.py can read."""
 
     from_: Annotated[Text | None, Field(alias="from")]  # `from` alone is a word of Python's
     revision: Text | None

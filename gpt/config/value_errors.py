@@ -9,14 +9,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from gpt import progress, schema
+from gpt import progress
+from gpt.config import schema
 from gpt.errors import UserError
 
 DEEPEST = 10  # sections within sections; two that refer to each other have no end
 
 
 def find_problems(cfg: DictConfig, kind: type) -> list[str]:
-    """One phrase for each thing that is wrong with `cfg` as a `kind`, one of gpt/schema.py's three dataclasses.
+    """One phrase for each thing that is wrong with `cfg` as a `kind`, one of gpt/config/schema.py's three dataclasses.
 
     Raises UserError for weights that a value would be read from and that cannot be read."""
     problems: dict[str, str] = {}  # full key: what is wrong with it

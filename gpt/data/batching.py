@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt import tokenfiles
+from gpt.config.schema import DataConfig, TrainConfig, TrainSection
+from gpt.data import token_files
+from gpt.data.packing import Plan, WindowPlan, limit_slots, plan_packed, plan_unpacked
 from gpt.errors import UserError
-from gpt.plan import Plan, WindowPlan, limit_slots, plan_packed, plan_unpacked
-from gpt.schema import DataConfig, TrainConfig, TrainSection
+from gpt.progress import budget
 
 IGNORE = -100  # the target that F.cross_entropy skips
 PAST_TENSE = {"split": "split", "truncate": "truncated", "drop": "dropped"}
@@ -78,7 +79,7 @@ class Split:
     @classmethod
     def open(cls, directory: Path, name: str) -> "Split":
         """Raises UserError when the files are not what preparing data writes."""
-        return cls(*tokenfiles.read(directory, name), name)
+        return cls(*token_files.read(directory, name), name)
 
     def release(self) -> None:
         """Lets go of mapped pages: they stay in the kernel's cache, but no longer count as memory of this process."""
@@ -312,7 +313,17 @@ def open_batches(prepared: Path, cfg: TrainConfig, vocab_size: int) -> tuple[Tra
     """
     train, val = (Split.open(prepared, name) for name in ("train", "val"))
     for split in (train, val):
-        check_vocabulary(split.name, tokenfiles.largest_id(prepared, split.name), vocab_size)
+        check_vocabulary(split.name, token_files.largest_id(prepared, split.name), vocab_size)
     context_length = cfg.model.context_length
     batches = TrainBatches(train, cfg.data, context_length, cfg.train, cfg.seed)
     return batches, eval_batches(val, cfg.data, context_length, cfg.train)
+
+
+def count_steps(cfg: TrainSection, batches: TrainBatches) -> tuple[int, str]:
+    """The length of a run in optimizer steps, and the key that decides it. Padding counts in no budget of tokens, so
+    that runs have equal ones whatever their context length leaves of a row."""
+    epoch_steps = None if cfg.max_epochs is None else cfg.max_epochs * batches.steps_per_epoch
+    found = budget(cfg.max_steps, epoch_steps, cfg.max_tokens, batches.tokens_in_step)
+    if found is None:
+        raise UserError("a run needs a budget", remedy="set train.max_steps, train.max_epochs or train.max_tokens")
+    return found

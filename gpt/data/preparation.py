@@ -1,6 +1,6 @@
 """Raw files -> cleaned records -> splits -> JSONL and token files, in one directory that is complete or not there.
 
-In it: the token files of gpt/tokenfiles.py, the same records as JSON Lines, meta.json (settings, counts, sizes,
+In it: the token files of gpt/data/token_files.py, the same records as JSON Lines, meta.json (settings, counts, sizes,
 sha256), README.md (the data card) and token_lengths.png.
 """
 
@@ -21,12 +21,14 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError, create_model
 
-from gpt import cards, figures, readers, records, sources, splits, textfiles, tokenfiles, tokenizer
-from gpt.console import escape
+from gpt import tokenizer
+from gpt.config.schema import DataConfig
+from gpt.data import data_card, readers, records, sources, splits, text_files, token_files
+from gpt.data.records import Record
+from gpt.data.sources import Source
 from gpt.errors import ENVIRONMENT, UserError
-from gpt.records import Record
-from gpt.schema import DataConfig
-from gpt.sources import Source
+from gpt.terminal import figures
+from gpt.terminal.console import escape
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ FORMAT = 1
 SETTINGS = ("name", "kind", "columns", "tokenizer", "template", "max_tokens", "split", "val_fraction", "test_fraction",
             "split_seed", "on_bad_row", "card")  # fmt: skip
 N_SHOWN = 10  # bad rows in the log; all of them are in bad_rows.txt
-TOKEN_FILES = set(chain.from_iterable(map(tokenfiles.names, splits.NAMES)))
+TOKEN_FILES = set(chain.from_iterable(map(token_files.names, splits.NAMES)))
 OTHER_FILES = {"README.md", "token_lengths.png", "bad_rows.txt", *(f"{split}.jsonl" for split in splits.NAMES)}
 META_LIMIT = 2**26  # bytes of meta.json, enough for 500,000 source files
 NONE_YET = "no prepared data yet"
@@ -102,7 +104,7 @@ def read_meta(directory: Path) -> dict[str, Any]:
         return meta
     except (OSError, ValueError, RecursionError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        raise tokenfiles.damaged(path, " ".join([".".join(map(str, first["loc"])), first["msg"]])) from error
+        raise token_files.damaged(path, " ".join([".".join(map(str, first["loc"])), first["msg"]])) from error
 
 
 def _is_ours(name: str) -> bool:
@@ -134,7 +136,7 @@ def _why_unready(cfg: DataConfig, root: Path, directory: Path) -> str | None:
             if before != value:
                 told = "" if isinstance(value, dict) else f" from {escape(str(before)[:80])} to {value}"
                 return f"data.{name} changed{told}"
-        tokenfiles.check(directory, meta["files"])
+        token_files.check(directory, meta["files"])
     except UserError as error:
         return error.what
     source = sources.local(cfg, root)
@@ -230,7 +232,7 @@ def _finish(meta: dict[str, Any], directory: Path) -> None:
             f"a split is empty: {counts} documents",
             "data.val_fraction, data.test_fraction", "more data or other fractions are needed",
         )  # fmt: skip
-    (directory / "README.md").write_text(cards.data_card(meta), encoding="utf-8")
+    (directory / "README.md").write_text(data_card.data_card(meta), encoding="utf-8")
     known = meta.pop("sha256", {})  # of the files that were hashed while they were written
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": known.get(path.name) or sources.sha256(path)}
@@ -261,7 +263,7 @@ def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str
             yield record
         import matplotlib.backends.backend_agg  # noqa: F401  0.5 s; the figure needs it
 
-    ids = list(tokenfiles.encode_records(read(), cfg.template, encoding))
+    ids = list(token_files.encode_records(read(), cfg.template, encoding))
     _report_bad_rows(bad, directory)
     end = np.array([encoding.eos], dtype=np.uint16)
     lengths = [len(prompt) + len(response) + 1 for prompt, response in ids]
@@ -283,7 +285,7 @@ def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str
         if name != "train":  # its first documents shall be a fair sample of it
             random.Random(f"{cfg.split_seed} {name}").shuffle(order)
         _write_lines(directory / f"{name}.jsonl", [lines[i] for i in order])
-        counts[name] = tokenfiles.write(directory, name, [(*ids[i], end) for i in order], response=1)
+        counts[name] = token_files.write(directory, name, [(*ids[i], end) for i in order], response=1)
     figures.length_histogram(lengths, cfg.max_tokens, directory / "token_lengths.png")
     return {
         "source": origin,
@@ -291,8 +293,8 @@ def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str
         "splits": counts,
         "tokens_before_length_filter": sum(lengths),
         "lengths": {
-            "document": cards.percentiles(lengths),
-            "response": cards.percentiles([len(response) for _, response in ids]),
+            "document": data_card.percentiles(lengths),
+            "response": data_card.percentiles([len(response) for _, response in ids]),
         },
         "leaks": leaks,
         "publisher_splits": sorted({record.split for record in kept_records if record.split}),
@@ -330,11 +332,11 @@ def _write_texts(cfg: DataConfig, source: Source, directory: Path) -> dict[str, 
     twice, as their characters must be counted before they are cut, and never as a whole."""
     encoding = tokenizer.load(cfg.tokenizer)
     end = np.array([encoding.eos], dtype=np.uint16)
-    measured = [textfiles.measure(path) for path in source.files]
+    measured = [text_files.measure(path) for path in source.files]
     n_chars = sum(n for n, _ in measured)
-    parts = tokenfiles.encode_files(source.files, measured, splits.of_text(n_chars, cfg), encoding)
+    parts = token_files.encode_files(source.files, measured, splits.of_text(n_chars, cfg), encoding)
     with contextlib.ExitStack() as stack:
-        writers = {name: stack.enter_context(tokenfiles.Writer(directory, name)) for name in splits.IN_ORDER}
+        writers = {name: stack.enter_context(token_files.Writer(directory, name)) for name in splits.IN_ORDER}
         for name, is_first, ids in parts:
             if is_first and writers[name].n_tokens:
                 writers[name].add(end)

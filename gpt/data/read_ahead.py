@@ -7,7 +7,7 @@ from threading import Thread
 
 import torch
 
-from gpt.data import Batch
+from gpt.data.batching import Batch
 
 
 class ReadAhead:

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt.console import escape
+from gpt.data.text_files import ROW_LIMIT, BadLine, TextFile, open_text, shorten
 from gpt.errors import UserError
-from gpt.textfiles import ROW_LIMIT, BadLine, TextFile, open_text, shorten
+from gpt.terminal.console import escape
 
 PIECE = 64 << 10  # bytes of a JSON array that are read at once
 TOKEN = 16  # characters; what may be cut in two, other than a string, is shorter: -Infinity, 1.5e+, \ud83d\ude00

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpt.console import escape
+from gpt.config.schema import DataConfig
+from gpt.data.readers import BadRows, Row
 from gpt.errors import UserError
-from gpt.readers import BadRows, Row
-from gpt.schema import DataConfig
+from gpt.terminal.console import escape
 
 # Our name of a column -> the names that publishers give it, compared without case.
 COLUMNS = {

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt import durable
+from gpt.config.schema import DataConfig
+from gpt.data.readers import Row
 from gpt.errors import ENVIRONMENT, UserError
-from gpt.hub import described, why_unreachable
-from gpt.readers import Row
-from gpt.schema import DataConfig
+from gpt.files import durable
+from gpt.files.hub import described, why_unreachable
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 import random
 from collections.abc import Callable, Sequence
 
-from gpt.records import Record
-from gpt.schema import DataConfig
+from gpt.config.schema import DataConfig
+from gpt.data.records import Record
 
 NAMES = ("train", "val", "test")
 IN_ORDER = ("train", "test", "val")  # where a split takes what follows each other: the book's order

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt.console import escape
 from gpt.errors import ENVIRONMENT, UserError
+from gpt.terminal.console import escape
 
 PIECE = 64 << 10  # bytes of running text that are read at a time; 1 MiB is no faster, and malloc keeps 40 MB for it
 BUFFER = 64 << 10  # bytes

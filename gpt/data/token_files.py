@@ -1,4 +1,4 @@
-"""Texts -> token ids -> files that gpt/data.py maps into memory, and back from files that nobody vouches for.
+"""Texts -> token ids -> files that gpt/data/batching.py maps into memory, and back from files that nobody vouches for.
 
 <split>.bin holds the ids of all documents one after the other, uint16; <split>.index.npy one row per document: start,
 response_start, end, as offsets into it.
@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gpt import sources, textfiles
-from gpt.console import escape
+from gpt.data import sources, text_files
+from gpt.data.records import Record
 from gpt.errors import ENVIRONMENT, USAGE, UserError
 from gpt.prompts import TEMPLATES, format_prompt
-from gpt.records import Record
+from gpt.terminal.console import escape
 from gpt.tokenizer import Tokenizer
 
 PIECE = 2**16  # characters of running text that are encoded at a time
@@ -100,7 +100,7 @@ def encode_files(
         for path, (n_chars, sha256) in zip(files, measured, strict=True):
             after = before + n_chars
             sizes = {name: n for name, first, last in borders if (n := min(last, after) - max(first, before)) > 0}
-            portions = textfiles.portions(path, list(sizes.values()), sha256)
+            portions = text_files.portions(path, list(sizes.values()), sha256)
             for name, portion in zip(sizes, portions, strict=True):
                 for i, piece in enumerate(pieces(portion, tokenizer.safe_cut, escape(str(path)))):
                     yield name, i == 0, piece

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from gpt import durable
 from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError, unusable
-from gpt.run_directory import in_bytes
+from gpt.files import durable
+from gpt.files.directory import in_bytes
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gpt import durable
+from gpt.files import durable
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from gpt.config.schema import TrainSection
 from gpt.errors import ENVIRONMENT, UserError
 from gpt.model import GPT
-from gpt.schema import TrainSection
 
 log = logging.getLogger(__name__)
 

@@ -12,14 +12,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt import finetune, free_memory, memory
+from gpt import finetune
+from gpt.config.schema import FinetuneConfig, ModelConfig, TrainConfig, TrainSection
+from gpt.machine import free_memory, memory
 from gpt.progress import budget
-from gpt.schema import FinetuneConfig, ModelConfig, TrainConfig, TrainSection
 
 if TYPE_CHECKING:  # torch takes seconds, and what is pure arithmetic below does without it
     import torch
 
-    from gpt.data import Batch, TrainBatches
+    from gpt.data.batching import Batch, TrainBatches
 
 # Measured on a CPU.
 EFFICIENCY = 0.78  # speed of a step, without the optimizer, by that of a probe's products; 0.69 to 0.90 were found
@@ -132,19 +133,21 @@ def of_run(cfg: TrainConfig, root: Path) -> Cost:
 
     Raises UserError for what would stop the run itself: a device, data or a budget that do not suit it.
     """
-    from gpt import compilation, corpus, data, device, loop, optim, sources, tokenizer
+    from gpt import optim, tokenizer
+    from gpt.data import batching, preparation, sources
+    from gpt.machine import compilation, device
 
     where, dtype, environment = device.choose(cfg.device, cfg.train, {})
     vocab_size = tokenizer.load(cfg.data.tokenizer).n_vocab
-    prepared = corpus.find(cfg.data, root)
+    prepared = preparation.find(cfg.data, root)
     rows = cfg.train.micro_batch
     if rows == "auto":
         rows = memory.rows_that_fit(cfg, vocab_size, where, dtype)
     steps = tokens = seconds = None
     length, note, work = None, "", Work.expected(cfg.train)
     if prepared:
-        batches, val_batches = data.open_batches(prepared, memory.with_micro_batch(cfg, rows), vocab_size)
-        length, work = loop.count_steps(cfg.train, batches), Work.of(batches, val_batches)
+        batches, val_batches = batching.open_batches(prepared, memory.with_micro_batch(cfg, rows), vocab_size)
+        length, work = batching.count_steps(cfg.train, batches), Work.of(batches, val_batches)
     else:
         sources.find(cfg.data, root)
         note = f"data={cfg.data.name} is not prepared yet"

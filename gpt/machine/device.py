@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpt import free_memory
+from gpt.config.schema import TrainSection
 from gpt.errors import ENVIRONMENT, UserError
-from gpt.schema import TrainSection
+from gpt.machine import free_memory
 
 log = logging.getLogger(__name__)
 

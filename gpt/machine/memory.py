@@ -8,8 +8,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gpt import console, finetune, free_memory
-from gpt.schema import FinetuneConfig, LoRAConfig, ModelConfig, TrainConfig
+from gpt import finetune
+from gpt.config.schema import FinetuneConfig, LoRAConfig, ModelConfig, TrainConfig
+from gpt.machine import free_memory
+from gpt.terminal import console
 
 if TYPE_CHECKING:  # torch takes seconds, and what is pure arithmetic below does without it
     import torch

@@ -27,14 +27,14 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from gpt import optim
-from gpt.durable import sha256, sync, why_refused
+from gpt.config.schema import LoRAConfig, ModelConfig, TemplateName, TokenizerName
 from gpt.errors import ENVIRONMENT, NUMERICAL, UserError, unusable
+from gpt.files.directory import in_bytes
+from gpt.files.durable import sha256, sync, why_refused
+from gpt.files.tensor_files import load_weights, read_safetensors, read_torch, weights_of
 from gpt.model import GPT
 from gpt.optim import Optimizer
 from gpt.progress import Progress
-from gpt.run_directory import in_bytes
-from gpt.schema import LoRAConfig, ModelConfig, TemplateName, TokenizerName
-from gpt.tensorfiles import load_weights, read_safetensors, read_torch, weights_of
 
 log = logging.getLogger(__name__)
 

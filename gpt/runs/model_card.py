@@ -1,4 +1,4 @@
-"""The model card: the README.md beside a run's weights, and what it shares with that of an export (gpt/hub_card.py).
+"""Writes the model card, the README.md beside a run's weights, and what that of an export shares with it.
 
 Settings are those of a run, as its config.yaml and its checkpoints have them. What they lack is "not recorded".
 """
@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpt.console import escape
-from gpt.schema import ModelConfig, TrainConfig, as_dict
+from gpt.config.schema import ModelConfig, TrainConfig, as_dict
+from gpt.terminal.console import escape
 
 DISCLAIMER = "Generated text can be wrong in every detail; as medical text it must not guide clinical decisions."
 UNKNOWN = "not recorded"

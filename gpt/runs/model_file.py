@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from gpt import durable, lora
-from gpt.checkpoint import FORMAT, UPGRADES, WEIGHTS, Identity, Tensors, best, listed, verify
+from gpt import lora
 from gpt.errors import ENVIRONMENT, UserError, unusable
+from gpt.files import durable
+from gpt.files.tensor_files import read_safetensors, weights_of
 from gpt.model import GPT
-from gpt.tensorfiles import read_safetensors, weights_of
+from gpt.runs.checkpoint import FORMAT, UPGRADES, WEIGHTS, Identity, Tensors, best, listed, verify
 
 LAST_MODEL = "last_model.pt"  # of a run
 

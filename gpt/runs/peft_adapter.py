@@ -18,12 +18,13 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from gpt import durable, lora
+from gpt import lora
+from gpt.config.schema import LoRAConfig
 from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError, unusable
+from gpt.files import durable
+from gpt.files.tensor_files import describe, read_safetensors
 from gpt.finetune import LINEAR
 from gpt.model import GPT
-from gpt.schema import LoRAConfig
-from gpt.tensorfiles import describe, read_safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAME = re.compile(

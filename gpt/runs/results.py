@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from gpt import adapter, figures, model_card, model_file
-from gpt.checkpoint import Identity
+from gpt.config.schema import TrainConfig
+from gpt.files.jsonl import read_rows
 from gpt.model import GPT
-from gpt.model_file import LAST_MODEL
-from gpt.rows import read_rows
-from gpt.schema import TrainConfig
+from gpt.runs import model_card, model_file, peft_adapter
+from gpt.runs.checkpoint import Identity
+from gpt.runs.model_file import LAST_MODEL
+from gpt.terminal import figures
 
 
 def write(run_dir: Path, cfg: TrainConfig, model: GPT, identity: Identity, step: int, prepared: Path) -> None:
@@ -17,7 +18,7 @@ def write(run_dir: Path, cfg: TrainConfig, model: GPT, identity: Identity, step:
     """
     model_file.save_model(run_dir / LAST_MODEL, model, identity, step)
     if identity.lora:
-        adapter.save(run_dir / "adapter", model, identity.lora, cfg.init.from_)
+        peft_adapter.save(run_dir / "adapter", model, identity.lora, cfg.init.from_)
     rows = read_rows(run_dir / "metrics.jsonl")
     figures.loss_curve(rows, run_dir / "loss.png", title=f"{cfg.model.name} on {cfg.data.name}")
     model_card.write(run_dir / "README.md", cfg, rows, cfg.model.n_parameters(identity.vocab_size), prepared)

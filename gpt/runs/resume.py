@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt import checkpoint
-from gpt.checkpoint import Identity, Manifest
+from gpt.config.schema import flatten
 from gpt.errors import CHECKPOINT, UserError
 from gpt.model import GPT
 from gpt.optim import Optimizer
 from gpt.progress import Progress
-from gpt.schema import flatten
+from gpt.runs import checkpoint
+from gpt.runs.checkpoint import Identity, Manifest
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +68,13 @@ def find(run_dir: Path, mode: str) -> Found | None:
 
 
 def environment(found: Found | None) -> dict[str, Any]:
-    """What gpt/device.py recorded of where the run began; empty for a new run, and in format 1."""
+    """What gpt/machine/device.py recorded of where the run began; empty for a new run, and in format 1."""
     recorded = found.config.get("environment") if found else None
     return recorded if isinstance(recorded, dict) else {}
 
 
 def weights(found: Found | None) -> Any:
-    """What gpt/initial.py recorded of the run's first weights; None for random ones, and before format 4."""
+    """What gpt/weights/loading.py recorded of the run's first weights; None for random ones, and before format 4."""
     return found.config.get("weights") if found else None
 
 

@@ -4,13 +4,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from gpt import finetune, memory, optim, run_directory
-from gpt.checkpoint import Identity, is_valid, listed, prune, publish, read_manifest
+from gpt import finetune, optim
+from gpt.config.schema import TrainConfig
 from gpt.errors import ENVIRONMENT, NUMERICAL, UserError
+from gpt.files import directory
+from gpt.machine import memory
 from gpt.model import GPT
 from gpt.optim import Optimizer
 from gpt.progress import Progress
-from gpt.schema import TrainConfig
+from gpt.runs.checkpoint import Identity, is_valid, listed, prune, publish, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -70,4 +72,4 @@ def check_space(run_dir: Path, cfg: TrainConfig, vocab_size: int) -> None:
     in_optimizer *= optim.TENSORS_PER_PARAMETER[cfg.optimizer.name]
     size = 4 * (memory.n_held(cfg.model, cfg.finetune, vocab_size) + in_optimizer)
     n_wanted = cfg.train.keep_checkpoints + 1 - len(listed(run_dir / "checkpoints"))
-    run_directory.check_space(run_dir, max(1, n_wanted), size)
+    directory.check_space(run_dir, max(1, n_wanted), size)

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt import mirror, run_facts
+from gpt.config.schema import TrainConfig, WandbConfig
+from gpt.files.jsonl import RowFile
 from gpt.progress import Progress
-from gpt.rows import RowFile
-from gpt.schema import TrainConfig, WandbConfig
+from gpt.runs import wandb_facts, wandb_mirror
 
 
 class Log:
     """Where a run writes its metrics and samples while it is open; made by `start`."""
 
     def __init__(self, run_dir: Path, log_model: str) -> None:
-        self.mirror = mirror.Mirror(run_dir, "run")
+        self.mirror = wandb_mirror.Mirror(run_dir, "run")
         self._run_dir, self._log_model = run_dir, log_model
         self._first_step = 0  # W&B has all rows before it
         self._metrics, self._samples = RowFile(run_dir / "metrics.jsonl"), RowFile(run_dir / "samples.jsonl")
@@ -60,7 +60,7 @@ class Log:
             return
         values = dict(row)
         if samples:
-            values["samples"] = mirror.page(run_facts.page(samples))
+            values["samples"] = wandb_mirror.page(wandb_facts.page(samples))
         run.log(values, step=row["step"], commit=True)
 
     def _catch_up(self, run: Any, rows: list[dict[str, Any]], samples: list[dict[str, Any]]) -> None:
@@ -82,7 +82,7 @@ def start(cfg: TrainConfig, run_dir: Path, reported: int) -> Iterator[Log]:
     happens. Rows of a larger step, which the run is about to write again, are dropped from the disk first."""
     record = Log(run_dir, cfg.wandb.log_model)
     rows, samples = record._metrics.drop_after(reported), record._samples.drop_after(reported)
-    about = run_facts.of(cfg, run_dir, reported >= 0)
+    about = wandb_facts.of(cfg, run_dir, reported >= 0)
     with record.mirror.opened(about, cfg.wandb.mode, lambda run: record._catch_up(run, rows, samples)):
         try:
             yield record
@@ -108,14 +108,14 @@ def sweep_summary(
     in the summary, such as {"val/loss": 3.2, "settings": {"optimizer.lr": 0.001}}. wandb.json in `directory` keeps the
     run's id. Returns when W&B has it all, within a minute in any case; never raises.
     """
-    record = mirror.Mirror(directory, "sweep")
-    about = run_facts.of_sweep(cfg, directory, name, configs)
+    record = wandb_mirror.Mirror(directory, "sweep")
+    about = wandb_facts.of_sweep(cfg, directory, name, configs)
 
     def send(run: Any) -> None:
-        run.summary.update(run_facts.sweep_summary(statuses, best))
+        run.summary.update(wandb_facts.sweep_summary(statuses, best))
         figures = [directory / name for name in ("curves.png", "heatmap.png")]
-        run.log({path.stem: mirror.image(path) for path in figures if path.is_file()}, commit=False)
-        run.log({"leaderboard": mirror.table(*run_facts.cells([columns]), run_facts.cells(rows))})
+        run.log({path.stem: wandb_mirror.image(path) for path in figures if path.is_file()}, commit=False)
+        run.log({"leaderboard": wandb_mirror.table(*wandb_facts.cells([columns]), wandb_facts.cells(rows))})
 
     with record.opened(about, cfg.mode, send):
         pass

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gpt import durable
-from gpt.console import escape
-from gpt.schema import TrainConfig, WandbConfig, as_dict
+from gpt.config.schema import TrainConfig, WandbConfig, as_dict
+from gpt.files import durable
+from gpt.files.paths import PROJECT_ROOT
+from gpt.terminal.console import escape
 
-PROJECT = Path(__file__).resolve().parent.parent
 # What an agent of a W&B sweep sets for the one run that it starts; W&B then takes the id of no other.
 AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 
@@ -134,7 +134,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def commit() -> str | None:
     """The commit of this project that is checked out."""
-    command = ["git", "-C", str(PROJECT), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(PROJECT_ROOT), "rev-parse", "HEAD"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     return None

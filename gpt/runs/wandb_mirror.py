@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt import run_facts
+from gpt.files.paths import PROJECT_ROOT
+from gpt.runs import wandb_facts
 
 log = logging.getLogger(__name__)
 
-OUTPUTS = run_facts.PROJECT / "outputs"
+OUTPUTS = PROJECT_ROOT / "outputs"
 INIT_TIMEOUT, FINISH_TIMEOUT = 20, 35  # seconds; the defaults are 90 and for ever
 START_DELAY = 3  # seconds, or until there is something to send: importing wandb slows a short first evaluation down
 HASTY_TIMEOUT = 5  # for the end of an interrupted run
@@ -56,7 +57,7 @@ class Mirror:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # reports to W&B, for which an exit waits up to 10 s
         hidden = ["SLURM_JWT"]  # a token: W&B's process records all variables that begin with SLURM_
         if about["id"] != os.environ.get("WANDB_RUN_ID"):
-            hidden += run_facts.AGENT  # for W&B these go before any other id
+            hidden += wandb_facts.AGENT  # for W&B these go before any other id
         taken = {name: os.environ.pop(name) for name in hidden if name in os.environ}
 
         def connect() -> None:
@@ -199,7 +200,7 @@ class Mirror:
                 stop_fn=lambda: setattr(self, "stop_requested", True),
                 # Left to itself W&B uploads the difference to the last commit and the remote's URL, with a token in it.
                 disable_git=True,
-                git_commit=run_facts.commit(),
+                git_commit=wandb_facts.commit(),
                 git_remote_url="",
                 disable_code=True,
                 save_code=False,
@@ -207,7 +208,7 @@ class Mirror:
 
             def init(mode: str) -> Any:
                 # First: a run that is killed now goes on under this id.
-                run_facts.remember(self._directory, about["id"], mode)
+                wandb_facts.remember(self._directory, about["id"], mode)
                 # Offline the record of a resumed run is complete: what became of the one before is not known here, and
                 # its file may be torn, at which `wandb sync` stops. Without `resume` the rows keep their steps in a
                 # sync, so that those which the server has are replaced (wandb/wandb#12668) and not added.
@@ -228,7 +229,7 @@ class Mirror:
             option = "--include-online " if mode == "online" else ""
             self.sync_command = f"wandb sync {option}{shlex.quote(run.settings.sync_dir)}"
             self.url = run.url if mode == "online" else None
-            run_facts.remember(self._directory, run.id, mode, self.url)
+            wandb_facts.remember(self._directory, run.id, mode, self.url)
             title = "W&B" if self._what == "run" else f"W&B, the whole {self._what}"
             log.info(f"{title}: {self.url}" if self.url else f"{title}: offline; to upload: {self.sync_command}")
         except Exception as error:

@@ -1,8 +1,8 @@
 """What Hydra tells of a sweep and its jobs (conf/hydra/callbacks/sweep.yaml), and what follows from it.
 
 Hydra prints only the first failed job of a sweep, starts all of them again each time, and knows no closing step when
-one has failed. So gpt/dispatch.py decides which jobs its launcher gets, the callback below records each of them in the
-process in which it runs, and gpt/config.py's `launch` calls `close` at the end.
+one has failed. So gpt/sweeps/dispatch.py decides which jobs its launcher gets, the callback below records each of them
+in the process in which it runs, and gpt/config/launch.py's `launch` calls `close` at the end.
 """
 
 import functools
@@ -24,11 +24,12 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from gpt import composed, console, jobs, snapshot, workers
-from gpt.dispatch import Dispatch
+from gpt.config.schema import WandbConfig
 from gpt.errors import UserError
-from gpt.jobs import Job
-from gpt.schema import WandbConfig
+from gpt.sweeps import composition, frozen_files, jobs, workers
+from gpt.sweeps.dispatch import Dispatch
+from gpt.sweeps.jobs import Job
+from gpt.terminal import console
 
 _running: tuple[Path, WandbConfig] | None = None  # the sweep of this process, from its first job on
 
@@ -67,7 +68,7 @@ class SweepCallback(Callback):
         self.on_run_start(config)
         loader, plugins = GlobalHydra.instance().config_loader(), Plugins.instance()
         original = plugins.instantiate_launcher
-        snapshot.freeze(loader)
+        frozen_files.freeze(loader)
 
         def instantiate_launcher(*, task_function: Callable[[DictConfig], Any], **kwargs: Any) -> Launcher:
             plugins.instantiate_launcher = original
@@ -122,7 +123,7 @@ def close(hurry: bool) -> int:
     global _running
     if _running is None:
         raise RuntimeError("no sweep is running")
-    from gpt import summary  # which takes numpy and more
+    from gpt.sweeps import summary  # which takes numpy and more
 
     (directory, wandb), _running = _running, None
     return summary.close(directory, None if hurry else wandb)
@@ -139,13 +140,13 @@ def _process() -> tuple[str, int]:
 
 def _recorded(config: DictConfig) -> Job:
     folder = Path(config.hydra.runtime.output_dir)
-    return jobs.load(folder) or composed.as_job(config, config.hydra.job.num, set())
+    return jobs.load(folder) or composition.as_job(config, config.hydra.job.num, set())
 
 
 def _ended(job: Job, config: DictConfig) -> Job:
     """A job whose function has returned: whether it came to its end is told by its newest checkpoint."""
-    from gpt import checkpoint
     from gpt.progress import is_finished
+    from gpt.runs import checkpoint
 
     steps = checkpoint.listed(job.folder / "checkpoints")
     if not steps:  # of a script that keeps none

@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from gpt.figures import loss_range
-from gpt.markup import text
+from gpt.sweeps.markup import text
+from gpt.terminal.figures import loss_range
 
 COLOURED = 8  # entries of a leaderboard whose curves have a colour; the others are grey
 

@@ -13,9 +13,9 @@ from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt import jobs
 from gpt.errors import UserError
-from gpt.estimate import Cost
+from gpt.machine.cost import Cost
+from gpt.sweeps import jobs
 
 
 def is_known(config: DictConfig) -> bool:
@@ -54,7 +54,7 @@ def as_job(config: DictConfig, number: int, swept: set[str]) -> jobs.Job:
 
 
 def identity(config: DictConfig) -> dict[str, Any]:
-    """The settings by which a job is known, see gpt/jobs.py."""
+    """The settings by which a job is known, see gpt/sweeps/jobs.py."""
     values = {}
     for key in config:
         if key not in jobs.VOLATILE and not OmegaConf.is_missing(config, key):

@@ -19,11 +19,13 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from gpt import composed, console, durable, halving, jobs, workers
 from gpt.errors import ENVIRONMENT, IN_USE, USAGE, UserError
-from gpt.jobs import Job
-from gpt.run_directory import cannot_write, owned
-from gpt.run_facts import PROJECT
+from gpt.files import durable
+from gpt.files.directory import cannot_write, owned
+from gpt.files.paths import PROJECT_ROOT
+from gpt.sweeps import composition, halving, jobs, workers
+from gpt.sweeps.jobs import Job
+from gpt.terminal import console
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +69,11 @@ class Dispatch(Launcher):
         from the start, cannot run.
         """
         wanted = [tuple(overrides) for overrides in job_overrides]
-        known = composed.is_known(self._config)
+        known = composition.is_known(self._config)
         if self._config.sweep.rungs and not known:
             raise UserError("sweep.rungs", "hydra/sweeper", "successive halving needs a sweep whose jobs are known")
         if any(overrides not in self._planned for overrides in wanted):
-            self._make_plan(composed.all_jobs(self._config, self._loader) if known else list(job_overrides))
+            self._make_plan(composition.all_jobs(self._config, self._loader) if known else list(job_overrides))
         alive = list({self._planned[overrides].job.id: self._planned[overrides] for overrides in wanted}.values())
         for rung in [*self._config.sweep.rungs, None]:
             self._run([one for one in alive if _is_due(one.job, rung)], rung)
@@ -88,7 +90,7 @@ class Dispatch(Launcher):
         if still:  # those of a launcher whose launching process was killed
             what = f"{len(still)} of {len(mine)} jobs still run without it: {', '.join(still)}"
             raise UserError(what, str(self._directory), "wait for them, or end them", IN_USE)
-        if composed.is_known(self._config):
+        if composition.is_known(self._config):
             check_axes(planned)
             check_jobs(planned, self._fingerprint, workers.are_elsewhere(self._config))
             warn_of_doubles([planned[tuple(overrides)].job for overrides in every])
@@ -128,13 +130,13 @@ def plan(
     config: DictConfig, loader: ConfigLoader, every: Iterable[Sequence[str]], before: dict[str, Job]
 ) -> dict[tuple[str, ...], Planned]:
     """The jobs with these overrides, by their overrides. `before`: those that the sweep has, by their ids."""
-    swept = {axis.key_or_group for axis in composed.axes(config, loader) if axis.is_sweep_override()}
+    swept = {axis.key_or_group for axis in composition.axes(config, loader) if axis.is_sweep_override()}
     number = max((job.number for job in before.values() if job.status != "damaged"), default=-1) + 1
     found: dict[str, Planned] = {}
     planned = {}
     for overrides in every:
-        composition = composed.compose(config, loader, list(overrides), len(planned))
-        job = composed.as_job(composition, number, swept)
+        job_config = composition.compose(config, loader, list(overrides), len(planned))
+        job = composition.as_job(job_config, number, swept)
         if job.id not in found:
             there = before.get(job.id)
             if there is None or there.status == "damaged":
@@ -142,7 +144,7 @@ def plan(
                 job = replace(job, status="interrupted" if there else "new")
             else:
                 job = replace(there, overrides=job.overrides, name=job.name)
-            found[job.id] = Planned(_named(config, overrides), composition, job)
+            found[job.id] = Planned(_named(config, overrides), job_config, job)
         planned[tuple(overrides)] = found[job.id]
     return planned
 
@@ -205,19 +207,19 @@ def check_jobs(
 
 def fingerprint(task: Callable[[DictConfig], Any], config: DictConfig, folder: Path) -> str:
     """Of the data that a job would train on. Raises UserError for what would stop the job."""
-    from gpt import corpus  # later than a word on a wrong command line
+    from gpt.data import preparation  # later than a word on a wrong command line
 
-    cost = composed.cost(task, config, folder)
-    prepared = corpus.find(cost.cfg.data, PROJECT)
+    cost = composition.cost(task, config, folder)
+    prepared = preparation.find(cost.cfg.data, PROJECT_ROOT)
     if prepared is None:
-        prepared = corpus.ensure(cost.cfg.data, PROJECT)
-        composed.cost(task, config, folder)  # now that there is data, does it suit the job?
-    return corpus.read_meta(prepared)["fingerprint"]
+        prepared = preparation.ensure(cost.cfg.data, PROJECT_ROOT)
+        composition.cost(task, config, folder)  # now that there is data, does it suit the job?
+    return preparation.read_meta(prepared)["fingerprint"]
 
 
 def describe(mine: list[Job], n_others: int) -> str:
     """12 jobs: 7 done, 1 resumes at step 120, 1 failed (again), 3 new"""
-    from gpt.checkpoint import listed
+    from gpt.runs.checkpoint import listed
 
     counts: dict[str, list[Job]] = {}
     for job in mine:
@@ -271,7 +273,7 @@ def _result(job: Job) -> JobReturn:
 def _write_facts(directory: Path) -> None:
     """sweep.json: the format, and the command that goes on with the sweep."""
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("sweep.name=")]
-    command = ["python", str(PROJECT / "train.py"), *arguments, f"sweep.name={directory.name}"]
+    command = ["python", str(PROJECT_ROOT / "train.py"), *arguments, f"sweep.name={directory.name}"]
     facts = {"format": jobs.FORMAT, "name": directory.name, "command": command}
     try:
         durable.write(directory / "sweep.json", json.dumps(facts, indent=2) + "\n")

@@ -7,27 +7,28 @@ from typing import Any
 
 from hydra.types import RunMode
 
-from gpt import composed, console, jobs, sweep
 from gpt.errors import UserError
-from gpt.estimate import Cost
+from gpt.machine.cost import Cost
+from gpt.sweeps import callback, composition, jobs
+from gpt.terminal import console
 
 log = logging.getLogger(__name__)
 
 
-def run(main: Callable[[], Any], asked: sweep.DryRun) -> int:
+def run(main: Callable[[], Any], asked: callback.DryRun) -> int:
     """Calls the function that `hydra.main` has made `main` of, as Hydra would, once or for each job of a sweep. Prints
     what it returns. Returns the exit code: 1 if a job of a sweep cannot run."""
     task, config = main.__wrapped__, asked.config
     if config.hydra.mode != RunMode.MULTIRUN:
-        show(composed.cost(task, config, Path(config.hydra.run.dir)))
+        show(composition.cost(task, config, Path(config.hydra.run.dir)))
         return 0
-    every = composed.all_jobs(config, asked.loader)
-    configs = [composed.compose(config, asked.loader, overrides, number) for number, overrides in enumerate(every)]
-    found = [composed.as_job(job, number, set()) for number, job in enumerate(configs)]
+    every = composition.all_jobs(config, asked.loader)
+    configs = [composition.compose(config, asked.loader, overrides, number) for number, overrides in enumerate(every)]
+    found = [composition.as_job(job, number, set()) for number, job in enumerate(configs)]
     keys, costs = jobs.varied_keys(found), []
-    for job, composition in zip(found, configs, strict=True):
+    for job, config in zip(found, configs, strict=True):
         try:
-            costs.append(composed.cost(task, composition, job.folder))
+            costs.append(composition.cost(task, config, job.folder))
         except UserError as error:
             console.error(f"job {job.number} ({jobs.describe(job, keys)}): {error}")
             costs.append(None)

@@ -8,7 +8,7 @@ has learned it keeps: it pauses at a rung and goes on from its checkpoint.
 import math
 from collections.abc import Sequence
 
-from gpt.jobs import Job, grouped, varied_keys
+from gpt.sweeps.jobs import Job, grouped, varied_keys
 
 
 def loss_at(job: Job, rung: int) -> float | None:

@@ -17,11 +17,11 @@ from typing import Any
 
 import yaml
 
-from gpt import durable
-from gpt.console import escape
-from gpt.rows import read_rows
-from gpt.run_directory import is_owned
-from gpt.schema import flatten
+from gpt.config.schema import flatten
+from gpt.files import durable
+from gpt.files.directory import is_owned
+from gpt.files.jsonl import read_rows
+from gpt.terminal.console import escape
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gpt.console import escape
-from gpt.jobs import Job, grouped, is_number, shown, varied_keys
+from gpt.sweeps.jobs import Job, grouped, is_number, shown, varied_keys
+from gpt.terminal.console import escape
 
 # Settings that change which tokens are scored, or what a token is, and what then still can be compared.
 SCORED = {

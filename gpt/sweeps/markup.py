@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gpt.console import escape
-from gpt.jobs import is_number, shown
+from gpt.sweeps.jobs import is_number, shown
+from gpt.terminal.console import escape
 
 
 def text(value: object, longest: int | None = None, keep_newlines: bool = False) -> str:

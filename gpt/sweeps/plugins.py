@@ -9,7 +9,6 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -19,8 +18,9 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
 
 from gpt.errors import ENVIRONMENT, USAGE, UserError
+from gpt.files.paths import PROJECT_ROOT
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = PROJECT_ROOT / "conf"
 SLOTS = ("hydra/sweeper", "hydra/launcher")
 
 
@@ -68,7 +68,7 @@ def _explained(make: Callable[..., Sweeper]) -> Callable[..., Sweeper]:
 
 
 def _hush() -> None:
-    """What gpt/sweep.py says of each job, plugins need not say as well."""
+    """What gpt/sweeps/callback.py says of each job, plugins need not say as well."""
     logging.getLogger("hydra_plugins").setLevel(logging.ERROR)
     if "optuna" in sys.modules:
         sys.modules["optuna"].logging.set_verbosity(logging.ERROR)

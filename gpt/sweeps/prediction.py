@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from gpt.console import escape
-from gpt.jobs import Job, grouped, is_number, shown, varied_keys
-from gpt.leaderboard import is_result, t_quantile
+from gpt.sweeps.jobs import Job, grouped, is_number, shown, varied_keys
+from gpt.sweeps.leaderboard import is_result, t_quantile
+from gpt.terminal.console import escape
 
 LR = "optimizer.lr"
 

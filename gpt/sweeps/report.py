@@ -15,19 +15,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt import chart, durable
-from gpt.chart import Curve
-from gpt.console import escape
-from gpt.figures import Grid, loss_range
-from gpt.jobs import STATUSES, Job, describe, is_number, key_of, shown, varied_keys
-from gpt.leaderboard import Entry, is_result
-from gpt.markup import cell, listing, shortened, table, text
-from gpt.model_card import DISCLAIMER
-from gpt.run_facts import PROJECT
+from gpt.files import durable
+from gpt.files.paths import PROJECT_ROOT
+from gpt.runs.model_card import DISCLAIMER
+from gpt.sweeps import chart
+from gpt.sweeps.chart import Curve
+from gpt.sweeps.jobs import STATUSES, Job, describe, is_number, key_of, shown, varied_keys
+from gpt.sweeps.leaderboard import Entry, is_result
+from gpt.sweeps.markup import cell, listing, shortened, table, text
+from gpt.terminal.console import escape
+from gpt.terminal.figures import Grid, loss_range
 
 log = logging.getLogger(__name__)
 
-SCRIPT = ["python", str(PROJECT / "train.py")]
+SCRIPT = ["python", str(PROJECT_ROOT / "train.py")]
 OPEN = 20  # jobs: with more, the table of all of them is folded
 LONGEST_SAMPLE = 5000  # characters
 HEADER = ["val/loss", "95 % interval", "seeds", "val/bpb", "tokens", "seconds", "tokens/s", "status"]

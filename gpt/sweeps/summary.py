@@ -9,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt import console, durable, figures, jobs, leaderboard, prediction, report, track
+from gpt.config.schema import WandbConfig
 from gpt.errors import UserError
-from gpt.jobs import Job
-from gpt.leaderboard import Entry
-from gpt.run_facts import PROJECT
-from gpt.schema import WandbConfig
+from gpt.files import durable
+from gpt.files.paths import PROJECT_ROOT
+from gpt.runs import track
+from gpt.sweeps import jobs, leaderboard, prediction, report
+from gpt.sweeps.jobs import Job
+from gpt.sweeps.leaderboard import Entry
+from gpt.terminal import console, figures
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +116,7 @@ def command(directory: Path) -> str:
         return shlex.join(words)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         log.warning(f"{directory / 'sweep.json'} cannot be read: the command that started the sweep is not known")
-        return shlex.join(["python", str(PROJECT / "train.py"), "-m", f"sweep.name={directory.name}"])
+        return shlex.join(["python", str(PROJECT_ROOT / "train.py"), "-m", f"sweep.name={directory.name}"])
 
 
 def csv_text(found: list[Job]) -> str:

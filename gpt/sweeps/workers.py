@@ -11,9 +11,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from gpt import console
 from gpt.errors import Interrupted, UserError
-from gpt.run_facts import PROJECT
+from gpt.files.paths import PROJECT_ROOT
+from gpt.terminal import console
 
 # Of joblib and submitit, for a process that has been killed or has no more memory.
 DEATHS = {"TerminatedWorkerError", "BrokenProcessPool", "FailedJobError", "UncompletedJobError"}
@@ -80,7 +80,7 @@ def launching(config: DictConfig, n_jobs: int) -> Iterator[None]:
     if launcher.endswith("BasicLauncher"):
         yield
         return
-    variables = {"PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))}
+    variables = {"PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))}
     if "joblib" in launcher and "OMP_NUM_THREADS" not in os.environ:
         variables["OMP_NUM_THREADS"] = str(threads_each(config.hydra.launcher.n_jobs, n_jobs))
     with _environment(variables), _passing_on_signals() as received:

@@ -13,15 +13,16 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from gpt import hub_card, tokenizer
-from gpt.durable import sha256, sync, why_refused
+from gpt import tokenizer
 from gpt.errors import ENVIRONMENT, UserError
-from gpt.layouts import MATRIX
+from gpt.files.directory import in_bytes
+from gpt.files.durable import sha256, sync, why_refused
 from gpt.model import GPT, INIT_STD, LAYER_NORM_EPS
-from gpt.model_file import Loaded
-from gpt.run_directory import in_bytes
+from gpt.runs.model_file import Loaded
 from gpt.tokenizer import END_OF_TEXT
-from gpt.weights import SUMS
+from gpt.weights import hub_card
+from gpt.weights.tensor_names import MATRIX
+from gpt.weights.weight_files import SUMS
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ACTIVATIONS = {"tanh": "gelu_new", "exact": "gelu"}

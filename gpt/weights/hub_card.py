@@ -13,10 +13,13 @@ from typing import Any
 
 import yaml
 
-from gpt import checkpoint, tokenizer
+from gpt import tokenizer
 from gpt.errors import UserError
-from gpt.hub import PINNED
-from gpt.model_card import (
+from gpt.files.hub import PINNED
+from gpt.files.jsonl import read_rows
+from gpt.prompts import format_prompt
+from gpt.runs import checkpoint
+from gpt.runs.model_card import (
     DISCLAIMER,
     UNKNOWN,
     architecture,
@@ -29,9 +32,7 @@ from gpt.model_card import (
     table,
     template,
 )
-from gpt.model_file import LAST_MODEL, Loaded
-from gpt.prompts import format_prompt
-from gpt.rows import read_rows
+from gpt.runs.model_file import LAST_MODEL, Loaded
 
 OPENAI = "openai-community/"  # where the hub has OpenAI's weights
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)  # on the hub

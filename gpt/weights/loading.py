@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from gpt import layouts, lora, pretrained, tokenizer, weights
-from gpt.checkpoint import Identity
-from gpt.console import escape
+from gpt import lora, tokenizer
+from gpt.config.schema import InitConfig, ModelConfig
 from gpt.errors import CHECKPOINT, UserError, unusable
-from gpt.layouts import Parts
+from gpt.files.tensor_files import copy
 from gpt.model import GPT
-from gpt.model_file import Loaded
-from gpt.schema import InitConfig, ModelConfig
-from gpt.tensorfiles import copy
-from gpt.weights import Adapters, Weights, same
+from gpt.runs.checkpoint import Identity
+from gpt.runs.model_file import Loaded
+from gpt.terminal.console import escape
+from gpt.weights import locate, tensor_names, weight_files
+from gpt.weights.tensor_names import Parts
+from gpt.weights.weight_files import Adapters, Weights, same
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +41,9 @@ def find(cfg: InitConfig, model: ModelConfig, named: str, root: Path) -> First |
     with the model, but not copied yet. Raises UserError naming what does not fit."""
     if cfg.from_ is None:
         return None
-    source = pretrained.find(cfg.from_, cfg.revision, root)
-    found = weights.read(source)
-    pretrained.check_tokenizer(source, named)
+    source = locate.find(cfg.from_, cfg.revision, root)
+    found = weight_files.read(source)
+    locate.check_tokenizer(source, named)
     log.info(f"weights from {found.path}: {found.about}")
     origin = {"from": cfg.from_, "about": found.about, "revision": source.revision, "sha256": found.hashes()}
     return First(*fit(found, model, tokenizer.load(named).n_vocab), found.path, origin, found.adapters)
@@ -50,10 +51,10 @@ def find(cfg: InitConfig, model: ModelConfig, named: str, root: Path) -> First |
 
 def load(name: str, root: Path, device: torch.device) -> Loaded:
     """The model that is called `name`, in evaluation mode, whatever its format. Raises UserError."""
-    source = pretrained.find(name, None, root)
-    found = weights.read(source)
+    source = locate.find(name, None, root)
+    found = weight_files.read(source)
     identity = found.identity or identity_of(found, name)
-    pretrained.check_tokenizer(source, identity.tokenizer)
+    locate.check_tokenizer(source, identity.tokenizer)
     model = filled(First(*fit(found, identity.model, identity.vocab_size), found.path, {}, found.adapters))
     return Loaded(model.to(device).eval(), identity.tokenizer, identity.template, found.step, found.path)
 
@@ -126,7 +127,7 @@ def fit(found: Weights, cfg: ModelConfig, n_vocab: int) -> tuple[GPT, dict[str, 
     for name, rows in (("wte.weight", n_vocab), ("lm_head.weight", n_vocab), ("wpe.weight", cfg.context_length)):
         if name in tensors:
             tensors[name] = tuple(part[:rows] if part.dim() else part for part in tensors[name])
-    without = layouts.missing_biases(tensors, list(wanted))
+    without = tensor_names.missing_biases(tensors, list(wanted))
     if without:
         log.info(f"{len(without)} biases that the weights do not have are 0 at first")
     tensors |= {name: (torch.zeros(wanted[name]),) for name in without}
@@ -138,7 +139,7 @@ def fit(found: Weights, cfg: ModelConfig, n_vocab: int) -> tuple[GPT, dict[str, 
         tensors["lm_head.weight"] = embedding
     asked = any(getattr(cfg, key) != getattr(shape, key) for key in ("n_layer", "n_head", "n_embd", "gelu"))
     remedy = "model=pretrained takes the architecture from the file" if asked else ""
-    check_shapes(path, {name: layouts.shape(parts) for name, parts in tensors.items()}, wanted, remedy)
+    check_shapes(path, {name: tensor_names.shape(parts) for name, parts in tensors.items()}, wanted, remedy)
     for key in shape.stated:
         mine, theirs = getattr(cfg, key), getattr(shape, key)
         if mine != theirs:

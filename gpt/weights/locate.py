@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt import hub
 from gpt.errors import CHECKPOINT, UserError, unusable
+from gpt.files import hub
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def find(name: str, revision: str | None, root: Path) -> Source:
 
 @cache  # a process looks for the architecture, then for the weights, and hashes gigabytes each time
 def fetched(name: str, revision: str | None, by_hand: Path) -> Path:
-    """A directory with weights of the hub, see gpt/hub.py."""
+    """A directory with weights of the hub, see gpt/files/hub.py."""
     return hub.fetch(name, revision, by_hand, of_transformers)
 
 
@@ -106,9 +106,9 @@ def architecture(source: Source) -> Architecture:
         return of_transformers(source.path / "config.json")
     if source.kind == "tensorflow":
         return of_openai(source.path / "hparams.json")
-    from gpt import weights
+    from gpt.weights import weight_files
 
-    return weights.read(source).architecture
+    return weight_files.read(source).architecture
 
 
 @cache  # each of a sweep's jobs asks for each of its values

@@ -19,8 +19,8 @@ import google_crc32c
 import torch
 from torch import Tensor
 
-from gpt import tensorfiles
 from gpt.errors import unusable
+from gpt.files import tensor_files
 
 # By TensorFlow's number of the type; the names are for people.
 TYPES = {1: torch.float32, 3: torch.int32, 9: torch.int64, 14: torch.bfloat16, 19: torch.float16}
@@ -120,7 +120,7 @@ def _tensor(data: Tensor, entry: Entry) -> Tensor:
     crc, raw = 0, data[entry.offset : entry.end]
     for piece in raw.split(PIECE):
         crc = google_crc32c.extend(crc, piece.numpy())
-        tensorfiles.forget(piece)
+        tensor_files.forget(piece)
     if _masked(crc) != entry.crc:
         raise ValueError(f"{entry.name}: crc32c differs")
     if entry.offset % entry.dtype.itemsize:  # variables of several types follow each other without a gap

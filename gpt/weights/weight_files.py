@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt import bundle, hub, layouts, model_file, pretrained
-from gpt.checkpoint import WEIGHTS, Identity
-from gpt.console import escape
-from gpt.durable import sha256
+from gpt.config.schema import LoRAConfig
 from gpt.errors import CHECKPOINT, UserError, unusable
-from gpt.layouts import Parts
-from gpt.pretrained import Architecture, Source
-from gpt.schema import LoRAConfig
-from gpt.tensorfiles import forget, read_safetensors, read_torch
+from gpt.files import hub
+from gpt.files.durable import sha256
+from gpt.files.tensor_files import forget, read_safetensors, read_torch
+from gpt.runs import model_file
+from gpt.runs.checkpoint import WEIGHTS, Identity
+from gpt.terminal.console import escape
+from gpt.weights import locate, tensor_names, tf_bundle
+from gpt.weights.locate import Architecture, Source
+from gpt.weights.tensor_names import Parts
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ def read(source: Source) -> Weights:
     if source.kind == "own":
         return ours(*model_file.read_directory(path))
     files = [path]
-    stated = pretrained.architecture(source) if source.kind != "file" else None  # before gigabytes of another family
+    stated = locate.architecture(source) if source.kind != "file" else None  # before gigabytes of another family
     if source.kind == "transformers":
         verify(path / "config.json")
         tensors, files = read_directory(path)
@@ -73,7 +75,7 @@ def read(source: Source) -> Weights:
             return ours(*model_file.read_content(content, path))
         tensors, settings = unwrapped(content, path)
     check_types(tensors, path)
-    recognised = layouts.recognise(tensors)
+    recognised = tensor_names.recognise(tensors)
     if recognised is None:
         names = ", ".join(escape(name) for name in list(tensors)[:5])
         what = f"no GPT-2 in a layout that is known; its tensors are {names}, ..."
@@ -98,10 +100,10 @@ def ours(identity: Identity, step: int, tensors: dict[str, Tensor], path: Path) 
 
 def read_bundle(directory: Path) -> tuple[dict[str, Tensor], list[Path]]:
     """The tensors of a directory of OpenAI's, and its files. Raises UserError (3)."""
-    prefix = bundle.prefix_of(directory)
+    prefix = tf_bundle.prefix_of(directory)
     if prefix is None:
         raise UserError("no TensorFlow checkpoint", str(directory), "model.ckpt.index is missing", CHECKPOINT)
-    return bundle.read(prefix), sorted(directory.glob(f"{prefix.name}.data-*"))
+    return tf_bundle.read(prefix), sorted(directory.glob(f"{prefix.name}.data-*"))
 
 
 def read_directory(directory: Path) -> tuple[dict[str, Tensor], list[Path]]:
@@ -124,7 +126,7 @@ def read_directory(directory: Path) -> tuple[dict[str, Tensor], list[Path]]:
             verify(directory / file)
             tensors |= read_one(directory / file)
         if index.exists() and files != [name]:
-            lost = sorted(pretrained.read_json(index)["weight_map"].keys() - tensors.keys())
+            lost = sorted(locate.read_json(index)["weight_map"].keys() - tensors.keys())
             if lost:
                 raise unusable(index, f"tensor {escape(lost[0])} is in none of its {len(files)} files")
         return tensors, [directory / file for file in files]
@@ -134,7 +136,7 @@ def read_directory(directory: Path) -> tuple[dict[str, Tensor], list[Path]]:
 def shards(index: Path) -> list[str]:
     """The files that an index names, all of the same directory. Raises UserError (3)."""
     try:
-        return hub.shards_in(pretrained.read_json(index))
+        return hub.shards_in(locate.read_json(index))
     except ValueError as error:
         raise unusable(index, "no weight_map of tensors to files beside it") from error
 
@@ -170,7 +172,7 @@ def check_types(tensors: dict[str, Tensor], path: Path) -> None:
         is_odd = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta
         if is_odd or tensor.untyped_storage().nbytes() < tensor.nbytes:
             raise unusable(path, f"tensor {escape(name)} is no ordinary one")
-        if not tensor.is_floating_point() and not layouts.MASKS.search(name):
+        if not tensor.is_floating_point() and not tensor_names.MASKS.search(name):
             raise unusable(path, f"tensor {escape(name)} is of {tensor.dtype}, and no floating-point numbers")
 
 
@@ -193,7 +195,7 @@ def lora_of(tensors: dict[str, Tensor], cfg: LoRAConfig, n_layer: int, path: Pat
 def architecture_of(parts: dict[str, Parts], settings: dict[str, Any], path: Path) -> Architecture:
     """The architecture that shapes tell, and the number of heads, which they do not, by the settings in the file or by
     the width of the heads of GPT-2. Raises UserError (3) for a variant of GPT-2."""
-    sizes = {name: layouts.shape(parts[name]) if name in parts else [] for name in ("wte.weight", "wpe.weight")}
+    sizes = {name: tensor_names.shape(parts[name]) if name in parts else [] for name in ("wte.weight", "wpe.weight")}
     if [len(size) for size in sizes.values()] != [2, 2] or any(0 in size for size in sizes.values()):
         raise unusable(path, "no embeddings of tokens and positions")
     [n_vocab, n_embd], [n_positions, _] = sizes.values()
@@ -220,7 +222,7 @@ def architecture_of(parts: dict[str, Parts], settings: dict[str, Any], path: Pat
 
 def same(a: Parts, b: Parts) -> bool:
     """Whether two matrices are equal, without having both in memory."""
-    if layouts.shape(a) != layouts.shape(b) or len(a) + len(b) > 2 or not a[0].dim():
+    if tensor_names.shape(a) != tensor_names.shape(b) or len(a) + len(b) > 2 or not a[0].dim():
         return False
     for rows in zip(a[0].split(4096), b[0].split(4096), strict=True):
         if not torch.equal(*rows):

@@ -6,12 +6,13 @@ import yaml
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.types import RunMode
-from test_config import composed
+from test_launch import composed
 
-from gpt import config, optim, problems, schema
+from gpt import optim
+from gpt.config import launch, schema, value_errors
+from gpt.config.schema import as_dict
 from gpt.model import GPT
 from gpt.prompts import TEMPLATES
-from gpt.schema import as_dict
 
 CONF = ROOT / "conf"
 
@@ -31,8 +32,8 @@ def choice(override):
 
 def loaded(*overrides):
     cfg = composed(*overrides)
-    assert problems.find_problems(cfg, schema.TrainConfig) == []
-    return config.to_dataclass(cfg, schema.TrainConfig)
+    assert value_errors.find_problems(cfg, schema.TrainConfig) == []
+    return launch.to_dataclass(cfg, schema.TrainConfig)
 
 
 def test_the_groups_hold_what_the_readme_promises():
@@ -86,7 +87,7 @@ def test_each_data_set_names_its_licence_and_its_prompts(name):
 @pytest.mark.parametrize("script", ["generate", "prepare_data"])
 def test_the_other_scripts_configurations_are_typed(script):
     overrides = ["checkpoint=x", "prompt=y"] if script == "generate" else []
-    assert problems.find_problems(composed(*overrides, script=script), config.SCHEMAS[script]) == []
+    assert value_errors.find_problems(composed(*overrides, script=script), launch.SCHEMAS[script]) == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)

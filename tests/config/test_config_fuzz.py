@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 from launcher import launcher
 
-from gpt.console import escape
+from gpt.terminal.console import escape
 
 ANY_BAD = ["abc", "true", "[1]", "{a: 1}", "'3'", "", "nan", "inf", "-inf", "???", "${nope}", "${model.nope}", "\uff11"]
 COUNT = (["1", "7", "64", "1_000", "1e3"], ["0", "-1", "2.5", "1e30", "9" * 5000, "null", *ANY_BAD])

@@ -1,4 +1,4 @@
-"""A configuration from anybody executes nothing: what works on plain Hydra does not work with gpt/guard.py."""
+"""A configuration from anybody executes nothing: what works on plain Hydra does not work with gpt/config/guard.py."""
 
 import os
 import pickle

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
-from gpt import config
+from gpt.files import paths
 
 
 def composed(*overrides, script="train"):
@@ -24,8 +24,8 @@ def run_script(*arguments, script="train.py", cwd=ROOT):
 
 
 def test_relative_paths_are_relative_to_the_project():
-    assert config.absolute("outputs/x") == ROOT / "outputs" / "x"
-    assert config.absolute("/elsewhere/x").as_posix() == "/elsewhere/x"
+    assert paths.absolute("outputs/x") == ROOT / "outputs" / "x"
+    assert paths.absolute("/elsewhere/x").as_posix() == "/elsewhere/x"
 
 
 def test_all_faults_are_one_line_and_code_2_within_two_seconds_and_before_torch_is_loaded(tmp_path):

@@ -42,10 +42,15 @@ runpy.run_path(arguments[0], run_name="__main__")
 """
 MODULES = """
 torch._dynamo matplotlib.pyplot matplotlib.backends.backend_agg pandas hydra wandb.sdk.launch.inputs.internal
-gpt.config gpt.corpus gpt.figures gpt.loop gpt.model_card gpt.model_file gpt.resume gpt.sampling gpt.saver gpt.track
+gpt.config.launch gpt.data.preparation gpt.terminal.figures gpt.loop gpt.runs.model_card gpt.runs.model_file
+gpt.runs.resume gpt.sampling gpt.runs.saver gpt.runs.track
 """
 BUGGY = "train with a proxy that is away and a bug"
-BUG = "from gpt import figures, mirror\nmirror.INIT_TIMEOUT, figures.loss_curve = 1, None\n"
+BUG = """
+from gpt.runs import wandb_mirror
+from gpt.terminal import figures
+wandb_mirror.INIT_TIMEOUT, figures.loss_curve = 1, None
+"""
 
 
 def forms(secret: str) -> list[bytes]:

@@ -2,10 +2,11 @@
 
 import pytest
 from omegaconf import OmegaConf
-from test_config import composed
+from test_launch import composed
 
-from gpt import progress, schema
-from gpt.problems import find_problems, unknown, valid_keys
+from gpt import progress
+from gpt.config import schema
+from gpt.config.value_errors import find_problems, unknown, valid_keys
 
 DELETED = object()
 

@@ -15,8 +15,8 @@ import torch
 from conftest import REAL_MEDQUAD, ROOT, data_config, made_split, model_config, train_section
 from torch.nn import functional as F
 
-from gpt import corpus, tokenfiles
-from gpt.data import IGNORE, Split, TrainBatches, check_vocabulary, collate, cut, eval_batches, eval_segments
+from gpt.data import preparation, token_files
+from gpt.data.batching import IGNORE, Split, TrainBatches, check_vocabulary, collate, cut, eval_batches, eval_segments
 from gpt.errors import UserError
 from gpt.loop import batch_loss
 from gpt.model import GPT
@@ -185,13 +185,13 @@ def check_the_default_batching(directory, context_length, most_padding):
 def test_packed_batches_of_the_sample_have_three_shapes_at_most_and_hardly_any_padding(tmp_path):
     """What torch.compile sees. An epoch of the sample has few rows, the last of which is not full."""
     cfg = data_config(name="sample", path=str(ROOT / "gpt" / "sample.csv"), tokenizer="gpt2")
-    check_the_default_batching(corpus.prepare(cfg, tmp_path), 128, most_padding=0.02)
+    check_the_default_batching(preparation.prepare(cfg, tmp_path), 128, most_padding=0.02)
 
 
 @pytest.mark.exhaustive
 def test_packed_batches_of_the_real_medquad_have_three_shapes_at_most_and_under_two_percent_of_padding(tmp_path):
     cfg = data_config(name="medquad", path=str(REAL_MEDQUAD), tokenizer="gpt2", max_tokens=1024)
-    directory = corpus.prepare(cfg, tmp_path)
+    directory = preparation.prepare(cfg, tmp_path)
     for context_length in (256, 512, 1024):
         check_the_default_batching(directory, context_length, most_padding=0.01)
 
@@ -203,7 +203,7 @@ def test_an_epoch_of_packed_batches_and_an_evaluation_compile_six_graphs_at_most
     from torch._dynamo.utils import counters
 
     cfg = data_config(name="sample", path=str(ROOT / "gpt" / "sample.csv"), tokenizer="gpt2")
-    train_split, val_split = (Split.open(corpus.prepare(cfg, tmp_path), name) for name in ("train", "val"))
+    train_split, val_split = (Split.open(preparation.prepare(cfg, tmp_path), name) for name in ("train", "val"))
     train = train_section(tokens_per_step=11 * 128, micro_batch=4, eval_tokens=4096)
     batches = batches_of(train_split, "packed", 128, train=train)
     model = GPT(model_config(context_length=128), 50257)
@@ -388,7 +388,7 @@ def test_tokens_that_were_read_do_not_stay_in_the_memory_of_the_process(tmp_path
     path = sparse_text(tmp_path / "text", 10_000_000) / "train.bin"
     split = Split.open(path.parent, "train")
     assert int(split.ids[::64].sum()) == 0 and resident_kb(path) > 15_000  # without anybody letting go: 20 MB
-    assert tokenfiles.largest_id(path.parent, "train") == 0
+    assert token_files.largest_id(path.parent, "train") == 0
     split.release()
     assert resident_kb(path) == 0
     batches = batches_of(split, "packed", 256, kind="text", mask="all", train=train_section(tokens_per_step=2**20))
@@ -403,7 +403,9 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import torch
 from conftest import adamw_config, data_config, model_config, schedule_config, train_section
-from gpt import data, free_memory, loop, optim, tokenfiles
+from gpt import loop, optim
+from gpt.data import batching, token_files
+from gpt.machine import free_memory
 from gpt.model import GPT
 from gpt.progress import Progress
 torch.set_num_threads(1)
@@ -411,11 +413,11 @@ torch.set_num_threads(1)
 train = train_section(tokens_per_step=512, micro_batch=4, max_steps=20, eval_every=10, eval_tokens=1024)
 cfg = data_config(kind="text", mask="all")
 imported = time.perf_counter()
-splits = [data.Split.open(Path(sys.argv[1]), name) for name in ("train", "val")]
+splits = [batching.Split.open(Path(sys.argv[1]), name) for name in ("train", "val")]
 for split in splits:
-    data.check_vocabulary(split.name, tokenfiles.largest_id(Path(sys.argv[1]), split.name), 257)
-batches = data.TrainBatches(splits[0], cfg, 128, train, 0)
-val = data.eval_batches(splits[1], cfg, 128, train)
+    batching.check_vocabulary(split.name, token_files.largest_id(Path(sys.argv[1]), split.name), 257)
+batches = batching.TrainBatches(splits[0], cfg, 128, train, 0)
+val = batching.eval_batches(splits[1], cfg, 128, train)
 model = GPT(model_config(context_length=128, n_embd=64), 257)
 optimizer = optim.build(model, adamw_config())
 opened = time.perf_counter()
@@ -534,8 +536,8 @@ def test_a_token_file_that_is_damaged_or_hostile_is_an_error_with_its_name(split
 
 def test_token_files_are_read_as_they_were_written_also_when_they_are_empty(tmp_path):
     documents = [[np.array([5, 6], np.uint16), np.array([7], np.uint16)], [np.array([8, 9], np.uint16)]]
-    tokenfiles.write(tmp_path, "val", documents, response=1)
-    tokenfiles.write(tmp_path, "test", [], response=1)
+    token_files.write(tmp_path, "val", documents, response=1)
+    token_files.write(tmp_path, "test", [], response=1)
     split = Split.open(tmp_path, "val")
     assert split.ids.tolist() == [5, 6, 7, 8, 9] and split.documents.tolist() == [[0, 2, 3], [3, 5, 5]]
     assert Split.open(tmp_path, "test").documents.shape == (0, 3)

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from gpt.plan import Plan, WindowPlan, limit_slots, pack, permuted, plan_packed, plan_unpacked
+from gpt.data.packing import Plan, WindowPlan, limit_slots, pack, permuted, plan_packed, plan_unpacked
 
 
 @pytest.mark.parametrize("n", [*range(1, 70), 1023, 1024, 1025, 54_321])

@@ -20,7 +20,8 @@ import pytest
 from conftest import REAL_MEDQUAD, ROOT, THE_VERDICT, data_config
 from test_tokenizer import made_texts
 
-from gpt import corpus, splits, textfiles, tokenfiles, tokenizer
+from gpt import tokenizer
+from gpt.data import preparation, splits, text_files, token_files
 from gpt.errors import UserError
 from gpt.prompts import format_prompt
 
@@ -53,7 +54,7 @@ def read_lines(path):
 
 def problem(cfg, root, code):
     with pytest.raises(UserError) as caught:
-        corpus.prepare(cfg, root)
+        preparation.prepare(cfg, root)
     assert caught.value.code == code
     return str(caught.value)
 
@@ -64,7 +65,7 @@ def medquad(tmp_path_factory):
     if not REAL_MEDQUAD.exists():
         pytest.skip(f"{REAL_MEDQUAD} is not there")
     root = tmp_path_factory.mktemp("medquad")
-    return corpus.prepare(real_config(), root)
+    return preparation.prepare(real_config(), root)
 
 
 def real_config():
@@ -75,7 +76,7 @@ def real_config():
 
 
 def test_the_ladder_on_the_real_medquad(medquad):
-    meta = corpus.read_meta(medquad)
+    meta = preparation.read_meta(medquad)
     assert meta["ladder"] == [
         ["rows", 16_412], ["with an answer", 16_407], ["without exact duplicates", 16_359],
         ["at most 1,024 tokens", 15_941],
@@ -106,7 +107,7 @@ def test_no_question_and_no_focus_area_of_the_real_medquad_is_in_two_splits(medq
 
 
 def test_the_splits_of_the_real_medquad_have_the_shares_and_sources_asked_for(medquad):
-    documents = {name: split["documents"] for name, split in corpus.read_meta(medquad)["splits"].items()}
+    documents = {name: split["documents"] for name, split in preparation.read_meta(medquad)["splits"].items()}
     assert documents["val"] / 15_941 == pytest.approx(0.05, abs=0.002)
     assert documents["test"] / 15_941 == pytest.approx(0.1, abs=0.002)
 
@@ -137,9 +138,9 @@ def test_the_whole_export_has_what_the_splits_have_and_what_was_too_long(medquad
 
 
 def test_the_same_input_and_seed_give_the_same_bytes_anywhere(tmp_path):
-    first, second = (corpus.prepare(sample(), tmp_path / name) for name in ("here", "there"))
+    first, second = (preparation.prepare(sample(), tmp_path / name) for name in ("here", "there"))
     assert contents(first) == contents(second)
-    other = corpus.prepare(sample(split_seed=1), tmp_path / "other")
+    other = preparation.prepare(sample(split_seed=1), tmp_path / "other")
     assert contents(first)["val.bin"] != contents(other)["val.bin"]
     assert contents(first)["sample_alpaca.jsonl"] == contents(other)["sample_alpaca.jsonl"]
 
@@ -150,14 +151,14 @@ def test_the_sample_is_large_enough_and_in_medquads_schema(tmp_path):
     assert list(rows[0]) == ["question", "answer", "source", "focus_area"]
     assert len(rows) >= 240 and len({row["focus_area"] for row in rows}) == 48
     assert all(row["question"].endswith(" ?") and row["focus_area"] in row["question"] for row in rows)
-    meta = corpus.read_meta(corpus.prepare(sample(tokenizer="gpt2"), tmp_path))
+    meta = preparation.read_meta(preparation.prepare(sample(tokenizer="gpt2"), tmp_path))
     assert meta["tokens_before_length_filter"] > 25_000
     assert meta["ladder"][-1][1] == 288
 
 
 def test_a_prepared_directory_says_what_it_is(tmp_path):
-    directory = corpus.prepare(sample(), tmp_path)
-    meta = corpus.read_meta(directory)
+    directory = preparation.prepare(sample(), tmp_path)
+    meta = preparation.read_meta(directory)
     assert meta["files"].keys() == {path.name for path in directory.iterdir()} - {"meta.json"}
     assert {"README.md", "token_lengths.png", "sample_alpaca.jsonl", "train.bin", "val.index.npy"} < meta[
         "files"
@@ -174,10 +175,10 @@ def lines(caplog):
 
 def test_what_is_prepared_is_used_and_batches_may_change(tmp_path, lines):
     cfg = small_csv(tmp_path / "small.csv")
-    corpus.ensure(cfg, tmp_path)
+    preparation.ensure(cfg, tmp_path)
     assert lines() == ["preparing data=small from small.csv: no prepared data yet"]
     for change in ({"mask": "all"}, {"batching": "padded"}, {"overflow": "drop"}, {"prompts": ["x"]}):
-        corpus.ensure(data_config(**{**vars(cfg), **change}), tmp_path)
+        preparation.ensure(data_config(**{**vars(cfg), **change}), tmp_path)
     assert len(lines()) == 1
 
 
@@ -192,8 +193,8 @@ def test_what_is_prepared_is_used_and_batches_may_change(tmp_path, lines):
 )
 def test_other_settings_prepare_anew(tmp_path, lines, change, reason):
     cfg = small_csv(tmp_path / "small.csv")
-    corpus.ensure(cfg, tmp_path)
-    corpus.ensure(data_config(**{**vars(cfg), **change}), tmp_path)
+    preparation.ensure(cfg, tmp_path)
+    preparation.ensure(data_config(**{**vars(cfg), **change}), tmp_path)
     assert lines()[1] == f"preparing data=small from small.csv: {reason}"
 
 
@@ -234,7 +235,7 @@ DAMAGE = {  # what is done to a prepared directory, and what is said about it
     ),
     "it is in format 7\\x1b[2J\\n, this program writes 1": lambda d: edit_meta(d, format="7\x1b[2J\n"),
     "data.split changed from random\\x1b\\n to grouped": lambda d: edit_meta(
-        d, settings=corpus.read_meta(d)["settings"] | {"split": "random\x1b\n"}
+        d, settings=preparation.read_meta(d)["settings"] | {"split": "random\x1b\n"}
     ),
 }
 
@@ -242,10 +243,10 @@ DAMAGE = {  # what is done to a prepared directory, and what is said about it
 @pytest.mark.parametrize("reason, damage", DAMAGE.items(), ids=[ascii(reason)[:60] for reason in DAMAGE])
 def test_damaged_data_is_prepared_again_from_its_source_with_the_reason(tmp_path, lines, reason, damage):
     cfg = small_text(tmp_path / "small.txt")
-    directory = corpus.ensure(cfg, tmp_path)
+    directory = preparation.ensure(cfg, tmp_path)
     whole = contents(directory)
     damage(directory)
-    corpus.ensure(cfg, tmp_path)
+    preparation.ensure(cfg, tmp_path)
     assert lines()[1].startswith(f"preparing data=small from small.txt: {reason}") and len(lines()) == 2
     assert contents(directory) == whole
 
@@ -253,12 +254,12 @@ def test_damaged_data_is_prepared_again_from_its_source_with_the_reason(tmp_path
 @pytest.mark.parametrize("damage", [DAMAGE["train.bin damaged (sha256 differs)"], DAMAGE["no prepared data yet"]])
 def test_damaged_data_without_its_source_is_an_error_and_stays_what_it_is(tmp_path, damage):
     cfg = small_text(tmp_path / "small.txt")
-    directory = corpus.ensure(cfg, tmp_path)
+    directory = preparation.ensure(cfg, tmp_path)
     (tmp_path / "small.txt").unlink()
     damage(directory)
     before = contents(directory)
     with pytest.raises(UserError, match=r"no text file at .*small\.txt") as caught:
-        corpus.ensure(cfg, tmp_path)
+        preparation.ensure(cfg, tmp_path)
     assert caught.value.code == 2 and contents(directory) == before
     if "meta.json" in before:
         assert str(caught.value).startswith(f"train.bin damaged (sha256 differs) in {directory}, and it cannot be")
@@ -270,34 +271,34 @@ HOSTILE_NAMES = ["../../x", "/etc/passwd", "a\0", "\x1b[2J", "../x_alpaca.jsonl"
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_no_file_outside_the_directory_is_looked_at_whatever_meta_json_lists(tmp_path, lines, name):
     cfg = small_text(tmp_path / "small.txt")
-    directory = corpus.ensure(cfg, tmp_path)
-    edit_meta(directory, files=corpus.read_meta(directory)["files"] | {name: {"bytes": 0, "sha256": ""}})
-    corpus.ensure(cfg, tmp_path)
+    directory = preparation.ensure(cfg, tmp_path)
+    edit_meta(directory, files=preparation.read_meta(directory)["files"] | {name: {"bytes": 0, "sha256": ""}})
+    preparation.ensure(cfg, tmp_path)
     reason = "meta.json damaged (other files than those of prepared data)"
     assert lines()[1:] == [f"preparing data=small from small.txt: {reason}"]
 
 
 def test_a_pipe_in_place_of_the_lock_stops_nobody(tmp_path):
     os.mkfifo(tmp_path / "prepared.lock")
-    assert corpus.prepare(small_text(tmp_path / "small.txt"), tmp_path).is_dir()
+    assert preparation.prepare(small_text(tmp_path / "small.txt"), tmp_path).is_dir()
 
 
 def test_a_changed_source_prepares_anew_and_a_vanished_one_does_not(tmp_path, lines):
     cfg = small_csv(tmp_path / "small.csv")
-    directory = corpus.ensure(cfg, tmp_path)
-    before = corpus.read_meta(directory)["fingerprint"]
+    directory = preparation.ensure(cfg, tmp_path)
+    before = preparation.read_meta(directory)["fingerprint"]
     small_csv(tmp_path / "small.csv", n_topics=21)
-    corpus.ensure(cfg, tmp_path)
+    preparation.ensure(cfg, tmp_path)
     assert lines()[1] == "preparing data=small from small.csv: small.csv changed"
-    assert corpus.read_meta(directory)["fingerprint"] != before
+    assert preparation.read_meta(directory)["fingerprint"] != before
     (tmp_path / "small.csv").unlink()
-    assert corpus.ensure(cfg, tmp_path) == directory
+    assert preparation.ensure(cfg, tmp_path) == directory
     assert lines()[2].startswith(f"{tmp_path}/small.csv has gone; using the data prepared from it")
 
 
 def test_a_failed_preparation_leaves_what_was_there_and_no_rubbish(tmp_path):
     cfg = small_csv(tmp_path / "small.csv")
-    directory = corpus.prepare(cfg, tmp_path)
+    directory = preparation.prepare(cfg, tmp_path)
     before = contents(directory)
     (tmp_path / "small.csv").write_text("question,answer\nq,a,b\n")
     problem(cfg, tmp_path, 2)
@@ -309,7 +310,7 @@ def test_remains_of_a_killed_preparation_are_cleared_away(tmp_path):
     cfg = small_csv(tmp_path / "small.csv")
     (tmp_path / ".prepared.new").mkdir()
     (tmp_path / ".prepared.new" / "train.bin").write_text("half")
-    corpus.prepare(cfg, tmp_path)
+    preparation.prepare(cfg, tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["prepared", "prepared.lock", "small.csv"]
 
 
@@ -317,7 +318,7 @@ def test_a_second_start_waits_and_then_uses_what_the_first_prepared(tmp_path, li
     cfg = small_csv(tmp_path / "small.csv")
     with open(tmp_path / "prepared.lock", "w") as first:
         fcntl.flock(first, fcntl.LOCK_EX)
-        second = threading.Thread(target=corpus.ensure, args=(cfg, tmp_path))
+        second = threading.Thread(target=preparation.ensure, args=(cfg, tmp_path))
         second.start()
         time.sleep(0.2)
         assert second.is_alive() and not (tmp_path / "prepared").exists()
@@ -360,8 +361,8 @@ def test_bad_rows_that_are_left_out_are_counted_and_listed(tmp_path, lines):
     with open(tmp_path / "small.csv", "a") as file:
         file.write("q,a\n" * 12)
     assert "small.csv:22: 2 fields, the header has 4" in problem(cfg, tmp_path, 2)
-    directory = corpus.prepare(data_config(**{**vars(cfg), "on_bad_row": "skip"}), tmp_path)
-    assert corpus.read_meta(directory)["ladder"][:2] == [["rows", 32], ["well-formed", 20]]
+    directory = preparation.prepare(data_config(**{**vars(cfg), "on_bad_row": "skip"}), tmp_path)
+    assert preparation.read_meta(directory)["ladder"][:2] == [["rows", 32], ["well-formed", 20]]
     listed = (directory / "bad_rows.txt").read_text().splitlines()
     assert len(listed) == 12 and listed[-1] == "small.csv:33: 2 fields, the header has 4"
     shown = [line for line in lines() if line.startswith("small.csv:")]
@@ -370,7 +371,7 @@ def test_bad_rows_that_are_left_out_are_counted_and_listed(tmp_path, lines):
 
 @pytest.mark.parametrize("split", ["random", "sequential"])
 def test_a_split_that_leaks_is_warned_of(tmp_path, caplog, split):
-    corpus.prepare(sample(split=split), tmp_path)
+    preparation.prepare(sample(split=split), tmp_path)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert f"data.split={split}: 0.0 % of the val questions occur in train" in warning
     assert "of the test rows share their focus with train" in warning
@@ -379,20 +380,20 @@ def test_a_split_that_leaks_is_warned_of(tmp_path, caplog, split):
 def test_helpsteer_from_json_lines_groups_prompts_and_describes_the_scores(tmp_path):
     rows = [{"prompt": f"p{i // 4}\n", "response": f" r{i}", "helpfulness": i % 5, "coherence": 4} for i in range(80)]
     (tmp_path / "h.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    directory = corpus.prepare(data_config(kind="helpsteer", path="h.jsonl", prepared_dir="out"), tmp_path)
+    directory = preparation.prepare(data_config(kind="helpsteer", path="h.jsonl", prepared_dir="out"), tmp_path)
     prompts = [
         {row["instruction"] for row in read_lines(directory / f"{name}.jsonl")} for name in ("train", "val", "test")
     ]
     assert [len(found) for found in prompts] == [16, 2, 2] and len(set.union(*prompts)) == 20
     assert read_lines(directory / "test_alpaca.jsonl")[0] == {"instruction": "p0\n", "input": "", "output": " r0"}
-    assert corpus.read_meta(directory)["scores"]["helpfulness"]["mean"] == 2
+    assert preparation.read_meta(directory)["scores"]["helpfulness"]["mean"] == 2
     assert "| helpfulness | 80 | 2 |" in (directory / "README.md").read_text()
 
 
 def test_alpaca_from_a_json_array_uses_the_template_with_input(tmp_path):
     rows = [{"instruction": f"i{i}", "input": "x" if i % 2 else "", "output": "o"} for i in range(20)]
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    directory = corpus.prepare(data_config(kind="alpaca", path="a.json", prepared_dir="out"), tmp_path)
+    directory = preparation.prepare(data_config(kind="alpaca", path="a.json", prepared_dir="out"), tmp_path)
     ids, index = np.fromfile(directory / "val.bin", dtype="<u2"), np.load(directory / "val.index.npy")
     row = read_lines(directory / "val.jsonl")[0]
     prompt = format_prompt("alpaca", row["instruction"], row["input"])
@@ -402,7 +403,7 @@ def test_alpaca_from_a_json_array_uses_the_template_with_input(tmp_path):
 @pytest.mark.skipif(not THE_VERDICT.exists(), reason=f"{THE_VERDICT} is not there")
 def test_the_verdict_gives_4612_and_534_tokens(tmp_path):
     cfg = data_config(kind="text", path=str(THE_VERDICT), prepared_dir="out", tokenizer="gpt2", test_fraction=0.0)
-    directory = corpus.prepare(cfg, tmp_path)
+    directory = preparation.prepare(cfg, tmp_path)
     assert [np.load(directory / f"{name}.index.npy").tolist() for name in ("train", "val", "test")] == [
         [[0, 0, 4612]], [[0, 0, 534]], [],
     ]  # fmt: skip
@@ -413,15 +414,15 @@ def test_several_texts_are_joined_by_the_end_of_text_and_cut_by_characters(tmp_p
     for name, text in (("a", "a" * 50), ("b", ""), ("c", "c" * 50)):
         (tmp_path / "books" / f"{name}.txt").write_text(text)
     cfg = data_config(kind="text", path="books", prepared_dir="out", val_fraction=0.2, test_fraction=0.1)
-    directory = corpus.prepare(cfg, tmp_path)
+    directory = preparation.prepare(cfg, tmp_path)
     ids = [np.fromfile(directory / f"{name}.bin", dtype="<u2").tolist() for name in ("train", "val", "test")]
     assert ids == [[97] * 50 + [256] + [99] * 20, [99] * 20, [99] * 10]
 
 
 def test_texts_have_the_ids_of_each_split_at_once_however_they_are_read_and_cut(tmp_path, monkeypatch):
     """Files, gzipped or not, with Windows line ends, pieces that end anywhere: as if all were in memory."""
-    monkeypatch.setattr(textfiles, "PIECE", 50)
-    monkeypatch.setattr(tokenfiles, "PIECE", 20)
+    monkeypatch.setattr(text_files, "PIECE", 50)
+    monkeypatch.setattr(token_files, "PIECE", 20)
     gpt2, eos = tokenizer.load("gpt2"), 50256
     for seed in range(12):
         rng = random.Random(seed)
@@ -436,7 +437,7 @@ def test_texts_have_the_ids_of_each_split_at_once_however_they_are_read_and_cut(
         cfg = data_config(kind="text", path=str(folder), prepared_dir=f"out {seed}", tokenizer="gpt2", **fractions)
         if sum(map(len, texts)) < 20:  # a split would be empty
             continue
-        directory = corpus.prepare(cfg, tmp_path)
+        directory = preparation.prepare(cfg, tmp_path)
         for name, first, last in splits.of_text(sum(map(len, texts)), cfg):
             expected, before = [], 0
             for text in texts:
@@ -447,19 +448,21 @@ def test_texts_have_the_ids_of_each_split_at_once_however_they_are_read_and_cut(
             assert ids == expected, f"seed {seed}, {name}"
             index = [[0, 0, len(ids)]] if ids else []
             assert np.load(directory / f"{name}.index.npy").tolist() == index
-        for name, file in corpus.read_meta(directory)["files"].items():
+        for name, file in preparation.read_meta(directory)["files"].items():
             assert hashlib.sha256((directory / name).read_bytes()).hexdigest() == file["sha256"]
-        assert corpus.read_meta(directory)["source"]["files"] == corpus.sources.local(cfg, tmp_path).identity()
+        assert (
+            preparation.read_meta(directory)["source"]["files"] == preparation.sources.local(cfg, tmp_path).identity()
+        )
 
 
 def test_a_text_is_prepared_in_memory_that_does_not_depend_on_its_length(tmp_path, monkeypatch, record_property):
-    monkeypatch.setattr(tokenfiles, "AHEAD", 4)
+    monkeypatch.setattr(token_files, "AHEAD", 4)
     line = "The quick brown fox, 12 years old, doesn't jump; an \u00e9tude: it's over the lazy dog.\n"
     peaks = []
     for size in (1_000_000, 5_000_000):
         (tmp_path / "a.txt").write_text(line * (size // len(line)), encoding="utf-8")
         tracemalloc.start()
-        corpus.prepare(data_config(kind="text", path="a.txt", prepared_dir="out", tokenizer="gpt2"), tmp_path)
+        preparation.prepare(data_config(kind="text", path="a.txt", prepared_dir="out", tokenizer="gpt2"), tmp_path)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     record_property("count", f"memory to prepare 1 and 5 MB of text: {peaks[0] / 1e6:.1f} and {peaks[1] / 1e6:.1f} MB")

@@ -8,9 +8,9 @@ import torch
 from conftest import adamw_config, data_config, made_split, model_config, schedule_config, train_section
 
 from gpt import optim
-from gpt.data import TrainBatches, eval_batches
+from gpt.data.batching import TrainBatches, eval_batches
+from gpt.data.read_ahead import ReadAhead
 from gpt.errors import UserError
-from gpt.feed import ReadAhead
 from gpt.loop import fit
 from gpt.model import GPT
 from gpt.progress import Progress

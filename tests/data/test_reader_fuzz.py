@@ -1,6 +1,6 @@
 """Random damage to CSV, JSON and JSON Lines: every file gives the rows that its bytes say, or one line of error.
 
-What the bytes say is read a second time here, by other means than gpt/readers.py uses: CSV by a state machine on
+What the bytes say is read a second time here, by other means than gpt/data/readers.py uses: CSV by a state machine on
 bytes, JSON by a tokenizer and a recursive descent, UTF-8 by the table of the Unicode standard. Both must agree on
 every row, on every line left out by on_bad_row=skip, and on what is refused.
 """
@@ -13,7 +13,7 @@ from collections import Counter
 
 import pytest
 
-from gpt import readers
+from gpt.data import readers
 from gpt.errors import UserError
 
 N_FILES = 5_000  # of each shard
@@ -240,7 +240,7 @@ JSON_TOKEN = re.compile(
     r'|"((?:[^"\\\x00-\x1f]++|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*)"|(NaN|-?Infinity))'
 )  # fmt: skip
 JSON_ESCAPE = re.compile(r"\\(?:u(....)|(.))")
-MAX_DEPTH = 200  # gpt/readers.py can go deeper: what lies between is not checked
+MAX_DEPTH = 200  # gpt/data/readers.py can go deeper: what lies between is not checked
 
 
 class TooDeep(Exception):
@@ -388,7 +388,7 @@ UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066
 
 
 def found(path, policy: str) -> Found:
-    """What gpt/readers.py makes of a file. Any exception but a UserError of one line fails the test."""
+    """What gpt/data/readers.py makes of a file. Any exception but a UserError of one line fails the test."""
     bad = readers.BadRows(policy)
     try:
         rows = [(row.line, row.values) for row in readers.rows(path, bad)]

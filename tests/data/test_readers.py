@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt import readers, textfiles
+from gpt.data import readers, text_files
+from gpt.data.readers import BadRows
 from gpt.errors import UserError
-from gpt.readers import BadRows
 
 
 def read(path, content, policy="error"):
@@ -266,7 +266,7 @@ def test_memory_is_bounded_by_the_largest_row_not_by_the_file(tmp_path, kind, re
     ],
 )
 def test_a_quote_that_is_never_closed_does_not_draw_a_large_file_into_memory(tmp_path, monkeypatch, name, start, end):
-    for module in (readers, textfiles):  # 64 MiB take a second
+    for module in (readers, text_files):  # 64 MiB take a second
         monkeypatch.setattr(module, "ROW_LIMIT", 1_000_000)
     (tmp_path / name).write_text(start + end * (LARGE // len(end)))
     tracemalloc.start()

@@ -3,9 +3,9 @@
 import pytest
 from conftest import data_config
 
-from gpt import records
+from gpt.data import records
+from gpt.data.readers import BadRows, Row
 from gpt.errors import UserError
-from gpt.readers import BadRows, Row
 
 
 def clean(values, policy="error", **config):

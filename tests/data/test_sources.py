@@ -6,9 +6,9 @@ import logging
 import pytest
 from conftest import data_config
 
-from gpt import sources
+from gpt.data import sources
+from gpt.data.sources import Source
 from gpt.errors import UserError
-from gpt.sources import Source
 
 
 def find(root, **config):

@@ -5,8 +5,8 @@ import random
 import pytest
 from conftest import data_config
 
-from gpt import splits
-from gpt.records import Record
+from gpt.data import splits
+from gpt.data.records import Record
 
 
 def made(n_topics=100, rows_each=4, sources=("A", "B")):

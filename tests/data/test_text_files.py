@@ -5,9 +5,9 @@ import hashlib
 
 import pytest
 
-from gpt import textfiles
+from gpt.data import text_files
+from gpt.data.text_files import BadLine, measure, open_text, portions, shorten
 from gpt.errors import UserError
-from gpt.textfiles import BadLine, measure, open_text, portions, shorten
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_damaged_gzip_file_says_so(path, where):
 @pytest.mark.parametrize("size", [4, 5, 6, 7, 100])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_characters_have_unix_line_ends_wherever_pieces_end(path, monkeypatch, size, pack):
-    monkeypatch.setattr(textfiles, "PIECE", size)
+    monkeypatch.setattr(text_files, "PIECE", size)
     content = "\ufeffa\r\né\r\r\n漢\r\n\r\n\U0001f600\rb\n\r".encode() * 9
     path.write_bytes(pack(content))
     expected = content[3:].decode().replace("\r\n", "\n")
@@ -95,7 +95,7 @@ def test_a_file_without_characters_has_none(path, content):
 @pytest.mark.parametrize("size", [4, 10, 1000])
 @pytest.mark.parametrize("pack", [bytes, lambda content: gzip.compress(content) + b"\0" * 1000])
 def test_portions_are_all_of_a_file(path, monkeypatch, size, pack):
-    monkeypatch.setattr(textfiles, "PIECE", size)
+    monkeypatch.setattr(text_files, "PIECE", size)
     path.write_bytes(pack("aé漢\r\n".encode() * 50))
     n_chars, sha256 = measure(path)
     for sizes in ([n_chars], [1, n_chars - 1], [70, 60, 70], [4] * 50):

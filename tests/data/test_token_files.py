@@ -10,10 +10,11 @@ import pytest
 from conftest import THE_VERDICT
 from test_tokenizer import made_texts
 
-from gpt import tokenfiles, tokenizer
+from gpt import tokenizer
+from gpt.data import token_files
+from gpt.data.records import Record
 from gpt.errors import UserError
 from gpt.prompts import TEMPLATES, format_prompt
-from gpt.records import Record
 
 GPT2 = tokenizer.load("gpt2")
 # Where a shortcut could go wrong: whitespace at a border, contractions, digits, other scripts, nothing at all.
@@ -23,22 +24,22 @@ STARTS = ["What is it ?", " it", "\nit", "\u00a0it", "'s", "123", "é", "日本"
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_prompts_are_encoded_as_if_each_were_encoded_alone(template):
     records = [Record(start, extra, start + extra) for start in STARTS for extra in ("", "an input")]
-    encoded = tokenfiles.encode_records(iter(records), template, GPT2)
+    encoded = token_files.encode_records(iter(records), template, GPT2)
     for record, (prompt, response) in zip(records, encoded, strict=True):
         assert prompt.tolist() == GPT2.encode(format_prompt(template, record.instruction, record.input))
         assert response.tolist() == GPT2.encode(record.output)
 
 
 def test_the_header_has_24_tokens_and_the_response_header_6():
-    ((prompt, _),) = tokenfiles.encode_records([Record("X", "", "")], "alpaca", GPT2)
+    ((prompt, _),) = token_files.encode_records([Record("X", "", "")], "alpaca", GPT2)
     assert len(prompt) == 24 + 1 + 6
 
 
 @pytest.mark.parametrize("batch", [1, 50, 10_000])
 def test_many_texts_come_back_in_their_order(monkeypatch, batch):
-    monkeypatch.setattr(tokenfiles, "BATCH", batch)  # characters
+    monkeypatch.setattr(token_files, "BATCH", batch)  # characters
     texts = [str(i) * (i % 7) for i in range(1000)]
-    assert [GPT2.decode(ids.tolist()) for ids in tokenfiles.encode(iter(texts), GPT2)] == texts
+    assert [GPT2.decode(ids.tolist()) for ids in token_files.encode(iter(texts), GPT2)] == texts
 
 
 def test_few_items_are_taken_ahead_of_the_results_and_errors_of_both_sides_arrive():
@@ -51,25 +52,25 @@ def test_few_items_are_taken_ahead_of_the_results_and_errors_of_both_sides_arriv
             yield taken
         raise OSError("the last")
 
-    results = tokenfiles.in_order(lambda i: 100 // (i - 40), items())
+    results = token_files.in_order(lambda i: 100 // (i - 40), items())
     for n in range(1, 40):
         assert next(results) == 100 // (n - 40)
-        assert taken <= n + tokenfiles.AHEAD + (os.cpu_count() or 1)
+        assert taken <= n + token_files.AHEAD + (os.cpu_count() or 1)
     with pytest.raises(ZeroDivisionError):
         next(results)
     with pytest.raises(OSError, match="the last"):
-        list(tokenfiles.in_order(str, items()))
+        list(token_files.in_order(str, items()))
 
 
 def cut(text, size):
     """The pieces of a text that comes in chunks of `size` characters."""
     chunks = (text[i : i + size] for i in range(0, len(text), size))
-    return list(tokenfiles.pieces(chunks, GPT2.safe_cut, "a.txt"))
+    return list(token_files.pieces(chunks, GPT2.safe_cut, "a.txt"))
 
 
 @pytest.mark.parametrize("piece, chunk", [(1, 1), (1, 50), (5, 3), (5, 1000), (100, 7)])
 def test_pieces_have_the_ids_of_the_whole(monkeypatch, record_property, piece, chunk):
-    monkeypatch.setattr(tokenfiles, "PIECE", piece)
+    monkeypatch.setattr(token_files, "PIECE", piece)
     n_pieces = 0
     texts = ["".join(made_texts(20, seed)) for seed in range(25)]
     for text in texts:
@@ -86,7 +87,7 @@ def test_pieces_have_the_ids_of_the_whole(monkeypatch, record_property, piece, c
 @pytest.mark.skipif(not THE_VERDICT.exists(), reason=f"{THE_VERDICT} is not there")
 def test_the_verdict_has_5145_tokens(monkeypatch):
     text = THE_VERDICT.read_text(encoding="utf-8")
-    monkeypatch.setattr(tokenfiles, "PIECE", 100)
+    monkeypatch.setattr(token_files, "PIECE", 100)
     ids = [i for piece in cut(text, 64) for i in GPT2.encode(piece)]
     assert len(text) == 20_479 and len(ids) == 5_145 and ids == GPT2.encode(text)
     assert max(map(len, cut(text, 64))) < 120
@@ -94,19 +95,19 @@ def test_the_verdict_has_5145_tokens(monkeypatch):
 
 @pytest.mark.parametrize("end", ["", " c", "\n"])
 def test_a_word_without_an_end_is_not_drawn_into_memory(monkeypatch, end):
-    monkeypatch.setattr(tokenfiles, "PIECE", 100)
-    monkeypatch.setattr(tokenfiles, "UNCUT_LIMIT", 1000)
+    monkeypatch.setattr(token_files, "PIECE", 100)
+    monkeypatch.setattr(token_files, "UNCUT_LIMIT", 1000)
     assert [len(piece) for piece in cut("b " + "ACGT" * 250 + end, 10)] == [1002] + ([len(end)] if end else [])
     taken = itertools.chain(["b "], itertools.repeat("AC\x1bT", 10**9))
     with pytest.raises(
         UserError, match=r"a.txt: a word of more than 1,000 characters, in it '.*C\\x1bTA.*'; put line ends"
     ):
-        list(tokenfiles.pieces(taken, GPT2.safe_cut, "a.txt"))
+        list(token_files.pieces(taken, GPT2.safe_cut, "a.txt"))
 
 
 def test_the_index_says_where_documents_and_responses_begin(tmp_path):
     parts = [np.array(part, dtype=np.uint16) for part in ([1, 2], [3], [50256])]
-    counts = tokenfiles.write(tmp_path, "train", [parts, parts[1:]], response=1)
+    counts = token_files.write(tmp_path, "train", [parts, parts[1:]], response=1)
     ids = np.fromfile(tmp_path / "train.bin", dtype="<u2")
     assert ids.tolist() == [1, 2, 3, 50256, 3, 50256]
     assert np.load(tmp_path / "train.index.npy").tolist() == [[0, 2, 4], [4, 5, 6]]
@@ -114,14 +115,14 @@ def test_the_index_says_where_documents_and_responses_begin(tmp_path):
 
 
 def test_a_text_is_one_document_that_is_all_response_and_a_split_may_be_empty(tmp_path):
-    assert tokenfiles.write(tmp_path, "val", [[np.arange(5, dtype=np.uint16)]], response=None)["response_tokens"] == 5
+    assert token_files.write(tmp_path, "val", [[np.arange(5, dtype=np.uint16)]], response=None)["response_tokens"] == 5
     assert np.load(tmp_path / "val.index.npy").tolist() == [[0, 0, 5]]
-    assert tokenfiles.write(tmp_path, "test", [], response=None)["documents"] == 0
+    assert token_files.write(tmp_path, "test", [], response=None)["documents"] == 0
     assert np.load(tmp_path / "test.index.npy").shape == (0, 3)
 
 
 def test_a_split_is_hashed_while_it_is_written_and_ids_come_in_any_parts(tmp_path):
-    with tokenfiles.Writer(tmp_path, "val") as writer:
+    with token_files.Writer(tmp_path, "val") as writer:
         for part in ([1, 2, 3], [], [40_000], [7]):
             writer.add(np.array(part, dtype=np.uint16))
         counts = writer.finish()
@@ -141,24 +142,24 @@ def listed(directory):
 
 def test_the_largest_id_is_known_after_a_check_without_reading_the_file_again(tmp_path):
     documents = [[np.array([5, 30_000, 2], dtype=np.uint16)], [np.array([4], dtype=np.uint16)]]
-    tokenfiles.write(tmp_path, "train", documents, response=None)
-    tokenfiles.write(tmp_path, "test", [], response=None)
-    assert [tokenfiles.largest_id(tmp_path, name) for name in ("train", "test")] == [30_000, 0]
-    tokenfiles.write(tmp_path, "train", documents[1:], response=None)
-    tokenfiles.check(tmp_path, listed(tmp_path))
+    token_files.write(tmp_path, "train", documents, response=None)
+    token_files.write(tmp_path, "test", [], response=None)
+    assert [token_files.largest_id(tmp_path, name) for name in ("train", "test")] == [30_000, 0]
+    token_files.write(tmp_path, "train", documents[1:], response=None)
+    token_files.check(tmp_path, listed(tmp_path))
     status = (tmp_path / "train.bin").stat()
     (tmp_path / "train.bin").write_bytes(b"\xff\xff")  # what reading it again would show
     os.utime(tmp_path / "train.bin", ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert tokenfiles.largest_id(tmp_path, "train") == 4
-    tokenfiles.write(tmp_path, "train", documents, response=None)  # another file of that name
-    assert tokenfiles.largest_id(tmp_path, "train") == 30_000
+    assert token_files.largest_id(tmp_path, "train") == 4
+    token_files.write(tmp_path, "train", documents, response=None)  # another file of that name
+    assert token_files.largest_id(tmp_path, "train") == 30_000
 
 
 def test_a_check_of_token_files_maps_nothing_and_takes_no_memory(tmp_path):
-    tokenfiles.write(tmp_path, "train", [[np.arange(8_000_000, dtype=np.uint16)]], response=None)
+    token_files.write(tmp_path, "train", [[np.arange(8_000_000, dtype=np.uint16)]], response=None)
     files = listed(tmp_path)
     tracemalloc.start()
-    tokenfiles.check(tmp_path, files)
+    token_files.check(tmp_path, files)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2_000_000

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpt import durable
+from gpt.files import durable
 
 
 def test_a_file_is_replaced_whole(tmp_path):

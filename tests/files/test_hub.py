@@ -17,8 +17,8 @@ from conftest import ROOT
 from hub_server import COMMIT, Repository, Server
 from tracing import NEEDS_SPACE, trace
 
-from gpt import hub
 from gpt.errors import UserError
+from gpt.files import hub
 
 NAME = "someone/tiny"
 CONTENT = bytes(range(256)) * 8_000  # 2 MB
@@ -457,6 +457,6 @@ def test_a_disk_that_is_full_at_any_write_leaves_nothing_half_that_is_used_as_wh
 
 
 def test_importing_it_loads_neither_torch_nor_the_hubs_library():
-    command = "import sys, gpt.hub; print({'torch', 'huggingface_hub', 'datasets', 'numpy'} & set(sys.modules))"
+    command = "import sys, gpt.files.hub; print({'torch', 'huggingface_hub', 'datasets', 'numpy'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, cwd=ROOT)
     assert result.stdout == "set()\n", result

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gpt.rows import RowFile, read_rows
+from gpt.files.jsonl import RowFile, read_rows
 
 
 def strict_json(line: str) -> Any:

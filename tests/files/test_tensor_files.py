@@ -5,16 +5,16 @@ import safetensors.torch
 import torch
 from conftest import model_config
 
-from gpt import tensorfiles
 from gpt.errors import UserError
+from gpt.files import tensor_files
 from gpt.model import GPT
 
 
 def test_weights_come_back_as_they_were(tmp_path):
     model = GPT(model_config(), 50)
-    safetensors.torch.save_file(tensorfiles.weights_of(model), tmp_path / "w")
+    safetensors.torch.save_file(tensor_files.weights_of(model), tmp_path / "w")
     other = GPT(model_config(), 50)
-    tensorfiles.load_weights(other, tensorfiles.read_safetensors(tmp_path / "w"), tmp_path / "w")
+    tensor_files.load_weights(other, tensor_files.read_safetensors(tmp_path / "w"), tmp_path / "w")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
@@ -28,14 +28,14 @@ def test_weights_come_back_as_they_were(tmp_path):
 )
 def test_a_tensor_that_does_not_fit_is_named(tmp_path, change, message):
     model = GPT(model_config(), 50)
-    weights = tensorfiles.weights_of(model)
+    weights = tensor_files.weights_of(model)
     change(weights)
     with pytest.raises(UserError, match=message) as caught:
-        tensorfiles.load_weights(model, weights, tmp_path / "w")
+        tensor_files.load_weights(model, weights, tmp_path / "w")
     assert caught.value.code == 3
 
 
-@pytest.mark.parametrize("read", [tensorfiles.read_safetensors, tensorfiles.read_torch])
+@pytest.mark.parametrize("read", [tensor_files.read_safetensors, tensor_files.read_torch])
 @pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 100, b"\x08" + bytes(7) + b"{}", None])
 def test_what_is_no_file_of_tensors_is_refused(tmp_path, read, content):
     path = tmp_path / "x"

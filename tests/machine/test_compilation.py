@@ -2,8 +2,8 @@ import pytest
 import torch
 from conftest import model_config, train_section
 
-from gpt import compilation
 from gpt.errors import UserError
+from gpt.machine import compilation
 from gpt.model import GPT
 
 CPU = torch.device("cpu")

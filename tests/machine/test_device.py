@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import train_section
 
-from gpt import device
-from gpt.device import choose_device, choose_dtype, describe
 from gpt.errors import UserError
+from gpt.machine import device
+from gpt.machine.device import choose_device, choose_dtype, describe
 
 
 def test_a_device_that_is_not_there_is_an_environment_error_that_names_those_that_are():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from gpt import free_memory
+from gpt.machine import free_memory
 
 MB = 2**20
 
@@ -72,7 +72,7 @@ def test_without_any_of_these_files_it_is_the_memory_that_is_built_in(tmp_path):
 def test_what_ulimit_leaves_shrinks_by_what_is_taken(kind):
     program = (
         f"import resource; resource.setrlimit(resource.{kind}, (2**30, 2**30))\n"
-        "from gpt import free_memory\n"
+        "from gpt.machine import free_memory\n"
         "before = free_memory.free_of_machine(); taken = bytearray(2**28)\n"
         "print(before, before - free_memory.free_of_machine())"
     )
@@ -93,7 +93,7 @@ def test_memory_in_use_grows_by_what_is_touched():
 
 
 def test_the_peak_of_a_process_is_its_own_however_much_the_one_had_that_started_it():
-    program = "from gpt import free_memory; print(free_memory.peak())"
+    program = "from gpt.machine import free_memory; print(free_memory.peak())"
     ballast = bytearray(200 * MB)
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
     assert 5 * MB < int(result.stdout) < 150 * MB

@@ -10,9 +10,11 @@ import torch
 from conftest import ROOT, model_config, run_config
 from test_train import in_directory, rows, settings
 
-from gpt import checkpoint, finetune, memory
+from gpt import finetune
+from gpt.config.schema import FinetuneConfig
+from gpt.machine import memory
 from gpt.model import GPT
-from gpt.schema import FinetuneConfig
+from gpt.runs import checkpoint
 from train import train
 
 VOCABULARY = 61
@@ -86,10 +88,11 @@ MEASURE = """
 import json, sys
 from conftest import made_split, run_config
 import torch
-from gpt import device, finetune, free_memory, loop, optim
-from gpt.data import TrainBatches
+from gpt import finetune, loop, optim
+from gpt.machine import device, free_memory
+from gpt.data.batching import TrainBatches
 from gpt.model import GPT
-from gpt.schema import FinetuneConfig
+from gpt.config.schema import FinetuneConfig
 device.keep_memory()
 for shape, rows, vocab_size, train, chosen in json.loads(sys.argv[1]):
     cfg = run_config(shape, rows, **train)

@@ -8,12 +8,14 @@ import pytest
 import torch
 from conftest import ROOT, adamw_config, model_config
 
-from gpt import checkpoint, initial, optim
-from gpt.checkpoint import Identity
+from gpt import optim
+from gpt.config.schema import MuonConfig, SGDConfig
 from gpt.errors import UserError
 from gpt.model import GPT
 from gpt.progress import Progress
-from gpt.schema import MuonConfig, SGDConfig
+from gpt.runs import checkpoint
+from gpt.runs.checkpoint import Identity
+from gpt.weights import loading
 
 CPU = torch.device("cpu")
 IDENTITY = Identity(model_config(), 50, "bytes", "alpaca")
@@ -110,7 +112,7 @@ def test_checkpoints_of_every_released_format_are_read_and_trained_on(number):
         3, 3, 24, 5.25, 7
     )  # fmt: skip
     assert checkpoint.read_config(path)["data"]["fingerprint"] == "f1"
-    shared = initial.load(str(golden / "last_model.pt"), ROOT, CPU).model
+    shared = loading.load(str(golden / "last_model.pt"), ROOT, CPU).model
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), shared.parameters(), strict=True))
     tokens, losses = torch.arange(32, 40)[None], []
     for _ in range(3):

@@ -13,9 +13,10 @@ import torch
 from conftest import ROOT
 from test_checkpoint import IDENTITY, made
 
-from gpt import checkpoint, initial, resume
 from gpt.errors import UserError
 from gpt.progress import Progress
+from gpt.runs import checkpoint, resume
+from gpt.weights import loading
 
 STEPS = (2, 4, 6)
 SETTINGS = {"seed": 1, "optimizer": {"lr": 0.1}, "environment": {"threads": 1}, "data": {"fingerprint": "f"}}
@@ -156,7 +157,7 @@ def damage_and_resume(sound, run_dir, seed):
         outcome = "the newest was not hurt" if progress.step == STEPS[-1] else "fell back to an older one"
         assert outcome != "the newest was not hurt" or spared or kind is rename_folder or "spoil" in kind.__name__
     try:
-        weights = dict(initial.load(str(run_dir), ROOT, torch.device("cpu")).model.named_parameters())
+        weights = dict(loading.load(str(run_dir), ROOT, torch.device("cpu")).model.named_parameters())
     except UserError as error:
         assert error.code == 3 and "\n" not in str(error), error
     else:

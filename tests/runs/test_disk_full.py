@@ -8,8 +8,8 @@ from test_checkpoint import IDENTITY, made
 from test_kill import Run
 from tracing import NEEDS_SPACE, full_disk, trace
 
-from gpt import checkpoint
 from gpt.progress import Progress
+from gpt.runs import checkpoint
 
 
 def fail_at(number, code):

@@ -9,8 +9,8 @@ import threading
 import pytest
 from conftest import ROOT
 
-from gpt import interrupt
 from gpt.errors import Interrupted
+from gpt.runs import interrupt
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def test_a_thread_can_be_asked_to_stop_but_gets_no_signals():
 
 def test_a_second_signal_exits_at_once_whatever_hangs():
     code = (
-        "import time\nfrom gpt import interrupt\n"
+        "import time\nfrom gpt.runs import interrupt\n"
         "with interrupt.deferred():\n    print('ready', flush=True)\n    time.sleep(60)\n    time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT) as process:

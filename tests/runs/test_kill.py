@@ -13,9 +13,11 @@ import torch
 from test_conf import loaded
 from tracing import run_and_kill, trace
 
-from gpt import checkpoint, console, corpus
-from gpt.config import PROJECT_ROOT
-from gpt.rows import read_rows
+from gpt.data import preparation
+from gpt.files.jsonl import read_rows
+from gpt.files.paths import PROJECT_ROOT
+from gpt.runs import checkpoint
+from gpt.terminal import console
 from train import train
 
 TIMING = {"tokens_per_second", "memory_gb"}
@@ -34,7 +36,7 @@ class Run:
         self.directory = directory / "run"
         cfg = loaded(*SETTINGS, *changes, f"data.prepared_dir={directory / 'data'}")
         self.cfg = replace(cfg, out_dir=str(self.directory))
-        corpus.ensure(self.cfg.data, PROJECT_ROOT)
+        preparation.ensure(self.cfg.data, PROJECT_ROOT)
 
     def __call__(self):
         train(self.cfg)
@@ -158,22 +160,22 @@ def prepared_bytes(directory):
 def test_killed_while_it_prepares_data_the_next_start_finds_all_of_it_or_does_it_again(undisturbed, tmp_path, every):
     cfg = undisturbed[0].cfg.data
     cfg = replace(cfg, prepared_dir=str(tmp_path / "data"))
-    corpus.prepare(cfg, PROJECT_ROOT)
+    preparation.prepare(cfg, PROJECT_ROOT)
     for rebuild in (False, True):  # a directory that is not there yet, and one that is replaced
         expected = prepared_bytes(tmp_path / "data")
         if not rebuild:
             shutil.rmtree(tmp_path / "data")
-        operations = trace(lambda: corpus.prepare(cfg, PROJECT_ROOT), tmp_path).operations
+        operations = trace(lambda: preparation.prepare(cfg, PROJECT_ROOT), tmp_path).operations
         for number in range(1, len(operations) + 1, every):
             if not rebuild:
                 shutil.rmtree(tmp_path / "data", ignore_errors=True)
             killed = trace(
-                lambda: corpus.prepare(cfg, PROJECT_ROOT),
+                lambda: preparation.prepare(cfg, PROJECT_ROOT),
                 tmp_path,
                 lambda op, n=number: "kill" if op.number == n else None,
             )
             assert killed.code == -9
-            corpus.ensure(cfg, PROJECT_ROOT)
+            preparation.ensure(cfg, PROJECT_ROOT)
             assert prepared_bytes(tmp_path / "data") == expected, operations[number - 1]
         # What was half made may stay beside data that is in order, until the next time.
         assert {path.name for path in tmp_path.iterdir()} - {".data.new"} == {"data", "data.lock"}

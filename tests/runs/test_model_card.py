@@ -6,7 +6,7 @@ import pytest
 from conftest import model_config
 from test_conf import loaded
 
-from gpt import model_card
+from gpt.runs import model_card
 
 
 def test_the_card_says_what_was_trained_on_what_and_how_well_it_does(tmp_path):

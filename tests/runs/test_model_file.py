@@ -8,9 +8,10 @@ import torch
 from conftest import ROOT, model_config
 from test_checkpoint import CPU, IDENTITY, made, publish
 
-from gpt import initial, model_file
-from gpt.checkpoint import Identity
 from gpt.errors import UserError
+from gpt.runs import model_file
+from gpt.runs.checkpoint import Identity
+from gpt.weights import loading
 
 
 @pytest.mark.parametrize("what", ["run", "checkpoint", "pt"])
@@ -19,7 +20,7 @@ def test_a_model_is_rebuilt_from_the_file_alone(tmp_path, what):
     path = publish(tmp_path, 7, model=model, optimizer=optimizer)
     model_file.save_model(tmp_path / "last_model.pt", model, IDENTITY, step=7)
     source = {"run": tmp_path, "checkpoint": path, "pt": tmp_path / "last_model.pt"}[what]
-    loaded = initial.load(str(source), ROOT, CPU)
+    loaded = loading.load(str(source), ROOT, CPU)
     assert (loaded.tokenizer_name, loaded.template, loaded.step) == ("bytes", "alpaca", 7)
     assert not loaded.model.training
     tokens = torch.arange(16)[None]
@@ -29,7 +30,7 @@ def test_a_model_is_rebuilt_from_the_file_alone(tmp_path, what):
 def test_a_run_directory_means_its_best_checkpoint(tmp_path):
     for step, best in ((1, 3.0), (2, 2.0), (3, None)):
         publish(tmp_path, step, best, keep=3)
-    assert initial.load(str(tmp_path), ROOT, CPU).step == 2
+    assert loading.load(str(tmp_path), ROOT, CPU).step == 2
 
 
 class Hostile:
@@ -49,7 +50,7 @@ def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path, monkeypatch, sav
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
     save({"format": 1, "model": Hostile(tmp_path / "executed"), "weights": {}}, tmp_path / "last_model.pt")
     with pytest.raises(UserError) as caught:
-        initial.load(str(tmp_path / "last_model.pt"), ROOT, CPU)
+        loading.load(str(tmp_path / "last_model.pt"), ROOT, CPU)
     assert caught.value.code == 3
     assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "executed").exists()
@@ -59,28 +60,28 @@ def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path, monkeypatch, sav
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(UserError) as caught:
-        initial.load(str(tmp_path / "x.pt"), ROOT, CPU)
+        loading.load(str(tmp_path / "x.pt"), ROOT, CPU)
     assert caught.value.code == 3 and "\n" not in str(caught.value)
 
 
 def test_a_state_dict_of_something_else_is_refused(tmp_path):
     torch.save({"weight": torch.ones(2)}, tmp_path / "x.pt")
     with pytest.raises(UserError, match="no GPT-2 in a layout that is known; its tensors are weight"):
-        initial.load(str(tmp_path / "x.pt"), ROOT, CPU)
+        loading.load(str(tmp_path / "x.pt"), ROOT, CPU)
 
 
 def test_weights_that_do_not_fit_name_the_first_tensor_and_both_shapes(tmp_path):
     model, _ = made()
     model_file.save_model(tmp_path / "x.pt", model, Identity(model_config(n_embd=32), 50, "bytes", None), 1)
     with pytest.raises(UserError, match=r"tensor wte.weight: \[50, 16\] in the file, \[50, 32\] in the model"):
-        initial.load(str(tmp_path / "x.pt"), ROOT, CPU)
+        loading.load(str(tmp_path / "x.pt"), ROOT, CPU)
 
 
 @pytest.mark.parametrize("where", ["nothing", "empty"])
 def test_an_empty_or_missing_directory_is_refused(tmp_path, where):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as caught:
-        initial.load(str(tmp_path / where), ROOT, CPU)
+        loading.load(str(tmp_path / where), ROOT, CPU)
     assert caught.value.code == 3
 
 
@@ -91,7 +92,7 @@ def test_absurd_sizes_cost_neither_memory_nor_time(tmp_path):
         claimed = Identity(model_config(**changes), 50, "bytes", None)
         model_file.save_model(tmp_path / "x.pt", model, claimed, 1)
         with pytest.raises(UserError) as caught:
-            initial.load(str(tmp_path / "x.pt"), ROOT, CPU)
+            loading.load(str(tmp_path / "x.pt"), ROOT, CPU)
         assert caught.value.code == 3
 
 
@@ -101,7 +102,7 @@ def test_a_tensor_that_repeats_one_number_cannot_claim_to_be_large(tmp_path):
     torch.save(content, tmp_path / "x.pt")
     assert (tmp_path / "x.pt").stat().st_size < 10_000
     with pytest.raises(UserError, match="contiguous"):
-        initial.load(str(tmp_path / "x.pt"), ROOT, CPU)
+        loading.load(str(tmp_path / "x.pt"), ROOT, CPU)
 
 
 def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path):
@@ -112,4 +113,4 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path):
     with pytest.raises(UserError, match=r"last_model\.pt not written") as caught:
         model_file.save_model(path, model, IDENTITY, 2)
     assert caught.value.code == 5
-    assert initial.load(str(path), ROOT, CPU).step == 1
+    assert loading.load(str(path), ROOT, CPU).step == 1

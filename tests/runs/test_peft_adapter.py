@@ -8,11 +8,11 @@ import torch
 from conftest import model_config
 from test_lora import TOKENS, adapted, build
 
-from gpt import adapter
+from gpt.config.schema import LoRAConfig
 from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError
 from gpt.finetune import LINEAR
 from gpt.model import GPT
-from gpt.schema import LoRAConfig
+from gpt.runs import peft_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(is_gradient_checkpointing|have invalid shape)")
 
@@ -68,7 +68,7 @@ def test_peft_computes_with_a_saved_adapter_what_we_do(rank, alpha, targets, gpt
 
     cfg = LoRAConfig(rank, alpha, targets)
     model = adapted(cfg)
-    adapter.save(tmp_path / "adapter", model, cfg, "gpt2")
+    peft_adapter.save(tmp_path / "adapter", model, cfg, "gpt2")
     theirs = PeftModel.from_pretrained(gpt2(), str(tmp_path / "adapter")).eval()
     assert near(theirs(TOKENS).logits, model(TOKENS)) and not near(build()(TOKENS), model(TOKENS), 0.01)
     adapted_layers = {name.rsplit(".lora_A", 1)[0] for name, _ in theirs.named_modules() if name.endswith(".lora_A")}
@@ -89,7 +89,7 @@ def test_peft_computes_with_a_saved_adapter_what_we_do(rank, alpha, targets, gpt
 def test_we_compute_with_an_adapter_of_pefts_what_it_does(settings, by_peft):
     directory, logits = by_peft(**settings)
     model = build()
-    cfg = adapter.load(directory, model)
+    cfg = peft_adapter.load(directory, model)
     assert cfg.rank == settings["r"]
     assert near(model(TOKENS), logits) and not near(build()(TOKENS), logits, 0.01)
 
@@ -114,7 +114,7 @@ def test_we_compute_with_an_adapter_of_pefts_what_it_does(settings, by_peft):
 def test_what_pefts_adapters_can_and_ours_cannot_is_refused_with_the_reason(settings, reason, by_peft):
     directory, _ = by_peft(**{"target_modules": ["c_attn"], **settings})
     with pytest.raises(UserError, match=reason) as caught:
-        adapter.load(directory, build())
+        peft_adapter.load(directory, build())
     assert caught.value.code == CHECKPOINT
 
 
@@ -122,22 +122,22 @@ def test_what_pefts_adapters_can_and_ours_cannot_is_refused_with_the_reason(sett
 def saved(tmp_path):
     cfg = LoRAConfig(4, 8, ["attn.c_attn"])
     model = adapted(cfg)
-    adapter.save(tmp_path, model, cfg, None)
+    peft_adapter.save(tmp_path, model, cfg, None)
     return tmp_path, model
 
 
 def test_what_is_saved_is_read_back_bit_for_bit(saved):
     directory, model = saved
     other = build()
-    assert adapter.load(directory, other) == LoRAConfig(4, 8, ["attn.c_attn"])
+    assert peft_adapter.load(directory, other) == LoRAConfig(4, 8, ["attn.c_attn"])
     assert torch.equal(other(TOKENS), model(TOKENS))
-    assert adapter.read(directory).base is None
-    assert sorted(path.name for path in directory.iterdir()) == [adapter.CONFIG, adapter.WEIGHTS]
+    assert peft_adapter.read(directory).base is None
+    assert sorted(path.name for path in directory.iterdir()) == [peft_adapter.CONFIG, peft_adapter.WEIGHTS]
 
 
 def with_settings(**changes):
     def damage(directory):
-        file = directory / adapter.CONFIG
+        file = directory / peft_adapter.CONFIG
         settings = json.loads(file.read_text()) | changes
         file.write_text(json.dumps({key: value for key, value in settings.items() if value != "left out"}))
 
@@ -151,13 +151,16 @@ def cut(name, n_bytes):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda directory: (directory / adapter.CONFIG).unlink(), "adapter_config.json: missing"),
-        (lambda directory: (directory / adapter.WEIGHTS).unlink(), "adapter_model.safetensors: missing"),
-        (cut(adapter.CONFIG, 20), "adapter_config.json damaged"),
-        (cut(adapter.WEIGHTS, 100), "adapter_model.safetensors damaged"),
-        (cut(adapter.WEIGHTS, -4), "adapter_model.safetensors damaged"),
-        (lambda directory: (directory / adapter.CONFIG).write_text("[" * 10**5), "adapter_config.json damaged"),
-        (lambda directory: (directory / adapter.CONFIG).write_bytes(b" " * (2**20 + 1)), "more than 1048576 bytes"),
+        (lambda directory: (directory / peft_adapter.CONFIG).unlink(), "adapter_config.json: missing"),
+        (lambda directory: (directory / peft_adapter.WEIGHTS).unlink(), "adapter_model.safetensors: missing"),
+        (cut(peft_adapter.CONFIG, 20), "adapter_config.json damaged"),
+        (cut(peft_adapter.WEIGHTS, 100), "adapter_model.safetensors damaged"),
+        (cut(peft_adapter.WEIGHTS, -4), "adapter_model.safetensors damaged"),
+        (lambda directory: (directory / peft_adapter.CONFIG).write_text("[" * 10**5), "adapter_config.json damaged"),
+        (
+            lambda directory: (directory / peft_adapter.CONFIG).write_bytes(b" " * (2**20 + 1)),
+            "more than 1048576 bytes",
+        ),
         (with_settings(r=10**12), "r is 1000000000000 in adapter_config.json"),
         (with_settings(r="left out"), "'r' missing"),
         (with_settings(r=True), "rank: "),
@@ -171,23 +174,23 @@ def cut(name, n_bytes):
 def test_damaged_and_hostile_files_are_refused_with_the_reason(damage, reason, saved):
     damage(saved[0])
     with pytest.raises(UserError, match=reason) as caught:
-        adapter.load(saved[0], build())
+        peft_adapter.load(saved[0], build())
     assert caught.value.code == CHECKPOINT
 
 
 def test_an_adapter_of_a_model_of_another_shape_is_refused_with_both_shapes(saved):
     model = GPT(model_config(n_embd=32), 50)
     with pytest.raises(UserError, match=r"h.0.attn.c_attn.lora_a: \[4, 16\] float32 in the file, \[4, 32\] float32"):
-        adapter.load(saved[0], model)
+        peft_adapter.load(saved[0], model)
 
 
 def test_an_adapter_that_cannot_be_written_leaves_the_one_before_and_no_other_file(saved, tmp_path):
     directory, model = saved
-    (directory / adapter.WEIGHTS).unlink()
-    (directory / adapter.WEIGHTS).mkdir()  # cannot be replaced by a file
-    before = (directory / adapter.CONFIG).read_bytes()
+    (directory / peft_adapter.WEIGHTS).unlink()
+    (directory / peft_adapter.WEIGHTS).mkdir()  # cannot be replaced by a file
+    before = (directory / peft_adapter.CONFIG).read_bytes()
     with pytest.raises(UserError, match="adapter not written: Is a directory") as caught:
-        adapter.save(directory, model, LoRAConfig(4, 16, ["attn.c_attn"]), None)
+        peft_adapter.save(directory, model, LoRAConfig(4, 16, ["attn.c_attn"]), None)
     assert caught.value.code == ENVIRONMENT
-    assert (directory / adapter.CONFIG).read_bytes() == before
-    assert sorted(path.name for path in directory.iterdir()) == [adapter.CONFIG, adapter.WEIGHTS]
+    assert (directory / peft_adapter.CONFIG).read_bytes() == before
+    assert sorted(path.name for path in directory.iterdir()) == [peft_adapter.CONFIG, peft_adapter.WEIGHTS]

@@ -7,11 +7,13 @@ import torch
 from conftest import ROOT
 from test_conf import loaded
 
-from gpt import finetune, initial, results
-from gpt.checkpoint import Identity
+from gpt import finetune
 from gpt.errors import UserError
+from gpt.files.jsonl import RowFile
 from gpt.model import GPT
-from gpt.rows import RowFile
+from gpt.runs import results
+from gpt.runs.checkpoint import Identity
+from gpt.weights import loading
 
 SMALL = ["model.n_layer=1", "model.n_head=2", "model.n_embd=8", "model.context_length=8", "data.tokenizer=bytes"]
 
@@ -37,7 +39,7 @@ def write(run_dir, *changes):
 
 def test_there_are_a_model_to_share_a_figure_and_a_card(tmp_path):
     model = write(tmp_path)
-    shared = initial.load(str(tmp_path / results.LAST_MODEL), ROOT, torch.device("cpu"))
+    shared = loading.load(str(tmp_path / results.LAST_MODEL), ROOT, torch.device("cpu"))
     assert all(torch.equal(tensor, shared.model.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "loss 5.5000" in (tmp_path / "README.md").read_text()
@@ -49,7 +51,7 @@ def test_adapters_are_there_alone_and_within_the_shared_model(tmp_path):
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors",
     }  # fmt: skip
-    shared = initial.load(str(tmp_path / results.LAST_MODEL), ROOT, torch.device("cpu")).model
+    shared = loading.load(str(tmp_path / results.LAST_MODEL), ROOT, torch.device("cpu")).model
     assert shared.n_parameters() == model.n_parameters() - 2 * (8 + 24)
     assert f"| parameters | {shared.n_parameters():,} |" in (tmp_path / "README.md").read_text()
 

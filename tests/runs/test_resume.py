@@ -7,10 +7,10 @@ import torch
 from conftest import model_config
 from test_checkpoint import IDENTITY, damage, made, publish
 
-from gpt import checkpoint, resume
-from gpt.checkpoint import Identity
 from gpt.errors import UserError
 from gpt.progress import Progress
+from gpt.runs import checkpoint, resume
+from gpt.runs.checkpoint import Identity
 
 BEFORE = {
     "seed": 1, "optimizer": {"name": "adamw", "lr": 0.1}, "schedule": {"name": "cosine"},

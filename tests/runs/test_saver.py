@@ -7,9 +7,11 @@ from conftest import ROOT
 from test_checkpoint import IDENTITY, made
 from test_conf import loaded
 
-from gpt import checkpoint, finetune, run_directory, saver
+from gpt import finetune
 from gpt.errors import UserError
+from gpt.files import directory
 from gpt.progress import Progress
+from gpt.runs import checkpoint, saver
 
 
 def saver_in(run_dir):
@@ -92,6 +94,6 @@ def test_checkpoints_that_are_there_already_need_no_more_room(tmp_path, monkeypa
 
 
 def test_sizes_are_said_in_the_largest_unit_that_fits():
-    assert [run_directory.in_bytes(n) for n in (12, 1500, 2_500_000, 18_691_334_400)] == [
+    assert [directory.in_bytes(n) for n in (12, 1500, 2_500_000, 18_691_334_400)] == [
         "12 bytes", "1.5 kB", "2.5 MB", "18.7 GB"
     ]  # fmt: skip

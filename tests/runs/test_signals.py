@@ -18,12 +18,15 @@ from conftest import ROOT
 from test_kill import SETTINGS, Run
 from tracing import fork, text_of
 
-from gpt import checkpoint, config, jobs, loop
+from gpt import loop
+from gpt.config import launch
+from gpt.runs import checkpoint
+from gpt.sweeps import jobs
 
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 # phase -> the function of this project, or of W&B, whose n-th call the signal arrives in
 AT_ONCE = {
-    "reading prepared data": ("corpus.py", "ensure", 1),
+    "reading prepared data": ("preparation.py", "ensure", 1),
     "building the model": ("model.py", "init_weights", 1),
 }
 SAVING = {
@@ -44,7 +47,7 @@ class Interruptible(Run):
 
     def command(self):
         """What train.py does, without Hydra."""
-        config.launch(self, "train")
+        launch.launch(self, "train")
 
     def signalled(self, number, file, function, nth, times=1):
         """The command, which gets a signal when it enters `function` for the n-th time; it leaves a note of the steps

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from wandb_server import Child, Server, children, command, wait_for
 
-from gpt import track
-from gpt.rows import read_rows
-from gpt.schema import SweepConfig, WandbConfig
+from gpt.config.schema import SweepConfig, WandbConfig
+from gpt.files.jsonl import read_rows
+from gpt.runs import track
 
 
 @dataclass
@@ -166,7 +166,8 @@ RUN = """
 import time
 from pathlib import Path
 from test_track import config
-from gpt import console, track
+from gpt.runs import track
+from gpt.terminal import console
 
 console.setup()
 directory, reported, last, killed = Path(arguments[0]), *map(int, arguments[1:])
@@ -411,10 +412,11 @@ SWEEPS = """
 import time
 from pathlib import Path
 from test_track import FIRST, SECOND, summarise
-from gpt import console, mirror
+from gpt.runs import wandb_mirror
+from gpt.terminal import console
 
 directory, finish, hasty = arguments
-mirror.FINISH_TIMEOUT, mirror.HASTY_TIMEOUT = float(finish), float(hasty)
+wandb_mirror.FINISH_TIMEOUT, wandb_mirror.HASTY_TIMEOUT = float(finish), float(hasty)
 console.setup()
 for losses in (FIRST, SECOND):
     began = time.monotonic()

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_config import composed
+from test_launch import composed
 from test_track import root  # noqa: F401
 from wandb_server import KEY, ROOT, Run, Server, children
 
-from gpt import config, mirror, problems, schema
+from gpt.config import launch, schema, value_errors
+from gpt.runs import wandb_mirror
 
 SWEEP = ROOT / "experiments" / "wandb" / "lr_vs_context.yaml"
 
@@ -23,7 +24,7 @@ def test_credentials_are_found_in_the_environment_and_in_netrc(root, tmp_path, m
     def found() -> str:
         wandb.teardown()
         wandb.setup(wandb.Settings(silent=True))
-        return mirror._online_or_offline("auto", "run")
+        return wandb_mirror._online_or_offline("auto", "run")
 
     assert found() == "offline"
     (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
@@ -72,8 +73,8 @@ def test_what_an_agent_starts_is_a_valid_command_of_train_py(started):
     overrides = started["arguments"]
     assert overrides[-2:] == ["optimizer.lr=1.2345e-05", "model.context_length=64"]
     cfg = composed(*overrides)
-    assert problems.find_problems(cfg, schema.TrainConfig) == []
-    run = config.to_dataclass(cfg, schema.TrainConfig)
+    assert value_errors.find_problems(cfg, schema.TrainConfig) == []
+    run = launch.to_dataclass(cfg, schema.TrainConfig)
     assert (run.optimizer.lr, run.model.context_length, run.model.name) == (1.2345e-05, 64, "mini")
     sweep = yaml.safe_load(SWEEP.read_text())
     lr, lengths = (sweep["parameters"][key] for key in ("optimizer.lr", "model.context_length"))
@@ -85,13 +86,14 @@ def test_what_an_agent_starts_is_a_valid_command_of_train_py(started):
     fixed = sweep["command"][3:-1]
     for number in (0, -1):
         ends = [f"{key}={values[number]}" for key, values in choices.items()]
-        assert problems.find_problems(composed(*fixed, *ends), schema.TrainConfig) == []
+        assert value_errors.find_problems(composed(*fixed, *ends), schema.TrainConfig) == []
 
 
 RUN = """
 from pathlib import Path
 from test_track import config
-from gpt import console, track
+from gpt.runs import track
+from gpt.terminal import console
 
 console.setup()
 directory, *typed = arguments

@@ -15,14 +15,15 @@ from pathlib import Path
 import pytest
 from wandb_server import Child, Run, Server, children, command, wait_for
 
-from gpt import mirror
-from gpt.rows import read_rows
+from gpt.files.jsonl import read_rows
+from gpt.runs import wandb_mirror
 
 RUN = """
 import atexit, signal, time
 from pathlib import Path
 from test_track import config
-from gpt import console, interrupt, mirror, track
+from gpt.runs import interrupt, track, wandb_mirror
+from gpt.terminal import console
 from gpt.errors import Interrupted
 
 def lap(name):
@@ -36,7 +37,8 @@ def log_rows(first):
 
 atexit.register(lap, "exited")  # runs after all that W&B registers
 directory, init, finish, when, how = Path(arguments[0]), float(arguments[1]), float(arguments[2]), *arguments[3:]
-mirror.INIT_TIMEOUT, mirror.FINISH_TIMEOUT, mirror.HASTY_TIMEOUT = init, finish, min(finish, mirror.HASTY_TIMEOUT)
+wandb_mirror.INIT_TIMEOUT, wandb_mirror.FINISH_TIMEOUT = init, finish
+wandb_mirror.HASTY_TIMEOUT = min(finish, wandb_mirror.HASTY_TIMEOUT)
 console.setup()
 interrupt.end_at_once()
 began = time.monotonic()
@@ -223,7 +225,8 @@ def test_the_dashboards_stop_button_is_a_flag_and_no_exception(tmp_path):
 import time
 from pathlib import Path
 from test_track import config
-from gpt import console, track
+from gpt.runs import track
+from gpt.terminal import console
 
 console.setup()
 with track.start(config("auto"), Path(arguments[0]), -1) as log:
@@ -246,7 +249,7 @@ with track.start(config("auto"), Path(arguments[0]), -1) as log:
 def test_with_wandbs_real_timeouts_no_time_is_lost_at_the_start_and_60_seconds_at_the_end(tmp_path, record_property):
     found = {}
     for kind in [*KINDS, ("hang", "middle", "weights")]:
-        found[kind] = begin(tmp_path, *kind, init=mirror.INIT_TIMEOUT, finish=mirror.FINISH_TIMEOUT)
+        found[kind] = begin(tmp_path, *kind, init=wandb_mirror.INIT_TIMEOUT, finish=wandb_mirror.FINISH_TIMEOUT)
     finish(found, wait_before=17)  # W&B sends every 15 s: the server has the first six rows when it goes away
     for kind, outage in found.items():
         check(outage, *kind[1:], opened=2, closed=60)

@@ -17,8 +17,8 @@ from conftest import ROOT
 from launcher import launcher
 from test_conf import loaded
 
-from gpt import jobs, sweep
 from gpt.errors import UserError
+from gpt.sweeps import callback, jobs
 from train import train
 
 # train.py, in which some seeds mean trouble. A person's own script may look like this.
@@ -30,8 +30,10 @@ sys.path.insert(0, {str(ROOT)!r})
 import hydra
 import train
 import torch
-from gpt import config, console, device
-from gpt.schema import TrainConfig
+from gpt.config import launch
+from gpt.machine import device
+from gpt.terminal import console
+from gpt.config.schema import TrainConfig
 
 HERE = Path(__file__).parent
 alive = []  # weak references to what failed jobs held
@@ -46,7 +48,7 @@ def kill_after(checkpoint):
 
 @hydra.main(version_base="1.3", config_path={str(ROOT / "conf")!r}, config_name="train")
 def main(cfg):
-    typed = config.load(cfg, TrainConfig)
+    typed = launch.load(cfg, TrainConfig)
     if typed.dry_run:
         return train.train(typed)
     if alive:
@@ -70,7 +72,7 @@ def main(cfg):
         (HERE / "mine" / "experiments" / "mine.yaml").write_text("# @package _global_\\ntrain: {{patience: 30}}\\n")
     return train.train(typed)
 
-config.launch(main, "train")
+launch.launch(main, "train")
 """
 SMALL = [
     "model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.context_length=32", "train.tokens_per_step=64",
@@ -323,14 +325,14 @@ def test_a_single_run_leaves_no_record_of_a_sweep(tmp_path, starts):
 
 
 def test_no_sweep_runs_in_a_process_that_did_not_start_one():
-    assert not sweep.running()
+    assert not callback.running()
     with pytest.raises(RuntimeError):
-        sweep.close(hurry=False)
+        callback.close(hurry=False)
 
 
 def test_user_errors_keep_their_text_and_bugs_name_their_type():
-    assert sweep._explain(UserError("what", "where", "remedy")) == "what (where); remedy"
-    assert sweep._explain(KeyError("key")) == "KeyError: 'key'"
+    assert callback._explain(UserError("what", "where", "remedy")) == "what (where); remedy"
+    assert callback._explain(KeyError("key")) == "KeyError: 'key'"
 
 
 def test_a_sweep_of_another_version_is_refused_and_untouched(here, tmp_path):

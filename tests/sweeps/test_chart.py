@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from gpt import chart
-from gpt.chart import Curve
+from gpt.sweeps import chart
+from gpt.sweeps.chart import Curve
 
 POINTS = [(0, 10.8), (100, 7.0), (200, 6.5), (300, 6.0)]
 

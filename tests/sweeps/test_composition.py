@@ -12,8 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from gpt import composed, config, jobs, schema
+from gpt.config import launch, schema
 from gpt.errors import UserError
+from gpt.sweeps import composition, jobs
 
 
 def sweep(*overrides, config_dir=ROOT / "conf"):
@@ -36,7 +37,7 @@ def hydras_own_configuration():
 
 
 def test_the_jobs_are_those_of_hydras_sweeper_in_its_order(grid):
-    assert composed.all_jobs(*grid) == [
+    assert composition.all_jobs(*grid) == [
         ["sweep.name=x", f"optimizer.lr={lr}", "++seed=1", "train.max_steps=4", f"model={model}"]
         for lr in ("0.001", "0.003") for model in ("tiny", "mini")
     ]  # fmt: skip
@@ -45,24 +46,24 @@ def test_the_jobs_are_those_of_hydras_sweeper_in_its_order(grid):
 def test_an_experiment_brings_its_axes_and_one_on_the_command_line_takes_the_place_of_it():
     axes = yaml.safe_load((ROOT / "experiments" / "lr_vs_context.yaml").read_text())["hydra"]["sweeper"]["params"]
     n_values = {key: len(str(axis).split(",")) for key, axis in axes.items()}
-    every = composed.all_jobs(*sweep("experiments=lr_vs_context"))
+    every = composition.all_jobs(*sweep("experiments=lr_vs_context"))
     assert len(every) == math.prod(n_values.values()) == len(set(map(tuple, every)))
-    fewer = composed.all_jobs(*sweep("experiments=lr_vs_context", "optimizer.lr=0.5"))
+    fewer = composition.all_jobs(*sweep("experiments=lr_vs_context", "optimizer.lr=0.5"))
     assert len(fewer) == len(every) // n_values["optimizer.lr"]
     assert all("optimizer.lr=0.5" in overrides for overrides in fewer)
 
 
 def test_the_jobs_of_a_sweeper_that_chooses_as_it_goes_are_not_known():
     chosen = sweep("hydra/sweeper=optuna", "optimizer.lr=interval(0.001,0.1)")
-    assert not composed.is_known(chosen[0]) and composed.is_known(sweep("seed=1,2")[0])
+    assert not composition.is_known(chosen[0]) and composition.is_known(sweep("seed=1,2")[0])
     with pytest.raises(UserError, match="only a basic sweep is known before it runs"):
-        composed.all_jobs(*chosen)
+        composition.all_jobs(*chosen)
 
 
 def test_a_job_is_recorded_by_its_settings_in_a_folder_of_their_name(grid):
-    every = composed.all_jobs(*grid)
-    configs = [composed.compose(*grid, overrides, 10 + number) for number, overrides in enumerate(every)]
-    found = [composed.as_job(cfg, number, {"optimizer.lr", "model"}) for number, cfg in enumerate(configs)]
+    every = composition.all_jobs(*grid)
+    configs = [composition.compose(*grid, overrides, 10 + number) for number, overrides in enumerate(every)]
+    found = [composition.as_job(cfg, number, {"optimizer.lr", "model"}) for number, cfg in enumerate(configs)]
     assert [cfg.hydra.job.num for cfg in configs] == [10, 11, 12, 13] == [int(cfg.hydra.job.id) for cfg in configs]
     assert [job.name for job in found] == [
         "optimizer.lr=0.001 model=tiny", "optimizer.lr=0.001 model=mini",
@@ -77,37 +78,37 @@ def test_a_job_is_recorded_by_its_settings_in_a_folder_of_their_name(grid):
 
 
 def test_what_makes_no_difference_to_a_job_makes_none_to_its_folder(grid):
-    overrides = composed.all_jobs(*grid)[0]
+    overrides = composition.all_jobs(*grid)[0]
     folders = {
-        composed.as_job(composed.compose(*grid, [*overrides, *more], 0), 0, set()).id
+        composition.as_job(composition.compose(*grid, [*overrides, *more], 0), 0, set()).id
         for more in ([], ["sweep.pause_at=100"], ["wandb.tags=[a]"], ["optimizer.lr=1e-3"], ["hydra.job.num=5"])
     }
     assert len(folders) == 1
-    assert composed.as_job(composed.compose(*grid, [*overrides, "seed=2"], 0), 0, set()).id not in folders
+    assert composition.as_job(composition.compose(*grid, [*overrides, "seed=2"], 0), 0, set()).id not in folders
 
 
 def test_the_same_job_of_another_sweep_has_the_same_name_in_another_directory():
-    pair = [composed.as_job(composed.compose(*sweep(f"sweep.name={name}"), [f"sweep.name={name}"], 0), 0, set())
+    pair = [composition.as_job(composition.compose(*sweep(f"sweep.name={name}"), [f"sweep.name={name}"], 0), 0, set())
             for name in "ab"]  # fmt: skip
     assert pair[0].id == pair[1].id and [job.folder.parent.name for job in pair] == ["a", "b"]
 
 
 def test_what_is_missing_or_leads_nowhere_is_left_for_the_job_to_report():
     values = {"a": 1.0, "b": {"c": "${nope}", "d": 2}, "lr": "???", "hydra": {"x": 1}, "out_dir": "${nope}"}
-    assert composed.identity(OmegaConf.create(values)) == {"a": 1, "b.c": "${nope}", "b.d": 2}
-    assert composed.identity(OmegaConf.create({"a": 1, "b": {"c": "${a}"}})) == {"a": 1, "b.c": 1}
+    assert composition.identity(OmegaConf.create(values)) == {"a": 1, "b.c": "${nope}", "b.d": 2}
+    assert composition.identity(OmegaConf.create({"a": 1, "b": {"c": "${a}"}})) == {"a": 1, "b.c": 1}
 
 
 def test_what_a_job_costs_is_what_the_script_answers_to_dry_run(tmp_path, grid):
     seen = []
 
     def main(cfg):
-        seen.append((cfg, HydraConfig.get().runtime.output_dir, config.load(cfg, schema.TrainConfig)))
+        seen.append((cfg, HydraConfig.get().runtime.output_dir, launch.load(cfg, schema.TrainConfig)))
         return "the cost"
 
-    cfg = composed.compose(*grid, composed.all_jobs(*grid)[1], 0)
+    cfg = composition.compose(*grid, composition.all_jobs(*grid)[1], 0)
     before = OmegaConf.to_container(cfg, resolve=False)
-    assert composed.cost(main, cfg, tmp_path / "job") == "the cost"
+    assert composition.cost(main, cfg, tmp_path / "job") == "the cost"
     [(plain, output_dir, typed)] = seen
     assert "hydra" not in plain and plain.dry_run is True
     assert output_dir == typed.out_dir == str(tmp_path / "job") and not (tmp_path / "job").exists()
@@ -117,8 +118,8 @@ def test_what_a_job_costs_is_what_the_script_answers_to_dry_run(tmp_path, grid):
 
 def test_an_error_of_the_script_is_the_answer_too(tmp_path, grid):
     def main(cfg):
-        return config.load(cfg, schema.TrainConfig)
+        return launch.load(cfg, schema.TrainConfig)
 
-    cfg = composed.compose(*grid, [*composed.all_jobs(*grid)[0], "model.n_head=5"], 0)
+    cfg = composition.compose(*grid, [*composition.all_jobs(*grid)[0], "model.n_head=5"], 0)
     with pytest.raises(UserError, match=r"not divisible by model\.n_head 5"):
-        composed.cost(main, cfg, tmp_path / "job")
+        composition.cost(main, cfg, tmp_path / "job")

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpt import dispatch
-from gpt.dispatch import Planned
 from gpt.errors import ENVIRONMENT, UserError
-from gpt.jobs import Job
+from gpt.sweeps import dispatch
+from gpt.sweeps.dispatch import Planned
+from gpt.sweeps.jobs import Job
 
 
 def planned(*jobs, axes=("lr",)):

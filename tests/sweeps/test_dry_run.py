@@ -11,7 +11,10 @@ from conftest import ROOT
 from test_conf import loaded
 from test_train import SMALL
 
-from gpt import corpus, dry_run, estimate, finetune, memory
+from gpt import finetune
+from gpt.data import preparation
+from gpt.machine import cost, memory
+from gpt.sweeps import dry_run
 
 # One process for all command lines, as torch takes seconds to load. An audit hook sees every file that is opened for
 # writing and everything that is made, renamed or removed.
@@ -53,7 +56,7 @@ def answers(tmp_path_factory):
     """What each command line printed, its code, and what it changed on disk."""
     tmp_path = tmp_path_factory.mktemp("dry")
     ready, missing = f"data.prepared_dir={tmp_path / 'ready'}", f"data.prepared_dir={tmp_path / 'missing'}"
-    corpus.ensure(loaded("data.tokenizer=bytes", ready).data, ROOT)
+    preparation.ensure(loaded("data.tokenizer=bytes", ready).data, ROOT)
     small = [*SMALL, "dry_run=true", "data.tokenizer=bytes", f"out_dir={tmp_path / 'run'}"]
     free = [argument for argument in small[:-1] if not argument.startswith("model.context_length")]
     sweep = ["-m", *free, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
@@ -161,7 +164,7 @@ def test_what_is_fine_tuned_is_said_with_the_number_of_weights_trained(chosen, t
     caplog.set_level("INFO", "gpt")
     cfg = loaded("model=small", *chosen)
     dry_run.show(
-        estimate.Cost(
+        cost.Cost(
             cfg=cfg, parameters=cfg.model.n_parameters(50257),
             trained=finetune.n_trainable(cfg.model, cfg.finetune, 50257),
             memory=memory.of_step(cfg, 50257, 1, "cpu", 4), available=10**12, micro_batch=1, steps=None,

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from gpt import snapshot
+from gpt.sweeps import frozen_files
 
 FILES = {
     "train.yaml": "defaults: [_self_, model: a]\nseed: 1\nlr: 0.1\nhydra: {searchpath: [file://SEARCH]}\n",
@@ -36,11 +36,11 @@ def conf(tmp_path):
 
 def opened(conf, frozen=True):
     """(loader, configuration of the sweep), after the jobs JOBS have been composed once."""
-    snapshot.install()
+    frozen_files.install()
     with initialize_config_dir(str(conf), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
     if frozen:
-        snapshot.freeze(loader)
+        frozen_files.freeze(loader)
     config = loader.load_configuration("train", ["seed=1,2"], RunMode.MULTIRUN)
     compositions(loader, config)
     return loader, config
@@ -104,7 +104,7 @@ def test_without_a_snapshot_they_would_also_in_a_process_that_has_one(conf):
     assert compositions(frozen, config) == EXPECTED
     assert compositions(other, config) == EDITED
     break_all(conf)
-    with pytest.raises((yaml.YAMLError, HydraException)):  # the second where gpt/guard.py is installed
+    with pytest.raises((yaml.YAMLError, HydraException)):  # the second where gpt/config/guard.py is installed
         compositions(other, config)
     assert compositions(frozen, config) == EXPECTED
 
@@ -127,15 +127,15 @@ def test_a_choice_that_appears_after_the_start_can_still_be_made(conf):
 
 
 def test_installing_twice_is_installing_once(conf):
-    snapshot.install()
-    before = snapshot.ConfigRepository.load_config
-    snapshot.install()
-    assert snapshot.ConfigRepository.load_config is before
+    frozen_files.install()
+    before = frozen_files.ConfigRepository.load_config
+    frozen_files.install()
+    assert frozen_files.ConfigRepository.load_config is before
 
 
 PROGRAM = """
 import json, pickle, sys
-import gpt.config  # as each process of a launcher does, before it composes a job
+import gpt.config.launch  # as each process of a launcher does, before it composes a job
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 Plugins.instance()

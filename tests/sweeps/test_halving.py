@@ -5,8 +5,8 @@ import math
 import pytest
 from conftest import ROOT, sweep_job
 
-from gpt import halving
-from gpt.jobs import Job
+from gpt.sweeps import halving
+from gpt.sweeps.jobs import Job
 
 
 def job(number, lr, losses, seed=1, status="paused"):

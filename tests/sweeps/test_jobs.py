@@ -14,13 +14,14 @@ from conftest import ROOT, sweep_job
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_conf import loaded
-from test_config import composed
+from test_launch import composed
 
-from gpt import composed as composition
-from gpt import config, jobs
-from gpt.jobs import Job
-from gpt.rows import RowFile
-from gpt.schema import as_dict
+from gpt.config import launch
+from gpt.config.schema import as_dict
+from gpt.files.jsonl import RowFile
+from gpt.sweeps import composition as composition
+from gpt.sweeps import jobs
+from gpt.sweeps.jobs import Job
 
 GROUPS = ("model", "data", "optimizer", "schedule", "debug")
 default = functools.cache(composed)
@@ -230,7 +231,7 @@ def test_a_damaged_job_file_is_one_warning_and_the_job_is_known_by_its_other_fil
 ):
     good = sweep_job(tmp_path, 0, {"seed": 1}, [4.0])
     job = sweep_job(tmp_path, 1, identified("optimizer.lr=0.005")[1], [5.0, 3.0])
-    config.save(config_with_lr, job.folder / "config.yaml")
+    launch.save(config_with_lr, job.folder / "config.yaml")
     path = job.folder / "job.json"
     path.write_bytes(damage(json.loads(path.read_text())))
     found = jobs.read(tmp_path)
@@ -264,14 +265,14 @@ def test_a_damaged_job_whose_settings_cannot_be_read_either_has_none(tmp_path, c
 
 def test_the_configuration_that_a_run_writes_identifies_the_same_job(tmp_path):
     for overrides in ([], ["optimizer.lr=1e-5", "train.max_tokens=1e6", "data=medquad", "model=mini"]):
-        config.save(loaded(*overrides), tmp_path / "config.yaml")
+        launch.save(loaded(*overrides), tmp_path / "config.yaml")
         assert jobs.name_of(jobs._config(tmp_path)) == identified(*overrides)[0], overrides
 
 
 HOLD = """
 import sys, pathlib
-from gpt import run_directory
-with run_directory.owned(pathlib.Path(sys.argv[1])):
+from gpt.files import directory
+with directory.owned(pathlib.Path(sys.argv[1])):
     print("mine", flush=True)
     sys.stdin.read()
 """

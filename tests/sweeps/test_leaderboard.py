@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import scipy.stats
 
-from gpt import console, leaderboard
-from gpt.jobs import Job
+from gpt.sweeps import leaderboard
+from gpt.sweeps.jobs import Job
+from gpt.terminal import console
 
 
 def job(number, loss, *overrides, seed=1337, status="completed", tokens=1000, config=(), **fields):
-    """A job as gpt/jobs.py reads it. `overrides`: as typed, numbers resolved into its settings, words not."""
+    """A job as gpt/sweeps/jobs.py reads it. `overrides`: as typed, numbers resolved into its settings, words not."""
     settings = {"seed": seed, "train.eval_tokens": 4096, "data.mask": "response", **dict(config)}
     typed = [*overrides, f"seed={seed}"]
     for override in overrides:

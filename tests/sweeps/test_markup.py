@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpt import markup
+from gpt.sweeps import markup
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ from hydra import compose, initialize_config_dir
 from launcher import launcher
 from omegaconf import OmegaConf
 
-from gpt import command_line, config, guard, jobs
+from gpt.config import guard, launch, override_errors
+from gpt.files import paths
+from gpt.sweeps import jobs
 
 HYDRA = ROOT / "conf" / "hydra"
 CHOICES = [
@@ -112,7 +114,7 @@ def test_a_plugin_that_is_not_installed_is_one_line_that_says_what_to_install(sl
 def test_an_axis_of_a_search_is_no_fault_and_a_misspelt_one_is(axis, monkeypatch):
     def faults(axis, *more):
         monkeypatch.setattr(sys, "argv", ["train.py", "-m", "hydra/sweeper=optuna", axis, *more])
-        found = command_line.find_faults(config.PROJECT_ROOT, "train", config.SCHEMAS["train"])
+        found = override_errors.find_faults(paths.PROJECT_ROOT, "train", launch.SCHEMAS["train"])
         return [fault for fault in found if not fault.endswith(INSTALL)]
 
     assert faults(axis) == []

@@ -9,9 +9,9 @@ import pytest
 import scipy.optimize
 import scipy.stats
 
-from gpt import prediction
-from gpt.jobs import Job
-from gpt.leaderboard import is_result
+from gpt.sweeps import prediction
+from gpt.sweeps.jobs import Job
+from gpt.sweeps.leaderboard import is_result
 
 LRS = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
 BEST, LOWEST, BEND = 8e-4, 4.0, 0.5  # of a known parabola

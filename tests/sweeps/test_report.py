@@ -14,9 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpt import jobs, leaderboard, prediction, report
-from gpt.jobs import Job
-from gpt.rows import RowFile
+from gpt.files.jsonl import RowFile
+from gpt.sweeps import jobs, leaderboard, prediction, report
+from gpt.sweeps.jobs import Job
 
 HOSTILE = "</pre><script>document.title='run'</script>\"><img src=x onerror=\"document.title='run'\"> \u202egnp\x1b[31m"
 LRS, CONTEXTS = (3e-4, 1e-3, 3e-3), (64, 128)

@@ -10,8 +10,8 @@ import shlex
 import pytest
 from conftest import ROOT, sweep_job
 
-from gpt import jobs, summary
 from gpt.errors import UserError
+from gpt.sweeps import jobs, summary
 
 FILES = {"leaderboard.md", "leaderboard.csv", "sweep.csv", "curves.png", "heatmap.png", "report.html"}
 COMMAND = ["python", "train.py", "-m", "optimizer.lr=1e-3,3e-3", "seed=1,2", "data.path=a b.txt", "sweep.name=mixed"]

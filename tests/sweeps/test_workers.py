@@ -12,8 +12,9 @@ import torch
 from conftest import ROOT
 from omegaconf import OmegaConf
 
-from gpt import console, workers
 from gpt.errors import Interrupted, UserError
+from gpt.sweeps import workers
+from gpt.terminal import console
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
@@ -162,7 +163,7 @@ for _ in range(200):
 PARENT = """
 import signal, subprocess, sys, threading, time
 from omegaconf import OmegaConf
-from gpt import workers
+from gpt.sweeps import workers
 from gpt.errors import Interrupted
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("the handler of before"))
 # Threads from before, as those of OpenBLAS: the kernel may give any of them a signal of the process.

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from gpt import console
+from gpt.terminal import console
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 RUN = f"""
 import logging, sys
 sys.path.insert(0, {str(ROOT)!r})
-from gpt import console
+from gpt.terminal import console
 console.survive_closed_output()
 console.setup()
 with console.ProgressBar(total_steps=300, first_step=0) as bar:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import matplotlib.image
 import pytest
 
-from gpt import figures
+from gpt.terminal import figures
 
 ROWS = [
     {"step": 0, "tokens": 0, "val/loss": 10.8},

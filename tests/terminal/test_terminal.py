@@ -10,14 +10,15 @@ import pytest
 import torch
 from conftest import ROOT, model_config
 
-from gpt import console, tokenizer
-from gpt.checkpoint import Identity
+from gpt import tokenizer
+from gpt.data.readers import BadRows, rows
 from gpt.errors import UserError
 from gpt.loop import train_model_simple
 from gpt.model import GPT
-from gpt.model_file import save_model
 from gpt.prompts import format_prompt
-from gpt.readers import BadRows, rows
+from gpt.runs.checkpoint import Identity
+from gpt.runs.model_file import save_model
+from gpt.terminal import console
 
 BIDI = [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 CONTROL = [*range(0x20), 0x7F, *range(0x80, 0xA0)]

@@ -20,12 +20,13 @@ from safetensors import safe_open
 from tracing import NEEDS_SPACE, full_disk, trace
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
-from gpt import export, initial, lora, sampling, tokenizer
+from gpt import lora, sampling, tokenizer
+from gpt.config.schema import LoRAConfig
 from gpt.errors import UserError
 from gpt.model import GPT
-from gpt.model_file import Loaded
 from gpt.prompts import format_prompt
-from gpt.schema import LoRAConfig
+from gpt.runs.model_file import Loaded
+from gpt.weights import export, loading
 
 GPT2 = tokenizer.load("gpt2")
 SHAPES = {
@@ -126,7 +127,7 @@ def test_the_files_are_as_transformers_itself_writes_them(exported, tmp_path):
 
 def test_what_is_exported_is_read_back_bit_for_bit(exported):
     ours, directory = exported
-    again = initial.load(str(directory), ROOT, torch.device("cpu"))
+    again = loading.load(str(directory), ROOT, torch.device("cpu"))
     assert again.tokenizer_name == "gpt2"
     assert again.model.config.gelu == ours.config.gelu and again.model.state_dict().keys() == ours.state_dict().keys()
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in again.model.state_dict().items())

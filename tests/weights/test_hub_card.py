@@ -10,11 +10,12 @@ from huggingface_hub import ModelCard
 from test_checkpoint import IDENTITY, made
 from test_conf import loaded as composed
 
-from gpt import checkpoint, hub_card
-from gpt.model_file import Loaded
+from gpt.config.schema import FinetuneConfig, as_dict
+from gpt.files.jsonl import RowFile
 from gpt.progress import Progress
-from gpt.rows import RowFile
-from gpt.schema import FinetuneConfig, as_dict
+from gpt.runs import checkpoint
+from gpt.runs.model_file import Loaded
+from gpt.weights import hub_card
 
 LORA = FinetuneConfig("lora", 1.0, 1, 8, 16.0, ["attn.c_attn"])
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, adamw_config, model_config
-from test_weights import (
+from test_weight_files import (
     FORMATS,
     GOLDEN,
     N_VOCAB,
@@ -34,13 +34,15 @@ from test_weights import (
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from gpt import checkpoint, initial, lora, model_file, optim
-from gpt.checkpoint import Identity
+from gpt import lora, optim
+from gpt.config.schema import InitConfig, LoRAConfig, ModelConfig
 from gpt.errors import UserError
+from gpt.files.tensor_files import describe
 from gpt.model import GPT
 from gpt.progress import Progress
-from gpt.schema import InitConfig, LoRAConfig, ModelConfig
-from gpt.tensorfiles import describe
+from gpt.runs import checkpoint, model_file
+from gpt.runs.checkpoint import Identity
+from gpt.weights import loading
 
 CPU = torch.device("cpu")
 SHAPE = model_config(n_embd=128, context_length=32)  # of test_weights.model
@@ -48,13 +50,13 @@ TINY = model_config(n_layer=1, n_head=1, n_embd=16, context_length=8)  # of test
 
 
 def load(path: Path) -> GPT:
-    return initial.load(str(path), ROOT, CPU).model
+    return loading.load(str(path), ROOT, CPU).model
 
 
 def build(path: Path, cfg: ModelConfig = SHAPE, n_vocab: int = N_VOCAB, named: str = "bytes") -> GPT:
     """As a run gets it with init.from."""
-    first = initial.find(InitConfig(**{"from": str(path), "revision": None}), cfg, named, ROOT)
-    return initial.build(cfg, n_vocab, first).eval()
+    first = loading.find(InitConfig(**{"from": str(path), "revision": None}), cfg, named, ROOT)
+    return loading.build(cfg, n_vocab, first).eval()
 
 
 def refused(path: Path, cfg: ModelConfig | None = TINY, code: int = 3, **how: Any) -> UserError:
@@ -183,7 +185,7 @@ def test_what_a_run_leaves_has_the_logits_that_transformers_has(tmp_path, what, 
         assert distance(as_ours(model()), reference) > 0.01
     path = published(tmp_path, mine, cfg)
     named = {"run": tmp_path, "checkpoint": path, "last_model.pt": tmp_path / what}.get(what, path / what)
-    loaded = initial.load(str(named), ROOT, CPU)
+    loaded = loading.load(str(named), ROOT, CPU)
     assert distance(loaded.model, reference) < 1e-5
     assert (loaded.step, loaded.tokenizer_name, loaded.template) == (7, "bytes", "alpaca")
     assert distance(build(named), reference) < 1e-5
@@ -191,11 +193,11 @@ def test_what_a_run_leaves_has_the_logits_that_transformers_has(tmp_path, what, 
 
 def test_where_weights_come_from_is_recorded(tmp_path):
     path = alone(model(), tmp_path / "gpt2.safetensors")
-    origin = initial.find(InitConfig(**{"from": str(path), "revision": None}), SHAPE, "bytes", ROOT).origin
+    origin = loading.find(InitConfig(**{"from": str(path), "revision": None}), SHAPE, "bytes", ROOT).origin
     sha256 = checkpoint.facts_of(path).sha256
     assert origin["from"] == str(path) and origin["sha256"] == {"gpt2.safetensors": sha256}
-    assert initial.find(InitConfig(**{"from": None, "revision": None}), SHAPE, "bytes", ROOT) is None
-    assert initial.build(SHAPE, N_VOCAB, None).n_parameters() == model().num_parameters()
+    assert loading.find(InitConfig(**{"from": None, "revision": None}), SHAPE, "bytes", ROOT) is None
+    assert loading.build(SHAPE, N_VOCAB, None).n_parameters() == model().num_parameters()
 
 
 # What is not quite the same
@@ -232,7 +234,7 @@ def test_the_padding_of_an_embedding_is_left_out(tmp_path, tied, write, caplog):
 
 def test_nanogpts_50304_tokens_are_gpt2s_50257(tmp_path):
     reference = padded(50304, activation_function="gelu")
-    loaded = initial.load(str(to_file(as_nanogpt(reference), tmp_path / "ckpt.pt")), ROOT, CPU)
+    loaded = loading.load(str(to_file(as_nanogpt(reference), tmp_path / "ckpt.pt")), ROOT, CPU)
     assert (loaded.tokenizer_name, loaded.model.vocab_size) == ("gpt2", 50257)
     assert distance(loaded.model, reference) < 1e-5
 
@@ -524,11 +526,13 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import torch
-from gpt import free_memory, initial, tokenizer
+from gpt import tokenizer
+from gpt.machine import free_memory
+from gpt.weights import loading
 torch.set_num_threads(1)
 tokenizer.load("gpt2")  # which takes as much for the smallest model
 before = free_memory.peak()
-model = initial.load(sys.argv[1], Path("."), torch.device("cpu")).model
+model = loading.load(sys.argv[1], Path("."), torch.device("cpu")).model
 print(free_memory.peak() - before, sum(p.nbytes for p in model.parameters()))
 """
 

@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from test_config import composed, run_script
+from test_launch import composed, run_script
 
-from gpt import config, pretrained, schema
+from gpt.config import launch, schema
 from gpt.errors import UserError
-from gpt.pretrained import Architecture
+from gpt.weights import locate
+from gpt.weights.locate import Architecture
 
 GPT2 = {"model_type": "gpt2", "n_layer": 3, "n_head": 2, "n_embd": 32, "n_positions": 24, "vocab_size": 50257}
 HPARAMS = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1024, "n_head": 16, "n_layer": 24}
@@ -53,7 +54,7 @@ def no_hub(monkeypatch, tmp_path):
 
 def problem(name: str, root: Path, code: int = 3) -> UserError:
     with pytest.raises(UserError) as caught:
-        pretrained.find(name, None, root)
+        locate.find(name, None, root)
     assert caught.value.code == code and "\n" not in str(caught.value), str(caught.value)
     return caught.value
 
@@ -86,17 +87,17 @@ def problem(name: str, root: Path, code: int = 3) -> UserError:
     ],
 )
 def test_what_a_name_is_taken_for(root, monkeypatch, name, kind, path):
-    source = pretrained.find(name, None, root)
+    source = locate.find(name, None, root)
     assert (source.name, source.kind, source.path.resolve(), source.revision) == (name, kind, root / path, None)
     elsewhere = Path("/nowhere")
-    assert pretrained.find(str(root / name), None, elsewhere).path.resolve() == root / path
+    assert locate.find(str(root / name), None, elsewhere).path.resolve() == root / path
     monkeypatch.setenv("HOME", str(root))
-    assert pretrained.find(f"~/{name}", None, elsewhere).path.resolve() == root / path
+    assert locate.find(f"~/{name}", None, elsewhere).path.resolve() == root / path
 
 
 def test_a_folder_called_gpt2_is_meant_by_its_path_and_the_hubs_by_its_name(root, no_hub):
-    assert pretrained.find("./gpt2", None, root).path == root / "gpt2"
-    assert pretrained.find(str(root / "gpt2"), None, root).path == root / "gpt2"
+    assert locate.find("./gpt2", None, root).path == root / "gpt2"
+    assert locate.find(str(root / "gpt2"), None, root).path == root / "gpt2"
     assert "openai-community/gpt2 cannot be had" in problem("gpt2", root, code=5).what
 
 
@@ -113,7 +114,7 @@ def test_what_was_put_there_is_found(tmp_path, no_hub):
     folder = tmp_path / "outputs" / "weights" / "gpt2"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(GPT2))
-    source = pretrained.find("gpt2", None, tmp_path)
+    source = locate.find("gpt2", None, tmp_path)
     assert (source.path, source.kind, source.revision) == (folder, "transformers", None)
     other = tmp_path / "another"
     shutil.copytree(tmp_path / "outputs", other / "outputs")
@@ -139,9 +140,9 @@ def test_a_directory_without_weights_says_what_is_in_it_and_where_they_may_be(ro
 
 
 def test_the_architecture_is_what_the_configuration_says(root):
-    found = pretrained.architecture(pretrained.find("hf", None, root))
+    found = locate.architecture(locate.find("hf", None, root))
     assert found == Architecture(3, 2, 32, 24, 50257, True, "tanh", ("n_head", "gelu"))
-    found = pretrained.architecture(pretrained.find("355M", None, root))
+    found = locate.architecture(locate.find("355M", None, root))
     assert found == Architecture(24, 16, 1024, 1024, 50257, True, "tanh", ("n_head",))
 
 
@@ -158,7 +159,7 @@ def test_the_architecture_is_what_the_configuration_says(root):
 )
 def test_what_a_configuration_may_say(tmp_path, change, expected):
     (tmp_path / "config.json").write_text(json.dumps(GPT2 | change))
-    found = pretrained.of_transformers(tmp_path / "config.json")
+    found = locate.of_transformers(tmp_path / "config.json")
     assert {key: getattr(found, key) for key in expected} == expected and found.n_layer == 3
 
 
@@ -168,7 +169,7 @@ def test_a_configuration_with_what_is_no_number_names_the_key(tmp_path, key, val
     path = tmp_path / "config.json"
     path.write_text(json.dumps(GPT2 | {key: value}))
     with pytest.raises(UserError, match=f"{key} is .*, not a whole number from 1 on") as caught:
-        pretrained.of_transformers(path)
+        locate.of_transformers(path)
     assert caught.value.code == 3
 
 
@@ -179,7 +180,7 @@ def test_a_configuration_with_what_is_no_number_names_the_key(tmp_path, key, val
      json.dumps(GPT2 | {"n_inner": [1]}), json.dumps(GPT2 | {"layer_norm_epsilon": {}}), '{"n_layer": 1e999}'],
     ids=range(15),
 )  # fmt: skip
-@pytest.mark.parametrize("read", [pretrained.of_transformers, pretrained.of_openai])
+@pytest.mark.parametrize("read", [locate.of_transformers, locate.of_openai])
 def test_a_configuration_that_is_none_is_refused(tmp_path, content, read):
     path = tmp_path / "config.json"
     path.write_text(content)
@@ -194,7 +195,7 @@ def test_a_configuration_that_is_no_text_or_not_there_is_refused(tmp_path, conte
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"config\.json damaged") as caught:
-        pretrained.of_transformers(path)
+        locate.of_transformers(path)
     assert caught.value.code == 3
 
 
@@ -203,7 +204,7 @@ def test_a_configuration_of_gigabytes_is_not_read(tmp_path):
     with open(path, "wb") as file:
         file.truncate(10**12)  # takes no room
     with pytest.raises(UserError, match=f"more than {2**26} bytes"):
-        pretrained.of_transformers(path)
+        locate.of_transformers(path)
 
 
 # Command lines
@@ -211,7 +212,7 @@ def test_a_configuration_of_gigabytes_is_not_read(tmp_path):
 
 def settings(*arguments: str) -> schema.TrainConfig:
     """What train.py gets from these arguments."""
-    return config.to_dataclass(composed(*config.implied(list(arguments)), *arguments), schema.TrainConfig)
+    return launch.to_dataclass(composed(*launch.implied(list(arguments)), *arguments), schema.TrainConfig)
 
 
 def test_init_from_alone_takes_the_architecture_and_fine_tunes(root):
@@ -228,23 +229,23 @@ def test_what_is_given_beside_it_wins(root):
     assert settings(name, "model.context_length=16").model.context_length == 16
     cfg = settings(name, "model=tiny", "finetune=lora")
     assert (cfg.model.name, cfg.finetune.name) == ("tiny", "lora")
-    assert config.implied(["init.from=null"]) == config.implied([]) == []
+    assert launch.implied(["init.from=null"]) == launch.implied([]) == []
 
 
 def test_the_name_of_a_model_is_never_empty(root, monkeypatch):
-    assert pretrained.setting(".", None, root / "hf", "name") == "hf"
-    assert pretrained.setting(f"{root}/hf/", None, root, "name") == "hf"
+    assert locate.setting(".", None, root / "hf", "name") == "hf"
+    assert locate.setting(f"{root}/hf/", None, root, "name") == "hf"
 
 
 def test_a_pretrained_model_needs_weights(root):
     with pytest.raises(UserError, match=r"set init\.from=gpt2"):
-        pretrained.setting(None, None, root, "n_layer")
+        locate.setting(None, None, root, "n_layer")
 
 
 @pytest.mark.parametrize(("name", "what"), [("gone", "no such file or directory"), ("empty", "an empty directory")])
 def test_weights_that_cannot_be_read_are_the_error_of_a_configuration(root, name, what):
     with pytest.raises(UserError) as caught:
-        config.typed(composed(f"init.from={root / name}", "model=pretrained"), schema.TrainConfig)
+        launch.typed(composed(f"init.from={root / name}", "model=pretrained"), schema.TrainConfig)
     assert caught.value.code == 3 and str(caught.value).startswith(f"{what} ({root / name})")
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import model_config
 
-from gpt import layouts
 from gpt.model import GPT
+from gpt.weights import tensor_names
 
 D, V, T = 4, 7, 3
 
@@ -72,18 +72,18 @@ def test_every_layout_is_recognised_with_every_wrapping_and_becomes_ours(about, 
     tensors = WRITERS[about](expected)
     if "OpenAI" in about:  # the variables of TensorFlow are in no module
         prefix = ""
-    found, parts = layouts.recognise({prefix + name: tensor for name, tensor in tensors.items()})
+    found, parts = tensor_names.recognise({prefix + name: tensor for name, tensor in tensors.items()})
     assert found == about and joined(parts).keys() == expected.keys()
     for name, tensor in joined(parts).items():
         assert torch.equal(tensor, expected[name]), name
-        assert layouts.shape(parts[name]) == list(expected[name].shape)
+        assert tensor_names.shape(parts[name]) == list(expected[name].shape)
 
 
 @pytest.mark.parametrize("about", WRITERS)
 def test_nothing_is_copied(about):
     tensors = WRITERS[about](ours())
     places = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
-    _, parts = layouts.recognise(tensors)
+    _, parts = tensor_names.recognise(tensors)
     assert {part.untyped_storage().data_ptr() for each in parts.values() for part in each} == places
 
 
@@ -92,20 +92,20 @@ def test_the_masks_of_attention_are_no_weights(prefix):
     tensors = transformers(ours())
     name = "h.0.attn." if prefix.startswith("h.") else f"{prefix}h.1.attn."
     masks = {f"{name}bias": torch.ones(1, 1, T, T, dtype=torch.bool), f"{name}masked_bias": torch.tensor(-1e4)}
-    _, parts = layouts.recognise(tensors | masks)
+    _, parts = tensor_names.recognise(tensors | masks)
     assert parts.keys() == ours().keys()
-    _, parts = layouts.recognise(book(ours()) | {"trf_blocks.1.att.mask": torch.ones(T, T)})
+    _, parts = tensor_names.recognise(book(ours()) | {"trf_blocks.1.att.mask": torch.ones(T, T)})
     assert parts.keys() == ours().keys()
 
 
 def test_a_layer_compiled_on_its_own_keeps_its_name():
     tensors = {name.replace("h.0.", "h.0._orig_mod."): tensor for name, tensor in ours().items()}
-    assert layouts.recognise(tensors)[1].keys() == ours().keys()
+    assert tensor_names.recognise(tensors)[1].keys() == ours().keys()
 
 
 def test_what_no_layout_has_keeps_its_name_to_be_named_as_a_stranger():
     for write in WRITERS.values():
-        _, parts = layouts.recognise(
+        _, parts = tensor_names.recognise(
             write(ours()) | {"score.weight": torch.ones(2, D), "trf_blocks.0.x.y": torch.ones(1)}
         )
         assert {"score.weight", "trf_blocks.0.x.y"} == parts.keys() - ours().keys()
@@ -113,14 +113,14 @@ def test_what_no_layout_has_keeps_its_name_to_be_named_as_a_stranger():
 
 def test_a_second_tensor_of_the_same_name_is_a_stranger():
     tensors = ours()
-    _, parts = layouts.recognise(tensors | {"transformer.wte.weight": tensors["wte.weight"] + 1})
+    _, parts = tensor_names.recognise(tensors | {"transformer.wte.weight": tensors["wte.weight"] + 1})
     assert parts.keys() - tensors.keys() == {"transformer.wte.weight"}
     assert torch.equal(parts["wte.weight"][0], tensors["wte.weight"])
 
 
 @pytest.mark.parametrize("names", [[], ["weight"], ["model.embed_tokens.weight"], ["wte"], ["h.0.attn.c_attn.weight"]])
 def test_an_unknown_layout_is_none(names):
-    assert layouts.recognise({name: torch.ones(2) for name in names}) is None
+    assert tensor_names.recognise({name: torch.ones(2) for name in names}) is None
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_an_unknown_layout_is_none(names):
      ([(3, 4), (3, 5)], [[3, 4], [3, 5]]), ([(3, 4), ()], [[3, 4], []]), ([(3, 4), (3,)], [[3, 4], [3]])],
 )  # fmt: skip
 def test_the_shape_of_parts_is_that_of_the_whole_where_they_fit_below_each_other(shapes, expected):
-    assert layouts.shape(tuple(torch.ones(shape) for shape in shapes)) == expected
+    assert tensor_names.shape(tuple(torch.ones(shape) for shape in shapes)) == expected
 
 
 def test_biases_count_as_left_out_only_where_a_model_is_made_without_them():
@@ -138,7 +138,7 @@ def test_biases_count_as_left_out_only_where_a_model_is_made_without_them():
     of_qkv = [name for name in biases if "c_attn" in name]
 
     def missing(gone):
-        return layouts.missing_biases({name: () for name in names if name not in gone}, names)
+        return tensor_names.missing_biases({name: () for name in names if name not in gone}, names)
 
     assert missing([]) == []
     assert missing(biases) == biases and missing(of_qkv) == of_qkv

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from test_data import resident_kb
+from test_batching import resident_kb
 from test_hostile_files import resident
 
-from gpt import bundle, tensorfiles
 from gpt.errors import UserError
+from gpt.files import tensor_files
+from gpt.weights import tf_bundle
 
 GOLDEN = ROOT / "tests" / "golden" / "tensorflow"
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
@@ -28,7 +29,7 @@ EXHAUSTIVE = pytest.mark.exhaustive
 
 def refused(prefix: Path) -> UserError:
     with pytest.raises(UserError) as caught:
-        bundle.read(prefix)
+        tf_bundle.read(prefix)
     assert caught.value.code == 3 and caught.value.where == str(prefix.parent) and "\n" not in str(caught.value)
     return caught.value
 
@@ -118,7 +119,7 @@ def one_block(*pairs: tuple[bytes, bytes], **head: int) -> bytes:
 def test_every_variable_equals_what_tensorflow_read_back(name, n_variables, n_types):
     expected = json.loads((GOLDEN / "expected.json").read_text())[name]
     with warnings.catch_warnings(action="error"):
-        tensors = bundle.read(bundle.prefix_of(GOLDEN / name))
+        tensors = tf_bundle.read(tf_bundle.prefix_of(GOLDEN / name))
     assert list(tensors) == list(expected) and len(expected) == n_variables
     for key, tensor in tensors.items():
         found = {
@@ -133,18 +134,18 @@ def test_every_variable_equals_what_tensorflow_read_back(name, n_variables, n_ty
 def test_several_blocks_and_names_that_share_their_beginning_are_read(tmp_path):
     first = stored(b"", header()) + stored(b"model/a", entry()) + stored(b"b", entry(shaped(2, 2), 16), len("model/"))
     prefix = written(tmp_path, table(sealed(first), sealed(stored(b"model/c", entry(b"", 32, 4)))))
-    tensors = bundle.read(prefix)
+    tensors = tf_bundle.read(prefix)
     assert {name: list(tensor.shape) for name, tensor in tensors.items()} == {
         "model/a": [4], "model/b": [2, 2], "model/c": []
     }  # fmt: skip
 
 
 def test_variables_of_several_types_without_gaps_are_aligned_and_survive_forgetting():
-    tensors = bundle.read(GOLDEN / "sharded" / "model.ckpt")
+    tensors = tf_bundle.read(GOLDEN / "sharded" / "model.ckpt")
     before = {name: digest(tensor) for name, tensor in tensors.items()}
     for tensor in tensors.values():
         assert tensor.data_ptr() % tensor.dtype.itemsize == 0
-        tensorfiles.forget(tensor)
+        tensor_files.forget(tensor)
     assert before == {name: digest(tensor) for name, tensor in tensors.items()}
 
 
@@ -153,8 +154,8 @@ def test_a_copied_variable_of_many_pages_survives_forgetting(tmp_path):
     data = bytes(4) + values.tobytes()
     crc = varint(6 << 3 | 5) + masked(data[4:])
     value = field(1, 9) + field(2, shaped(10_000)) + field(4, 4) + field(5, 80_000) + crc
-    tensor = bundle.read(written(tmp_path, one_block((b"x", value)), data))["x"]
-    tensorfiles.forget(tensor)
+    tensor = tf_bundle.read(written(tmp_path, one_block((b"x", value)), data))["x"]
+    tensor_files.forget(tensor)
     assert torch.equal(tensor, torch.from_numpy(values))
 
 
@@ -165,7 +166,7 @@ def test_a_flipped_bit_anywhere_in_an_index_is_refused(tmp_path, record_property
     prefix = copied(name, tmp_path)
     path = Path(f"{prefix}.index")
     good, by_checksum = path.read_bytes(), 0
-    blocks = len(good) - bundle.FOOTER  # all bits of the footer, which has no checksum; else one of each byte or all
+    blocks = len(good) - tf_bundle.FOOTER  # all bits of the footer, which has no checksum; else one of each byte or all
     bits = [bit for bit in range(8 * len(good)) if whole or bit // 8 >= blocks or bit % 8 == bit // 8 % 8]
     for bit in bits:
         path.write_bytes(flipped(good, bit))
@@ -173,14 +174,14 @@ def test_a_flipped_bit_anywhere_in_an_index_is_refused(tmp_path, record_property
         assert what.startswith(f"{INDEX} damaged ("), (bit, what)
         assert bit // 8 >= blocks or "crc32c" in what, (bit, what)
         by_checksum += "crc32c" in what
-    assert by_checksum >= blocks and len(bits) >= blocks + 8 * bundle.FOOTER
+    assert by_checksum >= blocks and len(bits) >= blocks + 8 * tf_bundle.FOOTER
     record_property("count", f"{len(bits)} flipped bits of {name}/{INDEX}: {by_checksum} by a checksum, 0 accepted")
 
 
 def test_every_flipped_bit_of_the_data_is_refused_and_its_variable_named(tmp_path, record_property):
     prefix = copied("tiny", tmp_path)
     path = tmp_path / "tiny" / DATA
-    good, tensors = path.read_bytes(), bundle.read(prefix)
+    good, tensors = path.read_bytes(), tf_bundle.read(prefix)
     start = min(tensor.data_ptr() for tensor in tensors.values())
     assert sum(tensor.nbytes for tensor in tensors.values()) == len(good)  # no byte is without a variable
     owner = np.empty(len(good), object)
@@ -251,14 +252,14 @@ def test_a_checkpoint_is_found_in_its_directory_and_never_elsewhere(tmp_path, te
         (tmp_path / "checkpoint").write_text(text, encoding="latin-1")
     for name in indexes:
         (tmp_path / f"{name}.index").touch()
-    assert bundle.prefix_of(tmp_path) == (found and tmp_path / found)
+    assert tf_bundle.prefix_of(tmp_path) == (found and tmp_path / found)
 
 
 def test_what_is_called_checkpoint_may_be_anything(tmp_path):
-    assert bundle.prefix_of(tmp_path / "missing") is None
+    assert tf_bundle.prefix_of(tmp_path / "missing") is None
     os.mkfifo(tmp_path / "checkpoint")
     (tmp_path / "directory.index").mkdir()
-    assert bundle.prefix_of(tmp_path) is None
+    assert tf_bundle.prefix_of(tmp_path) is None
 
 
 UNSUPPORTED = {
@@ -329,10 +330,10 @@ def test_garbage_and_changes_with_the_right_checksums_end_in_one_line_or_in_veri
     rng, prefix = np.random.default_rng(0), copied("tiny", tmp_path)
     path = Path(f"{prefix}.index")
     good = path.read_bytes()
-    values = {digest(tensor) for tensor in bundle.read(prefix).values()}
+    values = {digest(tensor) for tensor in tf_bundle.read(prefix).values()}
     end = good.index(sealed(b""))  # the next block: what comes before it holds the variables
     entries, magic, read = good[: end - 5], struct.pack("<Q", MAGIC), 0
-    assert table(good[:end])[: -bundle.FOOTER].startswith(good[:end] + sealed(b""))
+    assert table(good[:end])[: -tf_bundle.FOOTER].startswith(good[:end] + sealed(b""))
     n_random, n_changed = 300, 700
     for i in range(n_random):
         path.write_bytes(rng.bytes(rng.integers(300)) + (magic if i % 2 else b""))
@@ -340,7 +341,7 @@ def test_garbage_and_changes_with_the_right_checksums_end_in_one_line_or_in_veri
     for i in range(n_changed):
         path.write_bytes(table(sealed(changed(entries, rng), restarts=b"")))
         try:
-            tensors = bundle.read(prefix)
+            tensors = tf_bundle.read(prefix)
         except UserError as error:
             assert error.code == 3, i
         else:
@@ -368,11 +369,11 @@ def test_variables_are_mapped_not_copied_and_the_file_is_never_written_to(tmp_pa
     os.truncate(tmp_path / DATA, size + 16)
     Path("/proc/self/clear_refs").write_text("5")  # from here on the largest resident size is counted anew
     before = resident("VmRSS")
-    tensor = bundle.read(prefix)["x"]
+    tensor = tf_bundle.read(prefix)["x"]
     grown = resident("VmHWM") - before
-    assert grown < bundle.PIECE + 2**22 and resident_kb(tmp_path / DATA) < 1024
+    assert grown < tf_bundle.PIECE + 2**22 and resident_kb(tmp_path / DATA) < 1024
     assert float(tensor.sum()) == 0 and resident_kb(tmp_path / DATA) > size // 2**10 - 1024
-    tensorfiles.forget(tensor)
+    tensor_files.forget(tensor)
     assert resident_kb(tmp_path / DATA) < 1024
     tensor[:10] = 1
     assert (tmp_path / DATA).read_bytes()[:40] == bytes(40)

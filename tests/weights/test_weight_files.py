@@ -23,8 +23,8 @@ from test_hostile_files import Payload
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt import layouts, pretrained, weights
 from gpt.errors import UserError
+from gpt.weights import locate, tensor_names, weight_files
 
 GOLDEN = ROOT / "tests" / "golden" / "tensorflow"
 N_VOCAB = 257  # that of our tokenizer of bytes
@@ -44,7 +44,7 @@ def theirs(**changes: Any) -> GPT2LMHeadModel:
 
 
 # Other projects' names for transformers' weights, as these projects have them: written here once more, apart from
-# gpt/layouts.py, so that the two can be compared.
+# gpt/weights/tensor_names.py, so that the two can be compared.
 
 
 def plain(model: GPT2LMHeadModel) -> dict[str, Tensor]:
@@ -182,11 +182,11 @@ def small() -> GPT2LMHeadModel:
     return theirs(**SMALL, n_layer=1, n_positions=8)
 
 
-def read(path: Path) -> weights.Weights:
-    return weights.read(pretrained.find(str(path), None, ROOT))
+def read(path: Path) -> weight_files.Weights:
+    return weight_files.read(locate.find(str(path), None, ROOT))
 
 
-def values(found: weights.Weights) -> dict[str, Tensor]:
+def values(found: weight_files.Weights) -> dict[str, Tensor]:
     return {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in found.tensors.items()}
 
 
@@ -473,7 +473,7 @@ class Module(nn.Module):
 
 
 NEED_CODE = {
-    "a whole module": (lambda tensors: Module(), "test_weights.Module"),
+    "a whole module": (lambda tensors: Module(), "test_weight_files.Module"),
     "arguments": (lambda tensors: {"model": tensors, "args": argparse.Namespace(lr=1.0)}, "argparse.Namespace"),
     "a number of numpy's": (lambda tensors: {"model": tensors, "loss": np.float64(1.5)}, "numpy"),
     "a path": (lambda tensors: {"model": tensors, "config": {"out_dir": Path("x")}}, "pathlib"),
@@ -600,5 +600,5 @@ def test_hashes_are_those_of_the_files(tmp_path):
 
 def test_nothing_is_copied_to_be_compared():
     a = torch.randn(10_000, 3)
-    assert weights.same((a,), (a.clone(),)) and not weights.same((a,), (a + 1,))
-    assert not weights.same((a,), (a[1:],)) and layouts.shape((a, a)) == [20_000, 3]
+    assert weight_files.same((a,), (a.clone(),)) and not weight_files.same((a,), (a + 1,))
+    assert not weight_files.same((a,), (a[1:],)) and tensor_names.shape((a, a)) == [20_000, 3]

@@ -12,13 +12,13 @@ import time
 import pytest
 from conftest import ROOT
 
-from gpt import run_directory
 from gpt.errors import UserError
+from gpt.files import directory
 
 HOLD = """
 import sys, pathlib
-from gpt import run_directory
-with run_directory.owned(pathlib.Path(sys.argv[1])):
+from gpt.files import directory
+with directory.owned(pathlib.Path(sys.argv[1])):
     print("mine", flush=True)
     sys.stdin.read()
 """
@@ -35,7 +35,7 @@ def owner(tmp_path):
 
 
 def test_a_second_run_in_the_same_directory_is_refused_with_the_owner(tmp_path, owner):
-    with pytest.raises(UserError) as caught, run_directory.owned(tmp_path / "run"):
+    with pytest.raises(UserError) as caught, directory.owned(tmp_path / "run"):
         pass
     assert caught.value.code == 6
     assert re.search(rf"run dir in use by pid {owner.pid} since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d", str(caught.value))
@@ -44,27 +44,27 @@ def test_a_second_run_in_the_same_directory_is_refused_with_the_owner(tmp_path, 
 def test_a_killed_owner_leaves_the_directory_free(tmp_path, owner):
     owner.send_signal(signal.SIGKILL)
     owner.wait()
-    with run_directory.owned(tmp_path / "run"):
+    with directory.owned(tmp_path / "run"):
         assert f"pid {os.getpid()} since" in (tmp_path / "run" / ".lock").read_text()
 
 
 def test_a_run_that_has_ended_leaves_the_directory_free_for_the_same_process(tmp_path):
     for _ in range(2):
-        with run_directory.owned(tmp_path / "run"):
+        with directory.owned(tmp_path / "run"):
             pass
 
 
 def test_a_directory_that_cannot_be_made_or_written_to_is_an_error_of_the_environment(tmp_path):
     (tmp_path / "file").write_text("no directory")
     for path in (tmp_path / "file" / "run", tmp_path / "file", ROOT.__class__("/proc/run")):
-        with pytest.raises(UserError, match="cannot write to the run directory") as caught, run_directory.owned(path):
+        with pytest.raises(UserError, match="cannot write to the run directory") as caught, directory.owned(path):
             pass
         assert caught.value.code == 5
 
 
 def test_a_hostile_lock_file_is_shown_escaped_and_short(tmp_path, owner):
     (tmp_path / "run" / ".lock").write_text("\x1b[31m" + "x" * 10_000)
-    with pytest.raises(UserError) as caught, run_directory.owned(tmp_path / "run"):
+    with pytest.raises(UserError) as caught, directory.owned(tmp_path / "run"):
         pass
     assert len(str(caught.value)) < 400 and "\x1b" not in str(caught.value)
 
@@ -72,28 +72,28 @@ def test_a_hostile_lock_file_is_shown_escaped_and_short(tmp_path, owner):
 def test_whether_somebody_runs_in_a_directory_can_be_asked(tmp_path, owner):
     run_dir = tmp_path / "run"
     written = (run_dir / ".lock").read_text()
-    assert [run_directory.is_owned(run_dir) for _ in range(3)] == [True] * 3
+    assert [directory.is_owned(run_dir) for _ in range(3)] == [True] * 3
     assert (run_dir / ".lock").read_text() == written
     owner.send_signal(signal.SIGKILL)
     owner.wait()
-    assert not run_directory.is_owned(run_dir)
+    assert not directory.is_owned(run_dir)
 
 
 def test_where_no_run_has_been_nobody_is(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "odd" / ".lock").mkdir(parents=True)
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "file", tmp_path / "odd"):
-        assert not run_directory.is_owned(path)
+        assert not directory.is_owned(path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "odd"]
 
 
 def test_nobody_fails_to_start_because_others_look_at_that_instant(tmp_path, record_property):
     def look():
         while not done.is_set():
-            answers.append(run_directory.is_owned(tmp_path))
+            answers.append(directory.is_owned(tmp_path))
 
     done, answers, starts = threading.Event(), [], 0
-    with run_directory.owned(tmp_path):
+    with directory.owned(tmp_path):
         pass
     watchers = [threading.Thread(target=look) for _ in range(2)]
     for watcher in watchers:
@@ -101,7 +101,7 @@ def test_nobody_fails_to_start_because_others_look_at_that_instant(tmp_path, rec
     try:
         end = time.monotonic() + 0.5
         while time.monotonic() < end or not (True in answers and False in answers):
-            with run_directory.owned(tmp_path):
+            with directory.owned(tmp_path):
                 starts += 1
                 time.sleep(0.001)
             time.sleep(0.001)
@@ -115,15 +115,15 @@ def test_nobody_fails_to_start_because_others_look_at_that_instant(tmp_path, rec
 
 def test_a_start_waits_for_a_look_but_not_for_long(tmp_path):
     """A shared lock is what `is_owned` takes: held for longer than its instant, it is somebody's."""
-    with run_directory.owned(tmp_path):
+    with directory.owned(tmp_path):
         pass
     with open(tmp_path / ".lock") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         started = time.monotonic()
-        with pytest.raises(UserError) as caught, run_directory.owned(tmp_path):
+        with pytest.raises(UserError) as caught, directory.owned(tmp_path):
             pass
-        assert caught.value.code == 6 and time.monotonic() - started >= run_directory.PATIENCE
+        assert caught.value.code == 6 and time.monotonic() - started >= directory.PATIENCE
         threading.Timer(0.1, fcntl.flock, (file, fcntl.LOCK_UN)).start()
-        with run_directory.owned(tmp_path):
+        with directory.owned(tmp_path):
             pass
         time.sleep(0.1)

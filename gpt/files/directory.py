@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from gpt.console import escape
 from gpt.errors import ENVIRONMENT, IN_USE, UserError
+from gpt.terminal.console import escape
 
 LOCK = ".lock"
 PATIENCE = 0.3  # seconds; `is_owned` holds a lock for an instant

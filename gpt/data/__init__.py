@@ -1,0 +1,1 @@
+"""Raw files become records, splits, token files and batches."""

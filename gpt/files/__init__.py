@@ -1,0 +1,1 @@
+"""Files that survive a crash: paths, atomic writes, rows of JSON, tensors."""

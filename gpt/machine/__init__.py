@@ -1,0 +1,1 @@
+"""Device, precision, compilation, memory and cost."""

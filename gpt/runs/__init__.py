@@ -1,0 +1,1 @@
+"""One run's life: directory, checkpoints, resuming, metrics, Weights & Biases, signals, cards."""

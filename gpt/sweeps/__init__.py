@@ -1,0 +1,1 @@
+"""Many runs: planning, launching, leaderboard, prediction, report."""
