@@ -1,7 +1,7 @@
-"""The loaders of the notebook that this project grew from: windows of a text, and padded batches of records.
+"""Offers the names of the notebook that this project grew from: its loaders, its loop, its greedy generation.
 
-They hold everything in memory and return plain (inputs, targets) pairs; train.py uses the token files of
-gpt/data/batching.py.
+They hold everything in memory, and batches are plain (inputs, targets) pairs; train.py uses the token files of
+gpt/data/batching.py and the loop of gpt/loop.py.
 """
 
 import logging
@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from gpt.data.batching import IGNORE
+from gpt.config.schema import METRIC
+from gpt.data.batching import IGNORE, Batch
 from gpt.data.readers import BadRows, json_rows
 from gpt.errors import UserError
+from gpt.loop import evaluate, train_step
+from gpt.machine.machine import Machine
+from gpt.model import GPT
+from gpt.objective import NextToken
 from gpt.prompts import format_prompt
+from gpt.sampling import eval_mode
 from gpt.terminal.console import escape
 from gpt.tokenizer import ordinary_ids
 
@@ -153,3 +159,76 @@ def read_examples(path: Path) -> Iterator[dict[str, str]]:
 def tokenizer_eos(tokenizer: Any) -> int:
     """The end-of-text id of one of our tokenizers, or of a tiktoken encoding."""
     return tokenizer.eos if hasattr(tokenizer, "eos") else tokenizer.eot_token
+
+
+def train_model_simple(
+    model: GPT,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device | str,
+    num_epochs: int,
+    eval_freq: int,
+    eval_iter: int,
+    start_context: str,
+    tokenizer: Any,
+) -> tuple[list[float], list[float], list[int]]:
+    """The notebook's loop: returns (train_losses, val_losses, tokens_seen), one entry for each evaluation.
+
+    Evaluates after steps 0, eval_freq, 2 eval_freq, ... on the first `eval_iter` batches of each loader, unshuffled,
+    so that measuring does not change the order of training; prints a sample after each epoch.
+    """
+    machine, objective = Machine(torch.device(device)), NextToken()
+    model.to(device)
+    train_losses, val_losses, tokens_seen = [], [], []
+    seen, step = 0, -1
+    for epoch in range(num_epochs):
+        model.train()
+        for inputs, targets in train_loader:
+            train_step(model, optimizer, objective, [as_batch(inputs, targets)], machine)
+            seen += inputs.numel()
+            step += 1
+            if step % eval_freq == 0:
+                for losses, loader in ((train_losses, train_loader), (val_losses, val_loader)):
+                    first = first_batches(loader, eval_iter)
+                    losses.append(evaluate(model, objective, first, machine)[METRIC])
+                tokens_seen.append(seen)
+                print(f"epoch {epoch + 1} step {step:06d}  train {train_losses[-1]:.3f}  val {val_losses[-1]:.3f}")
+        prompt = text_to_token_ids(start_context, tokenizer).to(device)
+        ids = generate_text_simple(model, prompt, 50, model.config.context_length)
+        print(escape(token_ids_to_text(ids, tokenizer).replace("\n", " ")))
+    return train_losses, val_losses, tokens_seen
+
+
+def as_batch(inputs: Tensor, targets: Tensor) -> Batch:
+    """A loader's (inputs, targets) pair as a Batch."""
+    return Batch(inputs, targets, None, None, inputs.numel(), int((targets != IGNORE).sum()))
+
+
+def first_batches(loader: DataLoader, n: int) -> list[Batch]:
+    """The first `n` batches of a loader in the order of its data set, without touching the loader's own generator."""
+    ordered = DataLoader(
+        loader.dataset, batch_size=loader.batch_size, collate_fn=loader.collate_fn, generator=torch.Generator()
+    )
+    return [as_batch(*pair) for pair, _ in zip(ordered, range(n), strict=False)]
+
+
+def text_to_token_ids(text: str, tokenizer: Any) -> Tensor:
+    """Text -> (1, T) ids, with a tokenizer of gpt/tokenizer.py or an encoding of tiktoken. Text that looks like a
+    control token is text."""
+    return torch.tensor([ordinary_ids(tokenizer, text)], dtype=torch.long)
+
+
+def token_ids_to_text(ids: Tensor, tokenizer: Any) -> str:
+    """(1, T) or (T,) ids -> text."""
+    return tokenizer.decode(ids.flatten().tolist())
+
+
+def generate_text_simple(model: nn.Module, idx: Tensor, max_new_tokens: int, context_size: int) -> Tensor:
+    """(B, T) ids -> (B, T + max_new_tokens): each row with its likeliest continuation. For any module that maps (B, T)
+    ids to (B, T, V) logits; it sees the last context_size tokens."""
+    with eval_mode(model), torch.no_grad():  # not inference_mode: what is returned may be trained on
+        for _ in range(max_new_tokens):
+            logits = model(idx[:, -context_size:])[:, -1]  # (B, V)
+            idx = torch.cat([idx, logits.argmax(-1, keepdim=True)], dim=1)
+    return idx

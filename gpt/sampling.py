@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gpt.config.schema import ModelConfig, SampleConfig
+from gpt.config.schema import ModelConfig, TrainConfig
 from gpt.errors import NUMERICAL, UserError
 from gpt.model import GPT
 from gpt.prompts import Question, format_prompt
-from gpt.tokenizer import ordinary_ids
 
 log = logging.getLogger(__name__)
 
@@ -188,43 +187,21 @@ def preview(
     tokenizer: Any,
     questions: list[Question],
     template: str | None,
-    sample: SampleConfig,
-    seed: int,
+    cfg: TrainConfig,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, str]]:
     """One {"prompt", "text"} per question, with its "reference" if it has one, to watch a model learn. A template of
     None takes the prompt as it is; one that would leave no room for its answer loses its beginning. `stop` as in
     `generate`."""
-    previews = []
+    previews, sample = [], cfg.sample
     for question in questions:
         prompt = question.instruction
         ids = tokenizer.encode(prompt if template is None else format_prompt(template, prompt, question.input))
         [new] = generate(
             model, fit_prompt(ids, model.config.context_length, sample.max_new_tokens),
             max_new_tokens=sample.max_new_tokens, eos=tokenizer.eos, temperature=sample.temperature,
-            top_k=sample.top_k, top_p=sample.top_p, num_samples=1, seed=seed, stop=stop,
+            top_k=sample.top_k, top_p=sample.top_p, num_samples=1, seed=cfg.seed, stop=stop,
         )  # fmt: skip
         reference = {} if question.reference is None else {"reference": question.reference}
         previews.append({"prompt": prompt, "text": tokenizer.decode(new), **reference})
     return previews
-
-
-def text_to_token_ids(text: str, tokenizer: Any) -> Tensor:
-    """Text -> (1, T) ids, with a tokenizer of gpt/tokenizer.py or an encoding of tiktoken. Text that looks like a
-    control token is text."""
-    return torch.tensor([ordinary_ids(tokenizer, text)], dtype=torch.long)
-
-
-def token_ids_to_text(ids: Tensor, tokenizer: Any) -> str:
-    """(1, T) or (T,) ids -> text."""
-    return tokenizer.decode(ids.flatten().tolist())
-
-
-def generate_text_simple(model: nn.Module, idx: Tensor, max_new_tokens: int, context_size: int) -> Tensor:
-    """(B, T) ids -> (B, T + max_new_tokens): each row with its likeliest continuation. For any module that maps (B, T)
-    ids to (B, T, V) logits; it sees the last context_size tokens."""
-    with eval_mode(model), torch.no_grad():  # not inference_mode: what is returned may be trained on
-        for _ in range(max_new_tokens):
-            logits = model(idx[:, -context_size:])[:, -1]  # (B, V)
-            idx = torch.cat([idx, logits.argmax(-1, keepdim=True)], dim=1)
-    return idx

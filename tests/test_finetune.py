@@ -13,8 +13,11 @@ from gpt import optim
 from gpt.config.schema import FinetuneConfig
 from gpt.errors import USAGE, UserError
 from gpt.finetune import LINEAR, check, describe, lr_scale, n_trainable, prepare
-from gpt.loop import as_batch, train_step
+from gpt.loop import train_step
+from gpt.machine.machine import Machine
 from gpt.model import GPT
+from gpt.notebook import as_batch
+from gpt.objective import NextToken
 
 CPU = torch.device("cpu")
 
@@ -80,7 +83,8 @@ def test_steps_of_the_loop_move_every_trained_weight_and_not_one_bit_of_the_othe
     optimizer = optim.build(model, adamw_config(), cfg)
     tokens = torch.arange(50)[torch.randint(50, (2, 17))]
     for _ in range(5):
-        loss, norm = train_step(model, optimizer, [as_batch(tokens[:, :-1], tokens[:, 1:])], CPU, grad_clip=0.5)
+        batch = as_batch(tokens[:, :-1], tokens[:, 1:])
+        loss, norm = train_step(model, optimizer, NextToken(), [batch], Machine(CPU), grad_clip=0.5)
         assert loss > 0 and norm > 0
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved == trained(model)

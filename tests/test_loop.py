@@ -3,25 +3,38 @@
 import copy
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from conftest import adamw_config, data_config, made_split, model_config, schedule_config, train_section
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader
 
-from gpt import optim, tokenizer
-from gpt.data.batching import Batch, TrainBatches, collate, count_steps, cut, eval_batches
+from gpt import optim
+from gpt.data.batching import Batches, TrainBatches, collate, cut, eval_batches
 from gpt.errors import UserError
-from gpt.loop import batch_loss, evaluate, fit, train_model_simple, train_step
+from gpt.loop import fit, train_step
+from gpt.machine.machine import Machine
 from gpt.model import GPT
-from gpt.notebook import GPTDatasetV1
+from gpt.objective import NextToken
 from gpt.progress import Progress
 
-CPU = torch.device("cpu")
+CPU = Machine(torch.device("cpu"))
+FLOAT16 = Machine(torch.device("cpu"), torch.float16)
 SPLIT = made_split([5, 9, 17, 4, 30, 12, 8, 8, 6, 21, 7, 11] * 3)
 VAL = made_split([7, 19, 12], seed=1, name="val")
+
+
+def settings(**changes):
+    """The sections of a configuration that the loop reads."""
+    return SimpleNamespace(train=train_section(**changes), schedule=schedule_config(), seed=3)
+
+
+def batches_of(cfg, total_steps=10, **data):
+    """What a run trains on and is scored on."""
+    data = data_config(**data)
+    train = TrainBatches(SPLIT, data, 16, cfg.train, seed=cfg.seed)
+    return Batches(train, eval_batches(VAL, data, 16, cfg.train), None, total_steps, "train.max_steps")
 
 
 def run(
@@ -29,23 +42,20 @@ def run(
     progress=None,
     total_steps=10,
     optimizer_cfg=None,
+    optimizer=None,
     data=None,
     interrupt=None,
     dtype=torch.float32,
     **changes,
 ):
     """A small run from start to end, or to step `interrupt`: (events, model, optimizer, progress)."""
-    train = train_section(**changes)
-    cfg = data_config(**(data or {}))
     torch.manual_seed(0)
     model = model or GPT(model_config(dropout=0.1), 50)
-    optimizer = optim.build(model, optimizer_cfg or adamw_config(lr=1e-2))
+    optimizer = optimizer or optim.build(model, optimizer_cfg or adamw_config(lr=1e-2))
     progress = progress or Progress()
-    batches = TrainBatches(SPLIT, cfg, 16, train, seed=3)
-    events = fit(
-        model, optimizer, batches, eval_batches(VAL, cfg, 16, train), train, schedule_config(), total_steps, progress,
-        seed=3, device=CPU, dtype=dtype,
-    )  # fmt: skip
+    cfg = settings(**changes)
+    batches = batches_of(cfg, total_steps, **(data or {}))
+    events = fit(model, optimizer, NextToken(), batches, cfg, Machine(CPU.device, dtype), progress)
     seen = []
     for event in events:
         seen.append(event)
@@ -135,7 +145,7 @@ def test_each_matrix_is_converted_once_in_a_step_however_many_micro_batches_it_h
 
     batches = TrainBatches(SPLIT, data_config(), 16, train_section(micro_batch=1), seed=3).step(0)
     with Conversions() as conversions:
-        train_step(model, optimizer, batches, CPU, torch.bfloat16)
+        train_step(model, optimizer, NextToken(), batches, Machine(CPU.device, torch.bfloat16))
     assert len(batches) > 1
     assert conversions.found == len(shapes)
 
@@ -158,8 +168,8 @@ class TestFloat16:
             model = GPT(model_config(), 50)
             optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
             tiny = [replace(batch, n_targets=batch.n_targets * 10**6) for batch in micro_batches()]
-            norms[loss_scale] = train_step(model, optimizer, tiny, CPU, torch.float16, loss_scale=loss_scale)[1]
-        exact = train_step(model, optimizer, tiny, CPU)[1]
+            norms[loss_scale] = train_step(model, optimizer, NextToken(), tiny, FLOAT16, loss_scale=loss_scale)[1]
+        exact = train_step(model, optimizer, NextToken(), tiny, CPU)[1]
         assert norms[2.0**16] == pytest.approx(exact, rel=0.01)
         assert norms[1.0] != pytest.approx(exact, rel=0.01)
 
@@ -190,7 +200,7 @@ def test_micro_batches_of_any_size_give_the_gradient_of_one_batch():
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         before = weights(model)
         batches = [collate(SPLIT.ids, segments, rows[i : i + size]) for i in range(0, 8, size)]
-        loss, _ = train_step(model, optimizer, batches, CPU)
+        loss, _ = train_step(model, optimizer, NextToken(), batches, CPU)
         gradients.append((loss, before - weights(model)))
     for loss, gradient in gradients[1:]:
         assert loss == pytest.approx(gradients[0][0], rel=1e-5)
@@ -207,12 +217,10 @@ def test_evaluating_logging_sampling_and_saving_change_no_weight(knob):
 
 def test_random_numbers_drawn_between_steps_change_no_weight():
     expected = weights(run()[1])
-    train, cfg = train_section(), data_config()
     torch.manual_seed(0)
-    model = GPT(model_config(dropout=0.1), 50)
-    batches, val = TrainBatches(SPLIT, cfg, 16, train, 3), eval_batches(VAL, cfg, 16, train)
+    model, cfg = GPT(model_config(dropout=0.1), 50), settings()
     optimizer = optim.build(model, adamw_config(lr=1e-2))
-    for _ in fit(model, optimizer, batches, val, train, schedule_config(), 10, Progress(), seed=3, device=CPU):
+    for _ in fit(model, optimizer, NextToken(), batches_of(cfg), cfg, CPU, Progress()):
         torch.rand(7)
     assert torch.equal(weights(model), expected)
 
@@ -226,13 +234,9 @@ def test_stopping_and_going_on_gives_the_weights_and_rows_of_one_run(at):
     continued = GPT(model_config(dropout=0.1), 50)
     continued.load_state_dict(half_model.state_dict())
     state = copy.deepcopy(half_optimizer.state_dict())
-    train, cfg = train_section(), data_config()
     optimizer = optim.build(continued, adamw_config(lr=1e-2))
     optimizer.load_state_dict(state)
-    rest = list(fit(
-        continued, optimizer, TrainBatches(SPLIT, cfg, 16, train, 3), eval_batches(VAL, cfg, 16, train), train,
-        schedule_config(), 10, half_progress, seed=3, device=CPU,
-    ))  # fmt: skip
+    rest, *_ = run(model=continued, optimizer=optimizer, progress=half_progress)
     assert torch.equal(weights(continued), weights(model))
     timing = {"tokens_per_second", "memory_gb"}
     rows = [{k: v for k, v in event.row.items() if k not in timing} for event in events]
@@ -280,16 +284,14 @@ def test_a_run_that_stopped_early_does_not_go_on_when_it_is_started_again():
 def poisoned(steps, **changes):
     """A run in which one weight becomes NaN after each of the given steps, and is mended after the event that follows:
     (rows, error, weights at the end, weights when it was poisoned last)."""
-    train, cfg = train_section(**{"log_every": 1, "eval_every": 100, **changes}), data_config()
+    cfg = settings(**{"log_every": 1, "eval_every": 100, **changes})
     torch.manual_seed(0)
     model = GPT(model_config(), 50)
-    batches, val = TrainBatches(SPLIT, cfg, 16, train, 3), eval_batches(VAL, cfg, 16, train)
+    optimizer = optim.build(model, adamw_config())
     rows, before, error = [], None, None
     good = model.ln_f.weight[0].item()
     try:
-        for event in fit(
-            model, optim.build(model, adamw_config()), batches, val, train, schedule_config(), 6, Progress(), 3, CPU
-        ):
+        for event in fit(model, optimizer, NextToken(), batches_of(cfg, 6), cfg, CPU, Progress()):
             rows.append(event.row)
             with torch.no_grad():
                 model.ln_f.weight[0] = math.nan if event.row["step"] in steps else good
@@ -355,124 +357,15 @@ def run_until(after, model=None, optimizer=None, progress=None):
         asked += 1
         return asked >= after
 
-    train, cfg = train_section(micro_batch=1), data_config()
+    cfg = settings(micro_batch=1)
     torch.manual_seed(0)
     model = model or GPT(model_config(dropout=0.1), 50)
     optimizer = optimizer or optim.build(model, adamw_config(lr=1e-2))
     progress = progress or Progress()
-    batches, val = TrainBatches(SPLIT, cfg, 16, train, 3), eval_batches(VAL, cfg, 16, train)
     rows = []
-    for event in fit(
-        model, optimizer, batches, val, train, schedule_config(), 10, progress, 3, CPU, torch.float32, None, stop
-    ):
+    for event in fit(model, optimizer, NextToken(), batches_of(cfg), cfg, CPU, progress, stop):
         progress = event.progress
         if not event.row:
             return asked, rows, event.unreported, model, optimizer
         rows.append(event.row)
     return asked, rows, progress, model, optimizer
-
-
-def test_evaluation_weighs_tokens_and_restores_the_training_mode():
-    model = GPT(model_config(dropout=0.5), 50).train()
-    batches = eval_batches(VAL, data_config(), 16, train_section(eval_tokens=1000))
-    loss = evaluate(model, batches, CPU)["val/loss"]
-    assert model.training
-    model.eval()
-    with torch.no_grad():
-        total = sum(batch_loss(model, batch).item() for batch in batches)
-    assert loss == pytest.approx(total / sum(batch.n_targets for batch in batches))
-
-
-def test_bits_per_byte_of_a_uniform_model_over_bytes_is_log2_of_its_vocabulary():
-    model = GPT(model_config(), 64)
-    with torch.no_grad():
-        model.wte.weight.zero_()  # tied head: all logits 0, every token has probability 1/64, which is 6 bits
-    batch = Batch(torch.zeros(1, 4, dtype=torch.long), torch.tensor([[1, 2, 63, 3]]), None, None, 4, 4)
-    bytes_per_token = torch.ones(64, dtype=torch.long)
-    assert evaluate(model, [batch], CPU, bytes_per_token=bytes_per_token)["val/bpb"] == pytest.approx(6.0)
-    bytes_per_token[3] = 2  # a token of two bytes halves the bits of each
-    assert evaluate(model, [batch], CPU, bytes_per_token=bytes_per_token)["val/bpb"] == pytest.approx(24 / 5)
-    bytes_per_token[63] = 0  # the end of a text is no byte, and its bits do not count
-    assert evaluate(model, [batch], CPU, bytes_per_token=bytes_per_token)["val/bpb"] == pytest.approx(18 / 4)
-
-
-@pytest.mark.parametrize(
-    ("budget", "steps"),
-    [
-        ({"max_steps": 7}, (7, "train.max_steps")),
-        ({"max_steps": None, "max_epochs": 2}, (2, "train.max_epochs")),  # in epochs of this split, see below
-        ({"max_steps": None, "max_tokens": 640}, (10, "train.max_tokens")),
-        ({"max_steps": 7, "max_tokens": 64}, (7, "train.max_steps")),
-    ],
-)
-def test_the_budget_is_steps_or_epochs_or_else_tokens(budget, steps):
-    train = train_section(**budget)
-    batches = TrainBatches(SPLIT, data_config(), 16, train, 0)
-    factor = batches.steps_per_epoch if "epochs" in steps[1] else 1
-    assert count_steps(train, batches) == (steps[0] * factor, steps[1])
-
-
-@pytest.mark.parametrize(
-    ("batching", "mask"),
-    [(b, m) for b in ("packed", "bucketed", "padded") for m in ("response", "all")] + [("text", "all")],
-)
-def test_a_budget_in_tokens_is_the_same_for_every_context_length_whatever_padding_that_leaves(batching, mask):
-    """Counted in the batches themselves, over parts of an epoch and over several."""
-    lengths = np.random.default_rng(7).integers(4, 150, 200).tolist()
-    if batching == "text":
-        split, changes = made_split([sum(lengths)], prompt=0), {"kind": "text"}
-    else:
-        split, changes = made_split(lengths), {"batching": batching}
-    found = {}
-    for context_length in (16, 32, 64):
-        train = train_section(max_steps=None, tokens_per_step=256, micro_batch=100)
-        batches = TrainBatches(split, data_config(mask=mask, **changes), context_length, train, 0)
-        tokens: list[int] = []  # of each step
-        for max_tokens in (1000, 5000, 12_345, 30_000):
-            steps, key = count_steps(replace(train, max_tokens=max_tokens), batches)
-            tokens += [sum(batch.n_tokens for batch in batches.step(step)) for step in range(len(tokens), steps)]
-            found[context_length, max_tokens] = read = sum(tokens)
-            assert key == "train.max_tokens" and abs(read - max_tokens) <= 256, f"{read} of {max_tokens}: {found}"
-    assert len(found) == 12
-
-
-def test_a_run_without_a_budget_is_an_error():
-    train = train_section(max_steps=None)
-    with pytest.raises(UserError, match="needs a budget"):
-        count_steps(train, TrainBatches(SPLIT, data_config(), 16, train, 0))
-
-
-def simple_loaders(n_train=96, shuffle=True):
-    tokens = tokenizer.load("bytes")
-    text = "the quick brown fox jumps over the lazy dog. " * 100
-    train = GPTDatasetV1(text[: 8 * n_train * 2 + 1], tokens, 8, 8)
-    assert len(train) == 2 * n_train
-    generator = torch.Generator().manual_seed(5)
-    return (
-        DataLoader(train, batch_size=2, shuffle=shuffle, generator=generator),
-        DataLoader(GPTDatasetV1(text[-200:], tokens, 8, 8), batch_size=2, generator=torch.Generator()),
-    )
-
-
-def simple_run(eval_freq, eval_iter, num_epochs=2):
-    torch.manual_seed(1)
-    model = GPT(model_config(), 257)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    train, val = simple_loaders()
-    start = "the quick"
-    results = train_model_simple(
-        model, train, val, optimizer, "cpu", num_epochs, eval_freq, eval_iter, start, tokenizer.load("bytes")
-    )
-    return results, weights(model)
-
-
-def test_the_notebooks_loop_evaluates_at_steps_0_5_10_and_so_on(capsys):
-    (train_losses, val_losses, tokens_seen), _ = simple_run(eval_freq=5, eval_iter=1)
-    assert len(train_losses) == len(val_losses) == len(tokens_seen) == 39  # of 192 batches
-    assert tokens_seen[:2] == [16, 96]
-    assert train_losses[-1] < train_losses[0] - 1
-    assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("the quick")]) == 2
-
-
-def test_how_often_the_notebooks_loop_evaluates_changes_no_weight(capsys):
-    assert torch.equal(simple_run(eval_freq=5, eval_iter=3)[1], simple_run(eval_freq=50, eval_iter=1)[1])

@@ -1,4 +1,4 @@
-"""The reference throughout is torch's cross-entropy of all logits at once."""
+"""The reference throughout is that of gpt/loss.py: torch's cross-entropy of all logits at once."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt import loss
-from gpt.loss import summed_loss, token_losses
+from gpt.loss import cross_entropy, cross_entropy_sum
 
 VOCABULARIES = [257, 320, 50257]  # not a multiple of loss.ALIGNMENT, one, GPT-2's
 
@@ -22,10 +22,10 @@ def example(n, n_vocab, n_embd=16, scale=1.0):
 @pytest.mark.parametrize("n", [1, loss.CACHED + 1, loss.CHUNK, 2 * loss.CHUNK + 3])
 def test_losses_and_gradients_are_those_of_all_logits_at_once(n, n_vocab):
     hidden, weight, targets = example(n, n_vocab)
-    reference = F.cross_entropy(hidden @ weight.t(), targets, reduction="none")
+    reference = loss.reference(hidden, weight, targets)
     expected = torch.autograd.grad(reference.sum() / 7, (hidden, weight))
-    assert torch.allclose(token_losses(hidden, weight, targets), reference, atol=1e-5)
-    total = summed_loss(hidden, weight, targets)
+    assert torch.allclose(cross_entropy(hidden, weight, targets), reference, atol=1e-5)
+    total = cross_entropy_sum(hidden, weight, targets)
     assert total.item() == pytest.approx(reference.sum().item(), rel=1e-6)
     for ours, theirs in zip(torch.autograd.grad(total / 7, (hidden, weight)), expected, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5 * theirs.abs().max().item())
@@ -36,19 +36,19 @@ def test_huge_logits_neither_overflow_nor_lose_the_loss():
     hidden, weight, targets = example(100, 320, scale=1000.0)
     reference = F.cross_entropy((hidden @ weight.t()).double(), targets, reduction="none")
     assert reference.max() > 5000
-    assert torch.allclose(token_losses(hidden, weight, targets).double(), reference, rtol=1e-5, atol=1e-2)
+    assert torch.allclose(cross_entropy(hidden, weight, targets).double(), reference, rtol=1e-5, atol=1e-2)
 
 
 def test_a_logit_that_is_not_a_number_makes_the_loss_not_a_number():
     hidden, weight, targets = example(3, 257)
     with torch.no_grad():
         hidden[1, 0] = torch.nan
-    assert token_losses(hidden, weight, targets).isnan().tolist() == [False, True, False]
+    assert cross_entropy(hidden, weight, targets).isnan().tolist() == [False, True, False]
 
 
 def test_no_scored_position_is_a_loss_of_zero():
     hidden, weight, targets = example(0, 257)
-    total = summed_loss(hidden, weight, targets)
+    total = cross_entropy_sum(hidden, weight, targets)
     total.backward()
     assert total.item() == 0 and not weight.grad.any()
 
@@ -61,11 +61,11 @@ def test_under_autocast_products_are_rounded_and_the_loss_is_not(dtype):
     with torch.no_grad():
         for tensor in (hidden, weight):
             tensor.copy_(tensor.to(dtype).float())
-    reference = F.cross_entropy(hidden @ weight.t(), targets, reduction="none")
+    reference = loss.reference(hidden, weight, targets)
     expected = torch.autograd.grad(reference.sum(), (hidden, weight))
     with torch.autocast("cpu", dtype):
-        losses = token_losses(hidden, weight, targets)
-        total = summed_loss(hidden, weight, targets)
+        losses = cross_entropy(hidden, weight, targets)
+        total = cross_entropy_sum(hidden, weight, targets)
     assert losses.dtype == torch.float32
     error = (losses - reference).abs().max().item()
     assert 0 < error < 20 * torch.finfo(dtype).eps
@@ -86,5 +86,5 @@ def test_logits_of_all_positions_are_never_held():
 
     hidden, weight, targets = example(8 * loss.CHUNK, 320)
     with Largest() as largest:
-        summed_loss(hidden, weight, targets).backward()
+        cross_entropy_sum(hidden, weight, targets).backward()
     assert largest.numel == loss.CHUNK * 320

@@ -1,16 +1,23 @@
-"""The notebook's loaders, against the reference values of the book's own text."""
+"""The notebook's loaders and loop, against the reference values of the book's own text."""
 
 import json
 import logging
 
 import pytest
 import torch
-from conftest import THE_VERDICT
+from conftest import THE_VERDICT, model_config
 from torch.utils.data import DataLoader
 
 from gpt import tokenizer
 from gpt.errors import UserError
-from gpt.notebook import GPTDatasetExamples, GPTDatasetV1, collate_examples, create_dataloader_from_examples
+from gpt.model import GPT
+from gpt.notebook import (
+    GPTDatasetExamples,
+    GPTDatasetV1,
+    collate_examples,
+    create_dataloader_from_examples,
+    train_model_simple,
+)
 
 RECORDS = [{"instruction": f"Say {word}.", "input": "", "output": word * n} for n, word in enumerate("abcdefghij", 1)]
 
@@ -126,3 +133,39 @@ def test_rows_that_max_length_cuts_are_counted_in_one_line(caplog, monkeypatch):
     caplog.clear()
     create_dataloader_from_examples(RECORDS, tokenizer.load("bytes"), max_length=max(lengths))
     assert caplog.messages == []
+
+
+def simple_loaders(n_train=96, shuffle=True):
+    tokens = tokenizer.load("bytes")
+    text = "the quick brown fox jumps over the lazy dog. " * 100
+    train = GPTDatasetV1(text[: 8 * n_train * 2 + 1], tokens, 8, 8)
+    assert len(train) == 2 * n_train
+    generator = torch.Generator().manual_seed(5)
+    return (
+        DataLoader(train, batch_size=2, shuffle=shuffle, generator=generator),
+        DataLoader(GPTDatasetV1(text[-200:], tokens, 8, 8), batch_size=2, generator=torch.Generator()),
+    )
+
+
+def simple_run(eval_freq, eval_iter, num_epochs=2):
+    torch.manual_seed(1)
+    model = GPT(model_config(), 257)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    train, val = simple_loaders()
+    start = "the quick"
+    results = train_model_simple(
+        model, train, val, optimizer, "cpu", num_epochs, eval_freq, eval_iter, start, tokenizer.load("bytes")
+    )
+    return results, torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_the_notebooks_loop_evaluates_at_steps_0_5_10_and_so_on(capsys):
+    (train_losses, val_losses, tokens_seen), _ = simple_run(eval_freq=5, eval_iter=1)
+    assert len(train_losses) == len(val_losses) == len(tokens_seen) == 39  # of 192 batches
+    assert tokens_seen[:2] == [16, 96]
+    assert train_losses[-1] < train_losses[0] - 1
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("the quick")]) == 2
+
+
+def test_how_often_the_notebooks_loop_evaluates_changes_no_weight(capsys):
+    assert torch.equal(simple_run(eval_freq=5, eval_iter=3)[1], simple_run(eval_freq=50, eval_iter=1)[1])

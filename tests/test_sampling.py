@@ -1,4 +1,5 @@
 import logging
+from types import SimpleNamespace
 
 import pytest
 import tiktoken
@@ -9,6 +10,7 @@ from gpt import tokenizer
 from gpt.config.schema import ModelConfig, SampleConfig
 from gpt.errors import UserError
 from gpt.model import GPT
+from gpt.notebook import generate_text_simple, text_to_token_ids, token_ids_to_text
 from gpt.prompts import Question
 from gpt.sampling import (
     KVCache,
@@ -16,13 +18,10 @@ from gpt.sampling import (
     eval_mode,
     fit_prompt,
     generate,
-    generate_text_simple,
     keep_top_k,
     keep_top_p,
     preview,
     probabilities,
-    text_to_token_ids,
-    token_ids_to_text,
 )
 
 CONTEXT = 16
@@ -225,28 +224,29 @@ class TestTheModelIsLeftAsItWas:
 
 class TestPreview:
     SAMPLE = SampleConfig(references=0, max_new_tokens=8, temperature=0.8, top_k=50, top_p=None)
+    CFG = SimpleNamespace(sample=SAMPLE, seed=3)
 
     def test_each_prompt_comes_back_with_the_text_that_follows_it(self, model):
-        previews = preview(model, BYTES, [Question("Asthma"), Question("Croup")], None, self.SAMPLE, seed=3)
+        previews = preview(model, BYTES, [Question("Asthma"), Question("Croup")], None, self.CFG)
         assert [p["prompt"] for p in previews] == ["Asthma", "Croup"]
         [ids] = texts(model, max_new_tokens=8, temperature=0.8, top_k=50, eos=BYTES.eos, seed=3)
         assert previews[0]["text"] == BYTES.decode(ids)
 
     def test_a_template_is_put_around_the_prompt(self, model):
-        [templated] = preview(model, BYTES, [Question("Asthma")], "plain", self.SAMPLE, seed=3)
-        [raw] = preview(model, BYTES, [Question("Asthma\n")], None, self.SAMPLE, seed=3)
+        [templated] = preview(model, BYTES, [Question("Asthma")], "plain", self.CFG)
+        [raw] = preview(model, BYTES, [Question("Asthma\n")], None, self.CFG)
         assert templated == {"prompt": "Asthma", "text": raw["text"]}
 
     def test_a_question_with_an_answer_brings_it_along_for_comparison_and_the_model_does_not_see_it(self, model):
-        [alone] = preview(model, BYTES, [Question("Asthma", "now")], "plain", self.SAMPLE, seed=3)
-        [compared] = preview(model, BYTES, [Question("Asthma", "now", "Airways.")], "plain", self.SAMPLE, seed=3)
+        [alone] = preview(model, BYTES, [Question("Asthma", "now")], "plain", self.CFG)
+        [compared] = preview(model, BYTES, [Question("Asthma", "now", "Airways.")], "plain", self.CFG)
         assert compared == alone | {"reference": "Airways."}
-        [without_input] = preview(model, BYTES, [Question("Asthma")], "plain", self.SAMPLE, seed=3)
+        [without_input] = preview(model, BYTES, [Question("Asthma")], "plain", self.CFG)
         assert without_input["text"] != alone["text"]
 
     def test_a_long_prompt_loses_its_beginning_without_a_warning(self, model, caplog):
-        [long] = preview(model, BYTES, [Question("What are the symptoms of Asthma")], None, self.SAMPLE, seed=3)
-        [end] = preview(model, BYTES, [Question("f Asthma")], None, self.SAMPLE, seed=3)
+        [long] = preview(model, BYTES, [Question("What are the symptoms of Asthma")], None, self.CFG)
+        [end] = preview(model, BYTES, [Question("f Asthma")], None, self.CFG)
         assert long["text"] == end["text"]
         assert not caplog.messages
 

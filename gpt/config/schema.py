@@ -13,6 +13,8 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict,
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
+METRIC = "val/loss"  # what is minimised: it decides the best checkpoint, when to stop early, and every leaderboard
+
 # extra: a misspelt key is an error. frozen: nobody changes it later.
 section = dataclass(config=ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False))
 
@@ -268,7 +270,7 @@ class SweepConfig:
 
     def pauses_after(self, row: dict[str, Any]) -> bool:
         """Whether a job stops at this row of metrics: at its first evaluation with so many tokens."""
-        return self.pause_at is not None and "val/loss" in row and row["tokens"] >= self.pause_at
+        return self.pause_at is not None and METRIC in row and row["tokens"] >= self.pause_at
 
 
 @section

@@ -306,17 +306,26 @@ def check_vocabulary(name: str, largest: int, vocab_size: int) -> None:
         )
 
 
-def open_batches(prepared: Path, cfg: TrainConfig, vocab_size: int) -> tuple[TrainBatches, list[Batch]]:
-    """The batches that a run trains on and those that it is scored on, from a directory of prepared data.
+@dataclass(frozen=True)
+class Batches:
+    """What a run trains on and is scored on, and how long it is."""
 
-    Raises UserError for data that does not suit the model.
-    """
+    train: TrainBatches
+    validation: list[Batch]
+    prepared: Path  # the directory of the data
+    total_steps: int
+    budget: str  # the key that decides total_steps
+
+
+def open_batches(prepared: Path, cfg: TrainConfig, vocab_size: int) -> Batches:
+    """The batches of a run, from a directory of prepared data. Raises UserError for data that does not suit it."""
     train, val = (Split.open(prepared, name) for name in ("train", "val"))
     for split in (train, val):
         check_vocabulary(split.name, token_files.largest_id(prepared, split.name), vocab_size)
     context_length = cfg.model.context_length
     batches = TrainBatches(train, cfg.data, context_length, cfg.train, cfg.seed)
-    return batches, eval_batches(val, cfg.data, context_length, cfg.train)
+    validation = eval_batches(val, cfg.data, context_length, cfg.train)
+    return Batches(batches, validation, prepared, *count_steps(cfg.train, batches))
 
 
 def count_steps(cfg: TrainSection, batches: TrainBatches) -> tuple[int, str]:

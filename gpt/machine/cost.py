@@ -146,8 +146,8 @@ def of_run(cfg: TrainConfig, root: Path) -> Cost:
     steps = tokens = seconds = None
     length, note, work = None, "", Work.expected(cfg.train)
     if prepared:
-        batches, val_batches = batching.open_batches(prepared, memory.with_micro_batch(cfg, rows), vocab_size)
-        length, work = batching.count_steps(cfg.train, batches), Work.of(batches, val_batches)
+        batches = batching.open_batches(prepared, memory.with_micro_batch(cfg, rows), vocab_size)
+        length, work = (batches.total_steps, batches.budget), Work.of(batches.train, batches.validation)
     else:
         sources.find(cfg.data, root)
         note = f"data={cfg.data.name} is not prepared yet"

@@ -1,24 +1,27 @@
-"""What a finished run leaves to people, beside its record and its checkpoints."""
+"""Writes last_model.pt, adapter/, loss.png and README.md at the end of a run."""
 
 from pathlib import Path
 
-from gpt.config.schema import TrainConfig
 from gpt.files.jsonl import read_rows
 from gpt.model import GPT
+from gpt.progress import Progress
 from gpt.runs import model_card, model_file, peft_adapter
-from gpt.runs.checkpoint import Identity
 from gpt.runs.model_file import LAST_MODEL
+from gpt.runs.run import Run
 from gpt.terminal import figures
 
 
-def write(run_dir: Path, cfg: TrainConfig, model: GPT, identity: Identity, step: int, prepared: Path) -> None:
+def write(run: Run, model: GPT, progress: Progress, prepared: Path) -> Path:
     """last_model.pt (adapters folded into the weights), adapter/ (alone, for peft), loss.png, README.md (model card).
 
-    Raises UserError (5) when the model cannot be written.
+    Returns the path of the first. Raises UserError (5) when the model cannot be written.
     """
-    model_file.save_model(run_dir / LAST_MODEL, model, identity, step)
+    cfg, identity, path = run.cfg, run.identity, run.directory / LAST_MODEL
+    model_file.save_model(path, model, identity, progress.step)
     if identity.lora:
-        peft_adapter.save(run_dir / "adapter", model, identity.lora, cfg.init.from_)
-    rows = read_rows(run_dir / "metrics.jsonl")
-    figures.loss_curve(rows, run_dir / "loss.png", title=f"{cfg.model.name} on {cfg.data.name}")
-    model_card.write(run_dir / "README.md", cfg, rows, cfg.model.n_parameters(identity.vocab_size), prepared)
+        peft_adapter.save(run.directory / "adapter", model, identity.lora, cfg.init.from_)
+    rows = read_rows(run.directory / "metrics.jsonl")
+    figures.loss_curve(rows, run.directory / "loss.png", title=f"{cfg.model.name} on {cfg.data.name}")
+    n_parameters = cfg.model.n_parameters(identity.vocab_size)
+    model_card.write(run.directory / "README.md", cfg, rows, n_parameters, prepared)
+    return path

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,20 @@ from conftest import REAL_MEDQUAD, ROOT, data_config, made_split, model_config, 
 from torch.nn import functional as F
 
 from gpt.data import preparation, token_files
-from gpt.data.batching import IGNORE, Split, TrainBatches, check_vocabulary, collate, cut, eval_batches, eval_segments
+from gpt.data.batching import (
+    IGNORE,
+    Split,
+    TrainBatches,
+    check_vocabulary,
+    collate,
+    count_steps,
+    cut,
+    eval_batches,
+    eval_segments,
+)
 from gpt.errors import UserError
-from gpt.loop import batch_loss
 from gpt.model import GPT
+from gpt.objective import NextToken
 
 LENGTHS = [5, 9, 17, 4, 30, 12, 8, 8, 6, 21, 7, 11]  # some longer than a context of 16
 
@@ -136,8 +147,8 @@ def test_padding_changes_no_loss():
     segments, _ = cut(split, 16, "all", "split")
     together = collate(split.ids, segments, [[0], [1], [2], [3]])
     with torch.no_grad():
-        alone = sum(batch_loss(model, collate(split.ids, segments, [[i]])) for i in range(4))
-        assert torch.allclose(batch_loss(model, together), alone, rtol=1e-6)
+        alone = sum(NextToken().loss(model, collate(split.ids, segments, [[i]]))[0] for i in range(4))
+        assert torch.allclose(NextToken().loss(model, together)[0], alone, rtol=1e-6)
 
 
 def text_of(n_tokens):
@@ -406,8 +417,11 @@ from conftest import adamw_config, data_config, model_config, schedule_config, t
 from gpt import loop, optim
 from gpt.data import batching, token_files
 from gpt.machine import free_memory
+from gpt.machine.machine import Machine
 from gpt.model import GPT
+from gpt.objective import NextToken
 from gpt.progress import Progress
+from types import SimpleNamespace
 torch.set_num_threads(1)
 
 train = train_section(tokens_per_step=512, micro_batch=4, max_steps=20, eval_every=10, eval_tokens=1024)
@@ -416,13 +430,13 @@ imported = time.perf_counter()
 splits = [batching.Split.open(Path(sys.argv[1]), name) for name in ("train", "val")]
 for split in splits:
     batching.check_vocabulary(split.name, token_files.largest_id(Path(sys.argv[1]), split.name), 257)
-batches = batching.TrainBatches(splits[0], cfg, 128, train, 0)
-val = batching.eval_batches(splits[1], cfg, 128, train)
+validation = batching.eval_batches(splits[1], cfg, 128, train)
+batches = batching.Batches(batching.TrainBatches(splits[0], cfg, 128, train, 0), validation, None, 20, "")
 model = GPT(model_config(context_length=128, n_embd=64), 257)
 optimizer = optim.build(model, adamw_config())
 opened = time.perf_counter()
-cpu, progress = torch.device("cpu"), Progress()
-for event in loop.fit(model, optimizer, batches, val, train, schedule_config(), 20, progress, 0, cpu):
+run, cpu = SimpleNamespace(train=train, schedule=schedule_config(), seed=0), Machine(torch.device("cpu"))
+for event in loop.fit(model, optimizer, NextToken(), batches, run, cpu, Progress()):
     pass
 assert event.progress.step == 20
 anonymous = [int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("Anonymous:")][0]
@@ -547,3 +561,52 @@ def test_a_missing_token_file_is_an_error_with_its_name(tmp_path):
     with pytest.raises(UserError, match=r"cannot read val\.bin \(.*No such file") as caught:
         Split.open(tmp_path, "val")
     assert caught.value.code == 2
+
+
+BUDGET_LENGTHS = [5, 9, 17, 4, 30, 12, 8, 8, 6, 21, 7, 11] * 3
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"),
+    [
+        ({"max_steps": 7}, (7, "train.max_steps")),
+        ({"max_steps": None, "max_epochs": 2}, (2, "train.max_epochs")),  # in epochs of this split, see below
+        ({"max_steps": None, "max_tokens": 640}, (10, "train.max_tokens")),
+        ({"max_steps": 7, "max_tokens": 64}, (7, "train.max_steps")),
+    ],
+)
+def test_the_budget_is_steps_or_epochs_or_else_tokens(budget, steps):
+    train = train_section(**budget)
+    batches = TrainBatches(made_split(BUDGET_LENGTHS), data_config(), 16, train, 0)
+    factor = batches.steps_per_epoch if "epochs" in steps[1] else 1
+    assert count_steps(train, batches) == (steps[0] * factor, steps[1])
+
+
+@pytest.mark.parametrize(
+    ("batching", "mask"),
+    [(b, m) for b in ("packed", "bucketed", "padded") for m in ("response", "all")] + [("text", "all")],
+)
+def test_a_budget_in_tokens_is_the_same_for_every_context_length_whatever_padding_that_leaves(batching, mask):
+    """Counted in the batches themselves, over parts of an epoch and over several."""
+    lengths = np.random.default_rng(7).integers(4, 150, 200).tolist()
+    if batching == "text":
+        split, changes = made_split([sum(lengths)], prompt=0), {"kind": "text"}
+    else:
+        split, changes = made_split(lengths), {"batching": batching}
+    found = {}
+    for context_length in (16, 32, 64):
+        train = train_section(max_steps=None, tokens_per_step=256, micro_batch=100)
+        batches = TrainBatches(split, data_config(mask=mask, **changes), context_length, train, 0)
+        tokens: list[int] = []  # of each step
+        for max_tokens in (1000, 5000, 12_345, 30_000):
+            steps, key = count_steps(replace(train, max_tokens=max_tokens), batches)
+            tokens += [sum(batch.n_tokens for batch in batches.step(step)) for step in range(len(tokens), steps)]
+            found[context_length, max_tokens] = read = sum(tokens)
+            assert key == "train.max_tokens" and abs(read - max_tokens) <= 256, f"{read} of {max_tokens}: {found}"
+    assert len(found) == 12
+
+
+def test_a_run_without_a_budget_is_an_error():
+    train = train_section(max_steps=None)
+    with pytest.raises(UserError, match="needs a budget"):
+        count_steps(train, TrainBatches(made_split(BUDGET_LENGTHS), data_config(), 16, train, 0))

@@ -1,6 +1,7 @@
 """Reading ahead: the same batches, earlier."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ import torch
 from conftest import adamw_config, data_config, made_split, model_config, schedule_config, train_section
 
 from gpt import optim
-from gpt.data.batching import TrainBatches, eval_batches
+from gpt.data.batching import Batches, TrainBatches, eval_batches
 from gpt.data.read_ahead import ReadAhead
 from gpt.errors import UserError
 from gpt.loop import fit
+from gpt.machine.machine import Machine
 from gpt.model import GPT
+from gpt.objective import NextToken
 from gpt.progress import Progress
 
 CPU = torch.device("cpu")
@@ -118,14 +121,12 @@ def test_no_thread_is_left_when_the_step_fails_or_is_interrupted():
 
 def run(batches, stop=lambda: False, **changes):
     """The events of a small run, as an iterator, and its model."""
-    train, cfg = train_section(**changes), data_config()
+    cfg = SimpleNamespace(train=train_section(**changes), schedule=schedule_config(), seed=3)
     torch.manual_seed(0)
     model = GPT(model_config(dropout=0.1), 50)
-    events = fit(
-        model, optim.build(model, adamw_config()), batches, eval_batches(SPLIT, cfg, 16, train), train,
-        schedule_config(), 10, Progress(), 3, CPU, stop=stop,
-    )  # fmt: skip
-    return events, model
+    optimizer = optim.build(model, adamw_config())
+    both = Batches(batches, eval_batches(SPLIT, data_config(), 16, cfg.train), None, 10, "train.max_steps")
+    return fit(model, optimizer, NextToken(), both, cfg, Machine(CPU), Progress(), stop), model
 
 
 class Watched(TrainBatches):

@@ -1,4 +1,4 @@
-"""What a finished run leaves to people."""
+"""What is written at the end of a run."""
 
 import json
 
@@ -7,12 +7,13 @@ import torch
 from conftest import ROOT
 from test_conf import loaded
 
-from gpt import finetune
+from gpt import finetune, tokenizer
 from gpt.errors import UserError
 from gpt.files.jsonl import RowFile
 from gpt.model import GPT
+from gpt.progress import Progress
 from gpt.runs import results
-from gpt.runs.checkpoint import Identity
+from gpt.runs.run import Run
 from gpt.weights import loading
 
 SMALL = ["model.n_layer=1", "model.n_head=2", "model.n_embd=8", "model.context_length=8", "data.tokenizer=bytes"]
@@ -33,7 +34,7 @@ def write(run_dir, *changes):
     (run_dir / "meta.json").write_text(json.dumps(meta))
     row = {"step": 0, "tokens": 0, "val/loss": 5.5, "val/perplexity": 244.7}
     RowFile(run_dir / "metrics.jsonl").append([row])
-    results.write(run_dir, cfg, model, Identity(cfg.model, 257, "bytes", "alpaca", cfg.lora), 0, run_dir)
+    results.write(Run(cfg, run_dir, None, tokenizer.load("bytes")), model, Progress(), run_dir)
     return model
 
 

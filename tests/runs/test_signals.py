@@ -32,8 +32,8 @@ AT_ONCE = {
 SAVING = {
     "the first evaluation": ("loop.py", "evaluate", 1),
     "a step": ("loop.py", "train_step", 3),
-    "a micro-batch": ("loop.py", "batch_loss", 8),
-    "an evaluation": ("loss.py", "token_losses", 16),
+    "a micro-batch": ("objective.py", "loss", 8),
+    "an evaluation": ("loss.py", "cross_entropy", 16),
     "a sample": ("sampling.py", "next_logits", 7),
     "logging": ("track.py", "event", 3),
     "writing a checkpoint": ("checkpoint.py", "write_files", 2),

@@ -13,8 +13,8 @@ from conftest import ROOT, model_config
 from gpt import tokenizer
 from gpt.data.readers import BadRows, rows
 from gpt.errors import UserError
-from gpt.loop import train_model_simple
 from gpt.model import GPT
+from gpt.notebook import train_model_simple
 from gpt.prompts import format_prompt
 from gpt.runs.checkpoint import Identity
 from gpt.runs.model_file import save_model

@@ -1,0 +1,86 @@
+"""Opens a run: its directory, the machine and the batches that it computes with, and what its checkpoints record."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gpt import optim, tokenizer
+from gpt.config.schema import TrainConfig, as_dict
+from gpt.data import batching, preparation
+from gpt.data.batching import Batches
+from gpt.files import directory
+from gpt.files.paths import PROJECT_ROOT
+from gpt.machine import compilation, cost, device, memory
+from gpt.machine.machine import Machine
+from gpt.model import GPT
+from gpt.progress import Progress
+from gpt.runs import resume, saver
+from gpt.runs.checkpoint import Identity
+from gpt.terminal import console
+from gpt.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that this process owns, and the checkpoint that it goes on from, if there is one."""
+
+    cfg: TrainConfig
+    directory: Path
+    checkpoint: resume.Found | None
+    tokens: Tokenizer
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The environment that the run began in; empty for a new one."""
+        return resume.environment(self.checkpoint)
+
+    @property
+    def identity(self) -> Identity:
+        """What a file of this run's weights needs so that text can be generated from it."""
+        template = None if self.cfg.data.kind == "text" else self.cfg.data.template
+        return Identity(self.cfg.model, self.tokens.n_vocab, self.tokens.name, template, self.cfg.lora)
+
+    def choose_machine(self) -> Machine:
+        """Device, precision and rows of a micro-batch. Raises UserError for what is not there, or has no room."""
+        cfg = self.cfg
+        where, dtype, environment = device.choose(cfg.device, cfg.train, self.recorded)
+        rows = memory.micro_batch(cfg, self.tokens.n_vocab, where, dtype, self.recorded)
+        saver.check_space(self.directory, cfg, self.tokens.n_vocab)
+        return Machine(where, dtype, environment | {"micro_batch": rows})
+
+    def open_batches(self, machine: Machine) -> Batches:
+        """The batches of the run; data that is not prepared yet is. Raises UserError for data that does not suit it."""
+        prepared = preparation.ensure(self.cfg.data, PROJECT_ROOT)
+        cfg = memory.with_micro_batch(self.cfg, machine.environment["micro_batch"])
+        batches = batching.open_batches(prepared, cfg, self.tokens.n_vocab)
+        optim.check_schedule(cfg.schedule, batches.total_steps)
+        return batches
+
+    def decide_compilation(self, machine: Machine, batches: Batches) -> Machine:
+        """The machine with the answer to train.compile=auto. Raises UserError (5) when it cannot compile and has to."""
+        flops = cost.run_flops(self.cfg, self.tokens.n_vocab, batches.total_steps)
+        compiles = compilation.decide(self.cfg.train, self.recorded, machine.device, machine.dtype, flops)
+        return replace(machine, environment=machine.environment | {"compile": compiles})
+
+    def settings(self, machine: Machine, batches: Batches, weights: Any) -> dict[str, Any]:
+        """What each checkpoint says of its run: all settings, and what they have led to. `weights` describes the first
+        weights, None for random ones."""
+        settings = as_dict(self.cfg) | {"total_steps": batches.total_steps, "environment": machine.environment}
+        settings["weights"] = resume.weights(self.checkpoint) if self.checkpoint else weights
+        settings["data"]["fingerprint"] = preparation.read_meta(batches.prepared)["fingerprint"]
+        return settings
+
+    def restore(self, model: GPT, optimizer: optim.Optimizer, settings: dict[str, Any]) -> Progress:
+        """Fills model and optimizer from the run's checkpoint. Raises UserError when they are not the run's."""
+        return resume.restore(self.checkpoint, model, optimizer, self.identity, settings, self.cfg.allow_changed)
+
+
+@contextlib.contextmanager
+def opened(cfg: TrainConfig) -> Iterator[Run]:
+    """Locks the directory of a run, logs into it, and looks for a checkpoint to go on from. Raises UserError (3) for
+    checkpoints that cannot be used, (5) where nothing can be written, (6) when another process has it."""
+    run_dir = Path(cfg.out_dir)
+    with directory.owned(run_dir), console.log_to(run_dir / "train.log"), device.memory_errors():
+        yield Run(cfg, run_dir, resume.find(run_dir, cfg.resume), tokenizer.load(cfg.data.tokenizer))
