@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from gpt.config.schema import AdamWConfig, DataConfig, ModelConfig, ScheduleConfig, TrainSection
+from gpt.config.families import GPT2Config, ModelConfig
+from gpt.config.schema import AdamWConfig, DataConfig, ScheduleConfig, TrainSection
 from gpt.data.batching import Split
 from gpt.files.jsonl import RowFile
 from gpt.sweeps import jobs
@@ -27,9 +28,9 @@ os.environ["WANDB_MODE"] = "offline"  # no test talks to a server, whatever the 
 
 
 def model_config(**changes) -> ModelConfig:
-    return ModelConfig(**{
-        "name": "test", "n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 16, "dropout": 0.0,
-        "tie_weights": True, "gelu": "tanh", **changes,
+    return GPT2Config(**{
+        "family": "gpt2", "name": "test", "n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 16,
+        "dropout": 0.0, "tie_weights": True, "gelu": "tanh", **changes,
     })  # fmt: skip
 
 

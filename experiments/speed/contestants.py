@@ -37,7 +37,8 @@ def random_rows(rows: int, context: int) -> Iterator[torch.Tensor]:
 def this_project(job: dict, device: torch.device, dtype: torch.dtype) -> Step:
     """A step as train.py takes it: on random rows, or on instruction data, packed."""
     from gpt import loop, optim
-    from gpt.config.schema import AdamWConfig, ModelConfig
+    from gpt.config.families import GPT2Config
+    from gpt.config.schema import AdamWConfig
     from gpt.data.batching import Batch, Split, TrainBatches
     from gpt.machine import compilation
     from gpt.machine.device import keep_memory
@@ -45,7 +46,7 @@ def this_project(job: dict, device: torch.device, dtype: torch.dtype) -> Step:
 
     keep_memory()
     n_layer, n_head, n_embd = job["shape"]
-    config = ModelConfig(job["model"], n_layer, n_head, n_embd, job["context"], job["dropout"], True, "tanh")
+    config = GPT2Config("gpt2", job["model"], n_layer, n_head, n_embd, job["context"], job["dropout"], True, "tanh")
     model = GPT(config, VOCABULARY).to(device).train()
     optimizer = optim.build(model, AdamWConfig("adamw", LR, WEIGHT_DECAY, *BETAS, 1e-8))
     if job["compile"]:

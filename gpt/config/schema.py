@@ -6,78 +6,34 @@ scripts' dataclasses at the bottom.
 """
 
 import dataclasses
-import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, ValidationError, WrapValidator
-from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
-# extra: a misspelt key is an error. frozen: nobody changes it later.
-section = dataclass(config=ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False))
+from gpt.config.families import AnyModelConfig
+from gpt.config.fields import (
+    BelowOne,
+    Count,
+    CountOrAuto,
+    DeviceName,
+    Distinct,
+    Flag,
+    FlagOrAuto,
+    Float,
+    Fraction,
+    Int,
+    NonNegative,
+    Positive,
+    PositiveFraction,
+    Rising,
+    Seed,
+    Text,
+    section,
+    variants,
+)
 
-# Strict: "3" is not a number and true is not 1. But 1e6 is how people write a million tokens, and that is a float.
-_Int = Annotated[int, BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v), Strict()]
-_Float = Annotated[float, Strict()]
-Flag = Annotated[bool, Strict()]
-Count = Annotated[_Int, Field(ge=1, lt=2**63)]  # where torch's integers end
-Seed = Annotated[_Int, Field(ge=0, lt=2**63)]
-Positive = Annotated[_Float, Field(gt=0)]
-NonNegative = Annotated[_Float, Field(ge=0)]
-Fraction = Annotated[_Float, Field(ge=0, le=1)]
-PositiveFraction = Annotated[_Float, Field(gt=0, le=1)]
-BelowOne = Annotated[_Float, Field(ge=0, lt=1)]
-Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
-
-
-def _or_auto(what: str) -> WrapValidator:
-    """One phrase where a value is neither "auto" nor `what`; pydantic has one for each and calls both by other keys."""
-
-    def validate(value: Any, handler: Any) -> Any:
-        try:
-            return handler(value)
-        except ValidationError as error:
-            raise PydanticCustomError("or_auto", f"input should be auto or {what}") from error
-
-    return WrapValidator(validate)
-
-
-def _rising(values: list[int]) -> list[int]:
-    if any(a >= b for a, b in itertools.pairwise(values)):
-        raise PydanticCustomError("rising", "each number should be larger than the one before")
-    return values
-
-
-def _distinct(values: list[str]) -> list[str]:
-    if len(set(values)) < len(values):
-        raise PydanticCustomError("distinct", "each name should come once")
-    return values
-
-
-CountOrAuto = Annotated[Count | Literal["auto"], _or_auto("a whole number from 1 on")]
-FlagOrAuto = Annotated[Flag | Literal["auto"], _or_auto("true or false")]
 TokenizerName = Literal["gpt2", "bytes"]
 TemplateName = Literal["alpaca", "alpaca_stanford", "plain"]
-DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
-
-
-@section
-class ModelConfig:
-    """The shape of a GPT."""
-
-    name: Text
-    n_layer: Count
-    n_head: Count
-    n_embd: Count
-    context_length: Count
-    dropout: BelowOne
-    tie_weights: Flag
-    gelu: Literal["tanh", "exact"]
-
-    def n_parameters(self, vocab_size: int) -> int:
-        """V d + T d + L (12 d^2 + 13 d) + 2 d with a tied head (V vocabulary, d n_embd), V d more with its own."""
-        V, d, T, L = vocab_size, self.n_embd, self.context_length, self.n_layer
-        return V * d * (1 if self.tie_weights else 2) + T * d + L * (12 * d * d + 13 * d) + 2 * d
 
 
 @section
@@ -152,7 +108,7 @@ class SGDConfig:
     momentum: BelowOne
 
 
-OptimizerConfig = Annotated[AdamWConfig | MuonConfig | SGDConfig, Field(discriminator="name")]
+OptimizerConfig = variants(AdamWConfig | MuonConfig | SGDConfig, "name")
 
 
 @section
@@ -182,7 +138,7 @@ class LoRAConfig:
 
     rank: Count
     alpha: Positive
-    targets: Annotated[list[Linear], Field(min_length=1), AfterValidator(_distinct)]
+    targets: Annotated[list[Linear], Field(min_length=1), Distinct]
 
 
 @section
@@ -194,7 +150,7 @@ class FinetuneConfig:
     n_blocks: Count
     rank: Count
     alpha: Positive
-    targets: Annotated[list[Linear], Field(min_length=1), AfterValidator(_distinct)]
+    targets: Annotated[list[Linear], Field(min_length=1), Distinct]
 
     @property
     def lora(self) -> LoRAConfig | None:
@@ -219,7 +175,7 @@ class TrainSection:
     save_every: Count
     keep_checkpoints: Count
     patience: Count | None
-    max_skipped: Annotated[_Int, Field(ge=0)]
+    max_skipped: Annotated[Int, Field(ge=0)]
     one_batch: Flag
     dtype: Literal["auto", "float32", "tf32", "bfloat16", "float16"]
     compile: FlagOrAuto
@@ -234,7 +190,7 @@ class TrainSection:
 class SampleConfig:
     """How text is drawn from the model while it trains."""
 
-    references: Annotated[_Int, Field(ge=0)]
+    references: Annotated[Int, Field(ge=0)]
     max_new_tokens: Count
     temperature: NonNegative
     top_k: Count | None
@@ -262,8 +218,8 @@ class SweepConfig:
 
     name: SweepName | None
     report: SweepName | None  # instead of a run: the report of this sweep
-    rungs: Annotated[list[Count], AfterValidator(_rising)]  # budgets in tokens at which only the best jobs go on
-    keep: Annotated[_Float, Field(gt=0, lt=1)]  # the part of them that does
+    rungs: Annotated[list[Count], Rising]  # budgets in tokens at which only the best jobs go on
+    keep: Annotated[Float, Field(gt=0, lt=1)]  # the part of them that does
     pause_at: Count | None  # tokens, set for each job by the sweep that it is part of
 
     def pauses_after(self, row: dict[str, Any]) -> bool:
@@ -275,7 +231,7 @@ class SweepConfig:
 class TrainConfig:
     """Everything that `train.py` reads."""
 
-    model: ModelConfig
+    model: AnyModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
