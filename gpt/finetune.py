@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from gpt.config.schema import FinetuneConfig, ModelConfig
+from gpt.config.families import ModelConfig
+from gpt.config.schema import FinetuneConfig
 from gpt.errors import UserError
 
 if TYPE_CHECKING:

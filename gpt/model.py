@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gpt.config.schema import ModelConfig
+from gpt.config.families import ModelConfig
 
 INIT_STD = 0.02  # GPT-2's
 LAYER_NORM_EPS = 1e-5

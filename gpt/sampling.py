@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gpt.config.schema import ModelConfig, TrainConfig
+from gpt.config.families import ModelConfig
+from gpt.config.schema import TrainConfig
 from gpt.errors import NUMERICAL, UserError
 from gpt.model import GPT
 from gpt.prompts import Question, format_prompt

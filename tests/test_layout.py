@@ -22,7 +22,7 @@ ORDER = [
     "data",
     "config",
     "gpt",
-    "config.schema errors files terminal",
+    "config.schema config.families config.fields errors files terminal",
 ]
 AT_MOST_IN_GPT = 15
 

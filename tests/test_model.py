@@ -8,7 +8,7 @@ from conftest import model_config
 from omegaconf import OmegaConf
 from torch.nn import functional as F
 
-from gpt.config.schema import ModelConfig
+from gpt.config.families import GPT2Config, ModelConfig
 from gpt.model import GPT, same_document
 from gpt.sampling import KVCache
 
@@ -27,7 +27,7 @@ def build(config: ModelConfig = TINY, vocab_size: int = VOCABULARY) -> GPT:
 
 
 def shipped(name: str, **changes: object) -> ModelConfig:
-    return dataclasses.replace(ModelConfig(**OmegaConf.load(PRESETS / f"{name}.yaml").model), **changes)
+    return dataclasses.replace(GPT2Config(**OmegaConf.load(PRESETS / f"{name}.yaml").model), **changes)
 
 
 def test_a_later_token_never_changes_earlier_logits():

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from gpt import tokenizer
-from gpt.config.schema import ModelConfig, SampleConfig
+from gpt.config.families import GPT2Config
+from gpt.config.schema import SampleConfig
 from gpt.errors import UserError
 from gpt.model import GPT
 from gpt.notebook import generate_text_simple, text_to_token_ids, token_ids_to_text
@@ -25,9 +26,10 @@ from gpt.sampling import (
 )
 
 CONTEXT = 16
-CONFIG = ModelConfig(
-    name="test", n_layer=2, n_head=2, n_embd=32, context_length=CONTEXT, dropout=0.1, tie_weights=True, gelu="tanh"
-)
+CONFIG = GPT2Config(
+    family="gpt2", name="test", n_layer=2, n_head=2, n_embd=32, context_length=CONTEXT, dropout=0.1, tie_weights=True,
+    gelu="tanh",
+)  # fmt: skip
 BYTES = tokenizer.load("bytes")
 PROMPT = BYTES.encode("Asthma")
 LOGITS = torch.tensor([4.51, 0.89, -1.9, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])

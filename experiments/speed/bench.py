@@ -26,7 +26,7 @@ import machine  # noqa: E402
 import torch  # noqa: E402
 from contestants import VOCABULARY, medquad  # noqa: E402
 
-from gpt.config.schema import ModelConfig  # noqa: E402
+from gpt.config.families import GPT2Config  # noqa: E402
 from gpt.data import preparation  # noqa: E402
 from gpt.machine.cost import flops_per_token  # noqa: E402
 from gpt.machine.device import choose_device, choose_dtype  # noqa: E402
@@ -99,7 +99,7 @@ def main() -> None:
     native_bfloat16 = choose_dtype("auto", device) == torch.bfloat16
     job = {"model": args.model, "shape": SHAPES[args.model], "rows": args.rows, "context": args.context,
            "dropout": args.dropout, "data": prepare(args.medquad) if args.medquad else None}  # fmt: skip
-    model = ModelConfig(args.model, *SHAPES[args.model], args.context, args.dropout, True, "tanh")
+    model = GPT2Config("gpt2", args.model, *SHAPES[args.model], args.context, args.dropout, True, "tanh")
     operations = sum(flops_per_token(model, VOCABULARY))
     work = "MedQuAD, instruction tuning" if args.medquad else "pretraining"
     where = f"{device}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"

@@ -20,7 +20,7 @@ import torch  # noqa: E402
 import yaml  # noqa: E402
 
 if TYPE_CHECKING:
-    from gpt.config.schema import DataConfig
+    from gpt.config.schema import InstructionDataConfig
 
 VOCABULARY = 50257
 LR, BETAS, WEIGHT_DECAY, CLIP = 1e-4, (0.9, 0.95), 0.1, 1.0
@@ -37,7 +37,8 @@ def random_rows(rows: int, context: int) -> Iterator[torch.Tensor]:
 def this_project(job: dict, device: torch.device, dtype: torch.dtype) -> Step:
     """A step as train.py takes it: on random rows, or on instruction data, packed."""
     from gpt import loop, optim
-    from gpt.config.schema import AdamWConfig, ModelConfig
+    from gpt.config.families import GPT2Config
+    from gpt.config.schema import AdamWConfig
     from gpt.data.batching import Batch, Split, TrainBatches
     from gpt.machine import compilation
     from gpt.machine.device import keep_memory
@@ -47,7 +48,7 @@ def this_project(job: dict, device: torch.device, dtype: torch.dtype) -> Step:
 
     keep_memory()
     n_layer, n_head, n_embd = job["shape"]
-    config = ModelConfig(job["model"], n_layer, n_head, n_embd, job["context"], job["dropout"], True, "tanh")
+    config = GPT2Config("gpt2", job["model"], n_layer, n_head, n_embd, job["context"], job["dropout"], True, "tanh")
     model = GPT(config, VOCABULARY).to(device).train()
     optimizer = optim.build(model, AdamWConfig("adamw", LR, WEIGHT_DECAY, *BETAS, 1e-8))
     if job["compile"]:
@@ -77,11 +78,11 @@ def packed(job: dict) -> tuple:
     return medquad(prepared_dir=job["data"]), job["context"], TrainSection(**train | sizes)
 
 
-def medquad(**changes: str) -> "DataConfig":
+def medquad(**changes: str) -> "InstructionDataConfig":
     """data=medquad, with some settings changed."""
-    from gpt.config.schema import DataConfig
+    from gpt.config.schema import InstructionDataConfig
 
-    return DataConfig(**yaml.safe_load((ROOT / "conf/data/medquad.yaml").read_text()) | changes)
+    return InstructionDataConfig(**yaml.safe_load((ROOT / "conf/data/medquad.yaml").read_text()) | changes)
 
 
 def plain_step(model: torch.nn.Module, logits: Callable, job: dict, device: torch.device, dtype: torch.dtype) -> Step:

@@ -6,80 +6,35 @@ scripts' dataclasses at the bottom.
 """
 
 import dataclasses
-import itertools
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, ValidationError, WrapValidator
-from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticCustomError
+from pydantic import Field
+
+from gpt.config.families import AnyModelConfig
+from gpt.config.fields import (
+    BelowOne,
+    Count,
+    CountOrAuto,
+    DeviceName,
+    Distinct,
+    Flag,
+    FlagOrAuto,
+    Float,
+    Fraction,
+    Int,
+    NonNegative,
+    Positive,
+    PositiveFraction,
+    Rising,
+    Seed,
+    Text,
+    section,
+    variants,
+)
 
 METRIC = "val/loss"  # what is minimised: it decides the best checkpoint, when to stop early, and every leaderboard
-
-# extra: a misspelt key is an error. frozen: nobody changes it later.
-section = dataclass(config=ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False))
-
-# Strict: "3" is not a number and true is not 1. But 1e6 is how people write a million tokens, and that is a float.
-_Int = Annotated[int, BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v), Strict()]
-_Float = Annotated[float, Strict()]
-Flag = Annotated[bool, Strict()]
-Count = Annotated[_Int, Field(ge=1, lt=2**63)]  # where torch's integers end
-Seed = Annotated[_Int, Field(ge=0, lt=2**63)]
-Positive = Annotated[_Float, Field(gt=0)]
-NonNegative = Annotated[_Float, Field(ge=0)]
-Fraction = Annotated[_Float, Field(ge=0, le=1)]
-PositiveFraction = Annotated[_Float, Field(gt=0, le=1)]
-BelowOne = Annotated[_Float, Field(ge=0, lt=1)]
-Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
-
-
-def _or_auto(what: str) -> WrapValidator:
-    """One phrase where a value is neither "auto" nor `what`; pydantic has one for each and calls both by other keys."""
-
-    def validate(value: Any, handler: Any) -> Any:
-        try:
-            return handler(value)
-        except ValidationError as error:
-            raise PydanticCustomError("or_auto", f"input should be auto or {what}") from error
-
-    return WrapValidator(validate)
-
-
-def _rising(values: list[int]) -> list[int]:
-    if any(a >= b for a, b in itertools.pairwise(values)):
-        raise PydanticCustomError("rising", "each number should be larger than the one before")
-    return values
-
-
-def _distinct(values: list[str]) -> list[str]:
-    if len(set(values)) < len(values):
-        raise PydanticCustomError("distinct", "each name should come once")
-    return values
-
-
-CountOrAuto = Annotated[Count | Literal["auto"], _or_auto("a whole number from 1 on")]
-FlagOrAuto = Annotated[Flag | Literal["auto"], _or_auto("true or false")]
 TokenizerName = Literal["gpt2", "bytes"]
 TemplateName = Literal["alpaca", "alpaca_stanford", "plain"]
-DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
-
-
-@section
-class ModelConfig:
-    """The shape of a GPT."""
-
-    name: Text
-    n_layer: Count
-    n_head: Count
-    n_embd: Count
-    context_length: Count
-    dropout: BelowOne
-    tie_weights: Flag
-    gelu: Literal["tanh", "exact"]
-
-    def n_parameters(self, vocab_size: int) -> int:
-        """V d + T d + L (12 d^2 + 13 d) + 2 d with a tied head (V vocabulary, d n_embd), V d more with its own."""
-        V, d, T, L = vocab_size, self.n_embd, self.context_length, self.n_layer
-        return V * d * (1 if self.tie_weights else 2) + T * d + L * (12 * d * d + 13 * d) + 2 * d
 
 
 @section
@@ -93,11 +48,11 @@ class CardConfig:
 
 
 @section
-class DataConfig:
-    """Where raw data is, how it becomes token files (upper part), and how these become batches (lower part)."""
+class InstructionDataConfig:
+    """Where questions and answers are, how they become token files (upper part), and these batches (lower part)."""
 
     name: Text
-    kind: Literal["qa", "helpsteer", "alpaca", "text"]
+    kind: Literal["qa", "helpsteer", "alpaca"]
     path: Text | None
     hub: Text | None
     columns: dict[str, str | None]
@@ -116,6 +71,35 @@ class DataConfig:
     batching: Literal["packed", "bucketed", "padded"]
     overflow: Literal["split", "truncate", "drop"]
     prompts: list[Text]
+
+
+@section
+class TextDataConfig:
+    """Where running text is. What there is to choose for instructions is fixed: a text is one long document."""
+
+    name: Text
+    kind: Literal["text"]
+    path: Text | None
+    prepared_dir: Text
+    tokenizer: TokenizerName
+    val_fraction: BelowOne
+    test_fraction: BelowOne
+    card: CardConfig
+    prompts: list[Text]
+
+    hub: ClassVar[None] = None
+    columns: ClassVar[dict[str, str | None]] = {}
+    template: ClassVar[str] = "plain"
+    max_tokens: ClassVar[None] = None
+    split: ClassVar[str] = "sequential"
+    split_seed: ClassVar[int] = 0
+    on_bad_row: ClassVar[str] = "error"
+    mask: ClassVar[str] = "all"
+    batching: ClassVar[str] = "packed"
+    overflow: ClassVar[str] = "split"
+
+
+DataConfig = variants(InstructionDataConfig | TextDataConfig, "kind")
 
 
 @section
@@ -154,17 +138,42 @@ class SGDConfig:
     momentum: BelowOne
 
 
-OptimizerConfig = Annotated[AdamWConfig | MuonConfig | SGDConfig, Field(discriminator="name")]
+OptimizerConfig = variants(AdamWConfig | MuonConfig | SGDConfig, "name")
 
 
 @section
-class ScheduleConfig:
-    """Learning rate over the run: warm-up, then a curve down to final * optimizer.lr. See gpt/optim.py."""
+class ConstantConfig:
+    """Warm-up, then the same learning rate to the end."""
 
-    name: Literal["constant", "cosine", "linear", "wsd"]
+    name: Literal["constant"]
+    warmup: NonNegative
+
+    decay: ClassVar[float] = 0
+    final: ClassVar[float] = 1
+
+
+@section
+class DecayConfig:
+    """Warm-up, then a curve down to final * optimizer.lr. See gpt/optim.py."""
+
+    name: Literal["cosine", "linear"]
+    warmup: NonNegative
+    final: Fraction
+
+    decay: ClassVar[float] = 0
+
+
+@section
+class WSDConfig:
+    """Warm-up, a stable part, and a decay to final * optimizer.lr (Hu et al., 2024)."""
+
+    name: Literal["wsd"]
     warmup: NonNegative
     decay: NonNegative
     final: Fraction
+
+
+ScheduleConfig = variants(ConstantConfig | DecayConfig | WSDConfig, "name")
 
 
 @section
@@ -184,24 +193,46 @@ class LoRAConfig:
 
     rank: Count
     alpha: Positive
-    targets: Annotated[list[Linear], Field(min_length=1), AfterValidator(_distinct)]
+    targets: Annotated[list[Linear], Field(min_length=1), Distinct]
 
 
 @section
-class FinetuneConfig:
-    """Which weights are trained, and how fast each of them. See gpt/finetune.py."""
+class FullFinetuneConfig:
+    """All weights are trained. See gpt/finetune.py, also for the other two."""
 
-    name: Literal["full", "lora", "last_blocks"]
+    name: Literal["full"]
     layer_decay: PositiveFraction
-    n_blocks: Count
+
+    lora: ClassVar[None] = None
+
+
+@section
+class LoRAFinetuneConfig:
+    """Only adapters are trained."""
+
+    name: Literal["lora"]
+    layer_decay: PositiveFraction
     rank: Count
     alpha: Positive
-    targets: Annotated[list[Linear], Field(min_length=1), AfterValidator(_distinct)]
+    targets: Annotated[list[Linear], Field(min_length=1), Distinct]
 
     @property
-    def lora(self) -> LoRAConfig | None:
-        """The adapters that are trained, if any."""
-        return LoRAConfig(self.rank, self.alpha, self.targets) if self.name == "lora" else None
+    def lora(self) -> LoRAConfig:
+        return LoRAConfig(self.rank, self.alpha, self.targets)
+
+
+@section
+class LastBlocksConfig:
+    """Only the last blocks and the final norm are trained."""
+
+    name: Literal["last_blocks"]
+    layer_decay: PositiveFraction
+    n_blocks: Count
+
+    lora: ClassVar[None] = None
+
+
+FinetuneConfig = variants(FullFinetuneConfig | LoRAFinetuneConfig | LastBlocksConfig, "name")
 
 
 @section
@@ -221,7 +252,7 @@ class TrainSection:
     save_every: Count
     keep_checkpoints: Count
     patience: Count | None
-    max_skipped: Annotated[_Int, Field(ge=0)]
+    max_skipped: Annotated[Int, Field(ge=0)]
     one_batch: Flag
     dtype: Literal["auto", "float32", "tf32", "bfloat16", "float16"]
     compile: FlagOrAuto
@@ -236,7 +267,7 @@ class TrainSection:
 class SampleConfig:
     """How text is drawn from the model while it trains."""
 
-    references: Annotated[_Int, Field(ge=0)]
+    references: Annotated[Int, Field(ge=0)]
     max_new_tokens: Count
     temperature: NonNegative
     top_k: Count | None
@@ -264,8 +295,8 @@ class SweepConfig:
 
     name: SweepName | None
     report: SweepName | None  # instead of a run: the report of this sweep
-    rungs: Annotated[list[Count], AfterValidator(_rising)]  # budgets in tokens at which only the best jobs go on
-    keep: Annotated[_Float, Field(gt=0, lt=1)]  # the part of them that does
+    rungs: Annotated[list[Count], Rising]  # budgets in tokens at which only the best jobs go on
+    keep: Annotated[Float, Field(gt=0, lt=1)]  # the part of them that does
     pause_at: Count | None  # tokens, set for each job by the sweep that it is part of
 
     def pauses_after(self, row: dict[str, Any]) -> bool:
@@ -277,7 +308,7 @@ class SweepConfig:
 class TrainConfig:
     """Everything that `train.py` reads."""
 
-    model: ModelConfig
+    model: AnyModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gpt import progress
 from gpt.config import schema
+from gpt.config.fields import Variants
 from gpt.errors import UserError
 
 DEEPEST = 10  # sections within sections; two that refer to each other have no end
@@ -24,28 +25,25 @@ def find_problems(cfg: DictConfig, kind: type) -> list[str]:
     values = _plain(cfg, "", problems)
     keys = valid_keys(kind, values)
     try:
-        TypeAdapter(kind).validate_python(_with_an_optimizer(values, problems))
+        TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         for item in error.errors():
-            # pydantic puts the name of a union's member into the path: ("optimizer", "adamw", "lr")
-            path = [str(part) for i, part in enumerate(item["loc"]) if i != 1 or item["loc"][0] != "optimizer"]
-            for key, problem in _describe(".".join(path), item, keys):
+            for key, problem in _describe(".".join(map(str, item["loc"])), item, keys):
                 if not _is_below(key, problems):
                     problems[key] = problem
     return [*problems.values(), *_contradictions(values, problems)]
 
 
-def valid_keys(kind: Any, values: Any = None, prefix: str = "") -> list[str]:
-    """Every full key of a schema, sections included; of the optimizers that one's only which `values` names."""
+def valid_keys(kind: type, values: Any = None, prefix: str = "") -> list[str]:
+    """Every full key of a schema, sections included; of a section with variants, of the one that `values` names."""
     keys = []
     for field in dataclasses.fields(kind):
         name = schema.key_of(field.name)
         keys.append(prefix + name)
-        sections = _sections(field.type)
-        named = [section for section in sections if section is OPTIMIZERS.get(str(_get(values, "optimizer.name")))]
-        for section in named or sections:
-            keys += valid_keys(section, None, f"{prefix}{name}.")
-    return list(dict.fromkeys(keys))
+        section = _get(values, name)
+        for nested in _sections(field.type, section):
+            keys += valid_keys(nested, section, f"{prefix}{name}.")
+    return keys
 
 
 def unknown(key: str, valid: Iterable[str]) -> str:
@@ -126,10 +124,10 @@ CHECKS: list[tuple[tuple[str, ...], Callable[..., bool], str]] = [
      "data.val_fraction {0} and data.test_fraction {1}: the first must be above 0, their sum below 1"),
     (("sample.references", "data.kind"), lambda n, kind: n > 0 and kind == "text",
      "sample.references {0}: running text has no questions"),
-    (("finetune.name", "finetune.n_blocks", "model.n_layer"), lambda name, n, L: name == "last_blocks" and n > L,
-     "finetune.n_blocks {1} is more than model.n_layer {2}"),
-    (("finetune.name", "finetune.rank", "model.n_embd"), lambda name, rank, d: name == "lora" and rank > d,
-     "finetune.rank {1} is more than model.n_embd {2}"),
+    (("finetune.n_blocks", "model.n_layer"), lambda n, L: n > L,
+     "finetune.n_blocks {0} is more than model.n_layer {1}"),
+    (("finetune.rank", "model.n_embd"), lambda rank, d: rank > d,
+     "finetune.rank {0} is more than model.n_embd {1}"),
     (("sweep.rungs", "train.max_tokens"), lambda rungs, tokens: bool(rungs) and rungs[-1] >= tokens,
      "sweep.rungs {0}: the last one is not below the budget, train.max_tokens {1}"),
 ]  # fmt: skip
@@ -162,18 +160,6 @@ def _resolved(node: Any, keys: Iterable[Any], prefix: str, problems: dict[str, s
     return values
 
 
-def _with_an_optimizer(values: Any, problems: dict[str, str]) -> Any:
-    """`values` with the optimizer that fits its keys best where it names none that exists: pydantic would skip it."""
-    section = values.get("optimizer")
-    if not isinstance(section, dict) or str(section.get("name")) in OPTIMIZERS:
-        return values
-    names = ", ".join(OPTIMIZERS)
-    given = f"optimizer.name={shown(section['name'])}: it is one of {names}" if "name" in section else ""
-    problems.setdefault("optimizer.name", given or "missing key optimizer.name")
-    fields = {name: {field.name for field in dataclasses.fields(member)} for name, member in OPTIMIZERS.items()}
-    return values | {"optimizer": section | {"name": max(fields, key=lambda name: len(fields[name] & section.keys()))}}
-
-
 def _describe(key: str, item: Any, valid: list[str]) -> Iterator[tuple[str, str]]:
     """(full key, phrase) of what one item of pydantic's list is about."""
     if item["type"] == "unexpected_keyword_argument":
@@ -204,15 +190,12 @@ def _is_below(key: str, others: Iterable[str]) -> bool:
     return any(key == other or key.startswith(f"{other}.") for other in others)
 
 
-def _sections(annotation: Any) -> list[type]:
-    """The dataclasses that a field's type consists of: none for a number, several for a union."""
+def _sections(annotation: Any, values: Any) -> list[type]:
+    """The dataclasses that a field's type consists of: none for a number."""
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return [annotation]
-    return [section for part in get_args(annotation) for section in _sections(part)]
-
-
-def _name_of(section: type) -> str:
-    return get_args(section.__annotations__["name"])[0]
-
-
-OPTIMIZERS = {_name_of(section): section for section in _sections(schema.OptimizerConfig)}
+    parts = get_args(annotation)
+    for part in parts:
+        if isinstance(part, Variants):
+            return [part.choose(values if isinstance(values, dict) else {})]
+    return [section for part in parts for section in _sections(part, values)]

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt import finetune
-from gpt.config.schema import FinetuneConfig, ModelConfig, TrainConfig, TrainSection
+from gpt.config.families import ModelConfig
+from gpt.config.schema import FinetuneConfig, TrainConfig, TrainSection
 from gpt.machine import free_memory, memory
 from gpt.progress import budget
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpt import finetune
-from gpt.config.schema import FinetuneConfig, LoRAConfig, ModelConfig, TrainConfig
+from gpt.config.families import ModelConfig
+from gpt.config.schema import FinetuneConfig, LoRAConfig, TrainConfig
 from gpt.machine import free_memory
 from gpt.terminal import console
 

@@ -27,7 +27,8 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from gpt import optim
-from gpt.config.schema import LoRAConfig, ModelConfig, TemplateName, TokenizerName
+from gpt.config.families import AnyModelConfig
+from gpt.config.schema import LoRAConfig, TemplateName, TokenizerName
 from gpt.errors import ENVIRONMENT, NUMERICAL, UserError, unusable
 from gpt.files.directory import in_bytes
 from gpt.files.durable import sha256, sync, why_refused
@@ -51,7 +52,7 @@ LARGEST_MANIFEST = 2**20  # bytes; they have about 2,000
 class Identity:
     """What a file of weights needs so that text can be generated from it: nothing else has to be known."""
 
-    model: ModelConfig
+    model: AnyModelConfig
     vocab_size: int
     tokenizer: TokenizerName
     template: TemplateName | None  # None: a model of plain text
@@ -76,7 +77,7 @@ class Manifest:
     format: int
     step: int
     val_loss: float | None
-    model: ModelConfig
+    model: AnyModelConfig
     vocab_size: int
     tokenizer: TokenizerName
     template: TemplateName | None
@@ -323,13 +324,18 @@ def parse(content: Any) -> Manifest:
     for number in range(written, FORMAT):
         content = UPGRADES[number](content)
     try:
-        manifest = MANIFESTS.validate_json(json.dumps(content), strict=True)
+        manifest = MANIFESTS.validate_json(json.dumps(with_family(content)), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     if manifest.progress and (manifest.progress.step != manifest.step or len(content["progress"]) != len(FIELDS)):
         raise ValueError("progress is incomplete")
     return manifest
+
+
+def with_family(content: dict[str, Any]) -> dict[str, Any]:
+    """What was written before there were other families is a GPT-2."""
+    return content | {"model": {"family": "gpt2"} | content["model"]}
 
 
 def facts_of(path: Path) -> FileFacts:

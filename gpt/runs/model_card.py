@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpt.config.schema import ModelConfig, TrainConfig, as_dict
+from gpt.config.families import ModelConfig
+from gpt.config.schema import TrainConfig, as_dict
 from gpt.terminal.console import escape
 
 DISCLAIMER = "Generated text can be wrong in every detail; as medical text it must not guide clinical decisions."

@@ -14,7 +14,7 @@ from gpt.errors import ENVIRONMENT, UserError, unusable
 from gpt.files import durable
 from gpt.files.tensor_files import read_safetensors, weights_of
 from gpt.model import GPT
-from gpt.runs.checkpoint import FORMAT, UPGRADES, WEIGHTS, Identity, Tensors, best, listed, verify
+from gpt.runs.checkpoint import FORMAT, UPGRADES, WEIGHTS, Identity, Tensors, best, listed, verify, with_family
 
 LAST_MODEL = "last_model.pt"  # of a run
 
@@ -71,6 +71,7 @@ def read_content(content: dict[str, Any], path: Path) -> tuple[Identity, int, Te
     try:
         if content["format"] < 4:  # all formats before are the same
             content = UPGRADES[3](content)
+        content = with_family(content)
         identity = TypeAdapter(Identity).validate_python({key: content.get(key) for key in Identity.__annotations__})
         step = TypeAdapter(int).validate_python(content.get("step"))
         weights = TypeAdapter(dict[str, object]).validate_python(content["weights"])

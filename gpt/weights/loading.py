@@ -9,7 +9,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from gpt import lora, tokenizer
-from gpt.config.schema import InitConfig, ModelConfig
+from gpt.config.families import GPT2Config, ModelConfig
+from gpt.config.schema import InitConfig
 from gpt.errors import CHECKPOINT, UserError, unusable
 from gpt.files.tensor_files import copy
 from gpt.model import GPT
@@ -65,7 +66,8 @@ def identity_of(found: Weights, name: str) -> Identity:
     tokens = tokenizer.load("bytes" if a.vocab_size == tokenizer.load("bytes").n_vocab else "gpt2")
     shape = (a.n_layer, a.n_head, a.n_embd, a.context_length)
     called = Path(name).name or found.path.resolve().name or "model"  # checkpoint=. has no name
-    return Identity(ModelConfig(called, *shape, 0.0, a.tie_weights, a.gelu), tokens.n_vocab, tokens.name, None)
+    model = GPT2Config("gpt2", called, *shape, 0.0, a.tie_weights, a.gelu)
+    return Identity(model, tokens.n_vocab, tokens.name, None)
 
 
 def build(cfg: ModelConfig, n_vocab: int, first: First | None) -> GPT:

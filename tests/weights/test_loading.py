@@ -35,7 +35,8 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from gpt import lora, optim
-from gpt.config.schema import InitConfig, LoRAConfig, ModelConfig
+from gpt.config.families import ModelConfig
+from gpt.config.schema import InitConfig, LoRAConfig
 from gpt.errors import UserError
 from gpt.files.tensor_files import describe
 from gpt.model import GPT

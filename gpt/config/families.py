@@ -1,0 +1,57 @@
+"""Registers the families of models: the settings of each, and the class that is built from them.
+
+Another architecture needs a dataclass and a line in MODELS here, a module with its class, and a file in conf/model/.
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from gpt.config.fields import BelowOne, Count, Flag, Text, Variants, section
+
+
+@section
+class ModelConfig:
+    """The settings that a model of any family has."""
+
+    family: str
+    name: Text
+    n_layer: Count
+    n_head: Count
+    n_embd: Count
+    context_length: Count
+    dropout: BelowOne
+    tie_weights: Flag
+
+    def n_parameters(self, vocab_size: int) -> int:
+        """V d + T d + L (12 d^2 + 13 d) + 2 d with a tied head (V vocabulary, d n_embd), V d more with its own."""
+        V, d, T, L = vocab_size, self.n_embd, self.context_length, self.n_layer
+        return V * d * (1 if self.tie_weights else 2) + T * d + L * (12 * d * d + 13 * d) + 2 * d
+
+
+@section
+class GPT2Config(ModelConfig):
+    """The settings of a GPT-2 (Radford et al., 2019)."""
+
+    family: Literal["gpt2"]
+    gelu: Literal["tanh", "exact"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """The two halves of an architecture; `model` names a class as module:attribute, because it needs torch."""
+
+    config: type[ModelConfig]
+    model: str
+
+
+MODELS: dict[str, Family] = {"gpt2": Family(GPT2Config, "gpt.model:GPT")}
+
+# Of whichever family is registered when a configuration is checked.
+AnyModelConfig = Annotated[ModelConfig, Variants("family", lambda: {name: f.config for name, f in MODELS.items()})]
+
+
+def model_class(family: str) -> type:
+    """The class that a family's models are built with."""
+    module, _, attribute = MODELS[family].model.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,108 @@
+"""Defines the types and ranges that sections of the configuration are made of."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, get_args
+
+import pydantic.dataclasses
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, ValidationError, WrapValidator
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
+
+# extra: a misspelt key is an error. frozen: nobody changes it later.
+section = pydantic.dataclasses.dataclass(config=ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False))
+
+# Strict: "3" is not a number and true is not 1. But 1e6 is how people write a million tokens, and that is a float.
+Int = Annotated[int, BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v), Strict()]
+Float = Annotated[float, Strict()]
+Flag = Annotated[bool, Strict()]
+Count = Annotated[Int, Field(ge=1, lt=2**63)]  # where torch's integers end
+Seed = Annotated[Int, Field(ge=0, lt=2**63)]
+Positive = Annotated[Float, Field(gt=0)]
+NonNegative = Annotated[Float, Field(ge=0)]
+Fraction = Annotated[Float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[Float, Field(gt=0, le=1)]
+BelowOne = Annotated[Float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+
+
+def _or_auto(what: str) -> WrapValidator:
+    """One phrase where a value is neither "auto" nor `what`; pydantic has one for each and calls both by other keys."""
+
+    def validate(value: Any, handler: Any) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise PydanticCustomError("or_auto", f"input should be auto or {what}") from error
+
+    return WrapValidator(validate)
+
+
+def _check_rising(values: list[int]) -> list[int]:
+    if any(a >= b for a, b in itertools.pairwise(values)):
+        raise PydanticCustomError("rising", "each number should be larger than the one before")
+    return values
+
+
+def _check_distinct(values: list[str]) -> list[str]:
+    if len(set(values)) < len(values):
+        raise PydanticCustomError("distinct", "each name should come once")
+    return values
+
+
+Rising = AfterValidator(_check_rising)
+Distinct = AfterValidator(_check_distinct)
+CountOrAuto = Annotated[Count | Literal["auto"], _or_auto("a whole number from 1 on")]
+FlagOrAuto = Annotated[Flag | Literal["auto"], _or_auto("true or false")]
+DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+
+
+@dataclass(frozen=True)
+class Variants:
+    """Marks a section that has several kinds: its key `key` names the one that its other keys are checked against.
+
+    pydantic's own discriminated unions are fixed when a class is made, put the kind's name into the path of an error,
+    and check nothing else where the name is wrong."""
+
+    key: str
+    kinds: Callable[[], Mapping[str, type]]
+
+    def choose(self, values: Any) -> type:
+        """The dataclass that `values` names, else the one with most of its keys."""
+        kinds = self.kinds()
+        named = kinds.get(str(values.get(self.key)))
+        return named or max(kinds.values(), key=lambda kind: len({field.name for field in fields(kind)} & set(values)))
+
+    def validate(self, values: Any) -> Any:
+        kinds = self.kinds()
+        if isinstance(values, tuple(kinds.values())):
+            return values
+        if not isinstance(values, Mapping):
+            raise PydanticCustomError("dataclass_type", "input should be a section")
+        errors = []
+        if values.get(self.key) not in list(kinds):
+            wrong = PydanticCustomError("one_of", f"it is one of {', '.join(kinds)}")
+            given = values.get(self.key)
+            errors = [InitErrorDetails(type=wrong if self.key in values else "missing", loc=(self.key,), input=given)]
+        try:
+            chosen = pydantic.TypeAdapter(self.choose(values)).validate_python(dict(values))
+        except ValidationError as error:
+            if not errors:
+                raise
+            errors += [_raised_again(item) for item in error.errors() if item["loc"] != (self.key,)]
+        if errors:
+            raise ValidationError.from_exception_data("section", errors)
+        return chosen
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.validate)
+
+
+def _raised_again(item: Any) -> InitErrorDetails:
+    return InitErrorDetails(type=PydanticCustomError(item["type"], item["msg"]), loc=item["loc"], input=item["input"])
+
+
+def variants(union: Any, key: str) -> Any:
+    """A section that is one of the dataclasses of `union`, as the words say that they allow for `key`."""
+    kinds = {word: kind for kind in get_args(union) for word in get_args(kind.__annotations__[key])}
+    return Annotated[union, Variants(key, lambda: kinds)]
