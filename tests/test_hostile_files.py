@@ -40,7 +40,7 @@ from generate import generate
 from gpt.config import launch
 from gpt.config.schema import GenerateConfig, TrainConfig
 from gpt.data import preparation, sources
-from gpt.runs import checkpoint, wandb_facts
+from gpt.runs import checkpoint, wandb_description
 from train import train
 
 FORCED = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # makes torch.load execute pickles wherever its caller does not forbid it
@@ -774,4 +774,4 @@ def test_a_hostile_wandb_json_gives_the_run_a_new_id(tmp_path, make):
 
 
 def run_id_of(place: Place) -> str:
-    return wandb_facts.of(settings(place), place.run_dir, resumed=True)["id"]
+    return wandb_description.describe_run(settings(place), place.run_dir, resumed=True)["id"]

@@ -80,10 +80,10 @@ def test_no_file_is_a_drawer_for_everything():
         assert not imports(path), f"{path} re-exports"
 
 
-def test_only_the_mirror_knows_wandb_and_hydra_stays_at_the_door_and_in_sweeps():
+def test_one_file_knows_wandb_and_hydra_stays_at_the_door_and_in_sweeps():
     for path in [*MODULES, *SCRIPTS]:
         roots, name = {name.split(".")[0] for name in imports(path)}, name_of(path)
-        assert "wandb" not in roots or name == "runs.wandb_mirror"
+        assert "wandb" not in roots or name == "runs.wandb_run"
         assert not roots & {"hydra", "omegaconf"} or path in SCRIPTS or name.startswith(("config.", "sweeps.")), name
 
 

@@ -1,7 +1,7 @@
-"""What SIGINT (Ctrl-C) and SIGTERM (a cluster's notice) do to a process.
+"""Handles SIGINT (Ctrl-C) and SIGTERM (a cluster's notice).
 
-Where nothing can be lost they end it at once, by raising Interrupted. Inside `deferred`, which is where a run trains,
-the first one only sets a flag that the run asks for between micro-batches; the second one exits at once.
+Where nothing can be lost they end the process at once, by raising Interrupted. Inside `deferred`, which is where a run
+trains, the first one only sets a flag that the run reads between micro-batches; the second one exits at once.
 """
 
 import os
@@ -14,18 +14,18 @@ from types import FrameType
 from gpt.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SHOW_CURSOR = b"\x1b[?25h"  # which the progress bar hides
+SHOW_CURSOR = b"\x1b[?25h"  # the progress bar hides it
 
 
 class Stop:
-    """Whether a run has been asked to stop: by a signal, or because `asked` says so."""
+    """Returns whether a run is to stop: after a signal, or when `also` returns true."""
 
-    def __init__(self, asked: Callable[[], bool]) -> None:
+    def __init__(self, also: Callable[[], bool]) -> None:
         self.signal: int | None = None
-        self._asked = asked
+        self._also = also
 
     def __call__(self) -> bool:
-        return self.signal is not None or self._asked()
+        return self.signal is not None or self._also()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
@@ -46,10 +46,10 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def deferred(asked: Callable[[], bool] = lambda: False) -> Iterator[Stop]:
-    """Until the end of the `with` block a signal waits to be asked for. In another thread than the main one, where
-    Python allows no handlers, only `asked` counts."""
-    stop = Stop(asked)
+def deferred(also: Callable[[], bool] = lambda: False) -> Iterator[Stop]:
+    """Until the end of the `with` block a signal waits until the Stop is called. In another thread than the main one,
+    where Python allows no handlers, only `also` counts."""
+    stop = Stop(also)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

@@ -1,4 +1,4 @@
-"""The record of a run: metrics.jsonl and samples.jsonl on disk first, then Weights & Biases as a mirror of them.
+"""Records a run: metrics.jsonl and samples.jsonl on disk first, then Weights & Biases.
 
 A row's step is its key on both sides: what W&B lacks of the rows on disk, after a kill or an outage, is sent when the
 run goes on, and only that. The result of a sweep, which is on the disk as well, becomes a W&B run of its own.
@@ -12,14 +12,14 @@ from typing import Any
 from gpt.config.schema import TrainConfig, WandbConfig
 from gpt.files.jsonl import RowFile
 from gpt.progress import Progress
-from gpt.runs import wandb_facts, wandb_mirror
+from gpt.runs import wandb_description, wandb_run
 
 
 class Log:
     """Where a run writes its metrics and samples while it is open; made by `start`."""
 
     def __init__(self, run_dir: Path, log_model: str) -> None:
-        self.mirror = wandb_mirror.Mirror(run_dir, "run")
+        self.wandb_run = wandb_run.WandbRun(run_dir, "run")
         self._run_dir, self._log_model = run_dir, log_model
         self._first_step = 0  # W&B has all rows before it
         self._metrics, self._samples = RowFile(run_dir / "metrics.jsonl"), RowFile(run_dir / "samples.jsonl")
@@ -27,32 +27,32 @@ class Log:
     @property
     def stop_requested(self) -> bool:
         """Somebody has pressed "Stop run" in the dashboard."""
-        return self.mirror.stop_requested
+        return self.wandb_run.stop_requested
 
     def event(self, row: dict[str, float | int], samples: list[dict[str, str]]) -> None:
         """Appends samples, as {"prompt", "text"}, to samples.jsonl and one JSON object to metrics.jsonl. `row` needs
         the key `step`, larger than that of the row before; NaN becomes the string "NaN". In W&B both are one row."""
         self._samples.append([{"step": row["step"], **sample} for sample in samples])
         self._metrics.append([row])
-        self.mirror.do(lambda run: self._send(run, row, samples))
+        self.wandb_run.do(lambda run: self._send(run, row, samples))
 
     def summary(self, values: dict[str, Any]) -> None:
         """Sets the values that W&B's table of runs shows, such as the best val/loss."""
-        self.mirror.do(lambda run: run.summary.update(values))
+        self.wandb_run.do(lambda run: run.summary.update(values))
 
     def checkpoint(self, path: Path, progress: Progress) -> None:
         """A checkpoint has been published at `path`: uploads it with `wandb.log_model=all`."""
         if self._log_model == "all":
-            self.mirror.files(f"step-{progress.step}", "checkpoint", sorted(path.iterdir()))
+            self.wandb_run.files(f"step-{progress.step}", "checkpoint", sorted(path.iterdir()))
 
     def finish(self, last_model: Path, progress: Progress) -> None:
         """The run has come to its end: sends its best values, and the weights that `wandb.log_model` asks for."""
         self.summary({"best/val/loss": progress.best, "best/step": progress.best_step})
         best = self._run_dir / "checkpoints" / f"step_{progress.best_step:08d}"
         if self._log_model == "best" and best.is_dir():
-            self.mirror.files("best-model", "model", sorted(best.iterdir()))
+            self.wandb_run.files("best-model", "model", sorted(best.iterdir()))
         if self._log_model in ("last", "all"):
-            self.mirror.files("last-model", "model", [last_model])
+            self.wandb_run.files("last-model", "model", [last_model])
 
     def _send(self, run: Any, row: dict[str, Any], samples: list[dict[str, Any]]) -> None:
         """One row to W&B, unless it is there already."""
@@ -60,7 +60,7 @@ class Log:
             return
         values = dict(row)
         if samples:
-            values["samples"] = wandb_mirror.page(wandb_facts.page(samples))
+            values["samples"] = wandb_run.page(wandb_description.page(samples))
         run.log(values, step=row["step"], commit=True)
 
     def _catch_up(self, run: Any, rows: list[dict[str, Any]], samples: list[dict[str, Any]]) -> None:
@@ -82,8 +82,8 @@ def start(cfg: TrainConfig, run_dir: Path, reported: int) -> Iterator[Log]:
     happens. Rows of a larger step, which the run is about to write again, are dropped from the disk first."""
     record = Log(run_dir, cfg.wandb.log_model)
     rows, samples = record._metrics.drop_after(reported), record._samples.drop_after(reported)
-    about = wandb_facts.of(cfg, run_dir, reported >= 0)
-    with record.mirror.opened(about, cfg.wandb.mode, lambda run: record._catch_up(run, rows, samples)):
+    about = wandb_description.describe_run(cfg, run_dir, reported >= 0)
+    with record.wandb_run.opened(about, cfg.wandb.mode, lambda run: record._catch_up(run, rows, samples)):
         try:
             yield record
         finally:
@@ -108,14 +108,14 @@ def sweep_summary(
     in the summary, such as {"val/loss": 3.2, "settings": {"optimizer.lr": 0.001}}. wandb.json in `directory` keeps the
     run's id. Returns when W&B has it all, within a minute in any case; never raises.
     """
-    record = wandb_mirror.Mirror(directory, "sweep")
-    about = wandb_facts.of_sweep(cfg, directory, name, configs)
+    record = wandb_run.WandbRun(directory, "sweep")
+    about = wandb_description.describe_sweep(cfg, directory, name, configs)
 
     def send(run: Any) -> None:
-        run.summary.update(wandb_facts.sweep_summary(statuses, best))
+        run.summary.update(wandb_description.sweep_summary(statuses, best))
         figures = [directory / name for name in ("curves.png", "heatmap.png")]
-        run.log({path.stem: wandb_mirror.image(path) for path in figures if path.is_file()}, commit=False)
-        run.log({"leaderboard": wandb_mirror.table(*wandb_facts.cells([columns]), wandb_facts.cells(rows))})
+        run.log({path.stem: wandb_run.image(path) for path in figures if path.is_file()}, commit=False)
+        run.log({"leaderboard": wandb_run.table(*wandb_description.cells([columns]), wandb_description.cells(rows))})
 
     with record.opened(about, cfg.mode, send):
         pass

@@ -47,9 +47,9 @@ gpt.runs.resume gpt.sampling gpt.runs.saver gpt.runs.track
 """
 BUGGY = "train with a proxy that is away and a bug"
 BUG = """
-from gpt.runs import wandb_mirror
+from gpt.runs import wandb_run
 from gpt.terminal import figures
-wandb_mirror.INIT_TIMEOUT, figures.loss_curve = 1, None
+wandb_run.INIT_TIMEOUT, figures.loss_curve = 1, None
 """
 
 

@@ -102,8 +102,8 @@ def test_wandb_has_the_same_rows_as_the_disk(root, run_dir):
             log.event(row, [])
         log.summary({"best/val/loss": 7.25})
     folder = recorded(root)[0]
-    assert log.mirror.sync_command == f"wandb sync {folder}"
-    assert log.mirror.url is None
+    assert log.wandb_run.sync_command == f"wandb sync {folder}"
+    assert log.wandb_run.url is None
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     assert history(folder) == [json.loads(line) for line in lines]  # W&B has the same strings for NaN and infinity
     assert [record["step"]["num"] for record in records(folder, "history")] == [row["step"] for row in rows]
@@ -174,7 +174,7 @@ directory, reported, last, killed = Path(arguments[0]), *map(int, arguments[1:])
 with track.start(config("auto"), directory, reported) as log:
     for step in range(reported + 1, last + 1):
         log.event({"step": step, "train/loss": 1 / (step + 1)}, [{"prompt": "p", "text": str(step)}] * (step % 4 == 0))
-        while log.mirror.sync_command is None and killed >= 0:  # W&B is not open yet; the last run does not wait for it
+        while log.wandb_run.sync_command is None and killed >= 0:  # not open yet; the last run does not wait
             time.sleep(0.01)
         print(step, flush=True)
         time.sleep(600 if step == killed else 0)
@@ -284,8 +284,8 @@ def test_auto_without_credentials_is_offline_and_says_how_to_upload(root, fresh_
     with caplog.at_level(logging.INFO), track.start(config("auto"), run_dir, reported=-1) as log:
         pass
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("gpt")]
-    assert ours == [f"W&B: offline; to upload: {log.mirror.sync_command}"]
-    assert str(recorded(root)[0]) in log.mirror.sync_command
+    assert ours == [f"W&B: offline; to upload: {log.wandb_run.sync_command}"]
+    assert str(recorded(root)[0]) in log.wandb_run.sync_command
     assert capfd.readouterr() == ("", "")
 
 
@@ -321,7 +321,7 @@ def test_wandb_failing_during_a_run_is_one_warning_and_the_run_goes_on(root, run
 def test_weights_that_wandb_does_not_take_are_one_warning_and_its_rows_go_on(root, run_dir, caplog):
     with track.start(config(log_model="all"), run_dir, reported=-1) as log:
         log.event({"step": 1}, [])
-        log.mirror.files("weights", "model", [run_dir / "missing.pt"])  # wandb raises ValueError
+        log.wandb_run.files("weights", "model", [run_dir / "missing.pt"])  # wandb raises ValueError
         log.event({"step": 2}, [])
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert warning.startswith("W&B does not take weights (")
@@ -412,11 +412,11 @@ SWEEPS = """
 import time
 from pathlib import Path
 from test_track import FIRST, SECOND, summarise
-from gpt.runs import wandb_mirror
+from gpt.runs import wandb_run
 from gpt.terminal import console
 
 directory, finish, hasty = arguments
-wandb_mirror.FINISH_TIMEOUT, wandb_mirror.HASTY_TIMEOUT = float(finish), float(hasty)
+wandb_run.FINISH_TIMEOUT, wandb_run.HASTY_TIMEOUT = float(finish), float(hasty)
 console.setup()
 for losses in (FIRST, SECOND):
     began = time.monotonic()

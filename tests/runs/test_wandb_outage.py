@@ -16,13 +16,13 @@ import pytest
 from wandb_server import Child, Run, Server, children, command, wait_for
 
 from gpt.files.jsonl import read_rows
-from gpt.runs import wandb_mirror
+from gpt.runs import wandb_run
 
 RUN = """
 import atexit, signal, time
 from pathlib import Path
 from test_track import config
-from gpt.runs import interrupt, track, wandb_mirror
+from gpt.runs import interrupt, track, wandb_run
 from gpt.terminal import console
 from gpt.errors import Interrupted
 
@@ -37,8 +37,8 @@ def log_rows(first):
 
 atexit.register(lap, "exited")  # runs after all that W&B registers
 directory, init, finish, when, how = Path(arguments[0]), float(arguments[1]), float(arguments[2]), *arguments[3:]
-wandb_mirror.INIT_TIMEOUT, wandb_mirror.FINISH_TIMEOUT = init, finish
-wandb_mirror.HASTY_TIMEOUT = min(finish, wandb_mirror.HASTY_TIMEOUT)
+wandb_run.INIT_TIMEOUT, wandb_run.FINISH_TIMEOUT = init, finish
+wandb_run.HASTY_TIMEOUT = min(finish, wandb_run.HASTY_TIMEOUT)
 console.setup()
 interrupt.end_at_once()
 began = time.monotonic()
@@ -46,7 +46,7 @@ try:
     with track.start(config("auto"), directory, -1) as log:
         lap("opened")
         log_rows(0)
-        while log.mirror.sync_command is None and when != "start":  # W&B is not open yet
+        while log.wandb_run.sync_command is None and when != "start":  # W&B is not open yet
             time.sleep(0.01)
         if when != "end":
             pause("breaking")
@@ -58,7 +58,7 @@ try:
         began = time.monotonic()
         print("closing", flush=True)
         if how == "weights":
-            log.mirror.files("last-model", "model", [directory / "metrics.jsonl"])
+            log.wandb_run.files("last-model", "model", [directory / "metrics.jsonl"])
         if how == "interrupted":
             raise Interrupted(signal.SIGTERM)
 except Interrupted as error:
@@ -249,7 +249,7 @@ with track.start(config("auto"), Path(arguments[0]), -1) as log:
 def test_with_wandbs_real_timeouts_no_time_is_lost_at_the_start_and_60_seconds_at_the_end(tmp_path, record_property):
     found = {}
     for kind in [*KINDS, ("hang", "middle", "weights")]:
-        found[kind] = begin(tmp_path, *kind, init=wandb_mirror.INIT_TIMEOUT, finish=wandb_mirror.FINISH_TIMEOUT)
+        found[kind] = begin(tmp_path, *kind, init=wandb_run.INIT_TIMEOUT, finish=wandb_run.FINISH_TIMEOUT)
     finish(found, wait_before=17)  # W&B sends every 15 s: the server has the first six rows when it goes away
     for kind, outage in found.items():
         check(outage, *kind[1:], opened=2, closed=60)

@@ -13,7 +13,7 @@ from test_track import root  # noqa: F401
 from wandb_server import KEY, ROOT, Run, Server, children
 
 from gpt.config import launch, schema, value_errors
-from gpt.runs import wandb_mirror
+from gpt.runs import wandb_run
 
 SWEEP = ROOT / "experiments" / "wandb" / "lr_vs_context.yaml"
 
@@ -24,7 +24,7 @@ def test_credentials_are_found_in_the_environment_and_in_netrc(root, tmp_path, m
     def found() -> str:
         wandb.teardown()
         wandb.setup(wandb.Settings(silent=True))
-        return wandb_mirror._online_or_offline("auto", "run")
+        return wandb_run._online_or_offline("auto", "run")
 
     assert found() == "offline"
     (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")

@@ -1,4 +1,4 @@
-"""What Weights & Biases is told about a run besides its rows, and about a sweep: id, name, settings, results."""
+"""Describes a run, or a sweep, to Weights & Biases: id, name, settings, results."""
 
 import contextlib
 import html
@@ -21,8 +21,8 @@ from gpt.terminal.console import escape
 AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 
 
-def of(cfg: TrainConfig, run_dir: Path, resumed: bool) -> dict[str, Any]:
-    """What wandb.init is told about the run. A resumed run goes on under its old id; one that an agent of a W&B sweep
+def describe_run(cfg: TrainConfig, run_dir: Path, resumed: bool) -> dict[str, Any]:
+    """Arguments of wandb.init for a run. A resumed run goes on under its old id; one that an agent of a W&B sweep
     has started has the id that the agent gave it, and the sweep decides on project and entity."""
     about = _common(cfg.wandb) | {
         "job_type": "train",
@@ -44,8 +44,8 @@ def of(cfg: TrainConfig, run_dir: Path, resumed: bool) -> dict[str, Any]:
     return about | {"name": escape(about["name"])[:128]}  # as long as W&B allows
 
 
-def of_sweep(cfg: WandbConfig, directory: Path, name: str, configs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What wandb.init is told about a whole sweep, whose jobs have the settings `configs`: those that all of them
+def describe_sweep(cfg: WandbConfig, directory: Path, name: str, configs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Arguments of wandb.init for a whole sweep, whose jobs have the settings `configs`: those that all of them
     share, by the same names as a run's, and all values of the others. The sweep goes on under its old id."""
     keys = dict.fromkeys(key for config in configs for key in config)
     values = {key: _distinct(config.get(key) for config in configs) for key in keys}

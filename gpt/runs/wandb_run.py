@@ -1,4 +1,4 @@
-"""A run in Weights & Biases: opened while the work that it mirrors goes on, told what happens, closed in bounded time.
+"""Sends the record of a run, or of a sweep, to Weights & Biases while the work goes on, and ends in bounded time.
 
 Nothing that W&B does, or fails to do, changes or stops that work. Only this file imports wandb.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.files.paths import PROJECT_ROOT
-from gpt.runs import wandb_facts
+from gpt.runs import wandb_description
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ HASTY_TIMEOUT = 5  # for the end of an interrupted run
 SLOW_UPLOAD = 5  # seconds: an artifact is asked about on the server first, and 19 s are waited for the answer
 
 
-class Mirror:
-    """What W&B is told of the record in `directory`, of a run or of a sweep."""
+class WandbRun:
+    """The W&B run that shows the record in `directory`, of a run or of a sweep (`what`)."""
 
     def __init__(self, directory: Path, what: str) -> None:
         self.stop_requested = False  # somebody has pressed "Stop run" in the dashboard
@@ -35,7 +35,7 @@ class Mirror:
         self.sync_command: str | None = None  # uploads what is not in the cloud yet
         self._directory, self._what = directory, what
         self._run: Any = None  # the open wandb.Run
-        self._begun = threading.Event()  # there is something to send
+        self._needed = threading.Event()  # there is something to send
         self._connected = threading.Event()  # it is open, or there will be none
         self._waiting: list[Callable[[Any], None]] = []  # what is to be done as soon as it is open
         self._lock = threading.Lock()  # of these two
@@ -45,26 +45,26 @@ class Mirror:
 
     @contextlib.contextmanager
     def opened(self, about: dict[str, Any], mode: str, first: Callable[[Any], None]) -> Iterator[None]:
-        """Opens the run that `about` describes in the words of wandb.init, and closes it whatever happens: as failed
-        after an exception. The body goes on while W&B is connected to: that takes a second, or half a minute with no
-        network. `first` is the first that is done with the open run.
+        """Opens the run with `about`, arguments of wandb.init, and closes it whatever happens: as failed after an
+        exception. The body goes on while W&B is connected to: that takes a second, or half a minute with no network.
+        `first` is called with the open run before anything else is.
 
         W&B keeps the files of all runs in one folder, $WANDB_DIR or else outputs/.
         """
         root = Path(os.environ.get("WANDB_DIR") or OUTPUTS)
-        wanted = _wanted(mode)
+        requested = _requested_mode(mode)
         os.environ.setdefault("WANDB_DATA_DIR", str(root / "wandb-data"))  # or artifacts pile up in the home directory
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # reports to W&B, for which an exit waits up to 10 s
         hidden = ["SLURM_JWT"]  # a token: W&B's process records all variables that begin with SLURM_
         if about["id"] != os.environ.get("WANDB_RUN_ID"):
-            hidden += wandb_facts.AGENT  # for W&B these go before any other id
+            hidden += wandb_description.AGENT  # for W&B these go before any other id
         taken = {name: os.environ.pop(name) for name in hidden if name in os.environ}
 
         def connect() -> None:
-            self._begun.wait(START_DELAY)
+            self._needed.wait(START_DELAY)
             try:
-                if wanted != "disabled" and not self._abandoned:
-                    self._connect(about, root, wanted)
+                if requested != "disabled" and not self._abandoned:
+                    self._connect(about, root, requested)
                     self._perform(first)
                     self._perform(_put_earlier_aside)
             finally:
@@ -88,8 +88,8 @@ class Mirror:
             os.environ.update(taken)
 
     def do(self, action: Callable[[Any], None]) -> None:
-        """Does something with the W&B run, if there is one: now, or as soon as it is open."""
-        self._begun.set()
+        """Calls `action` with the W&B run, if there is one: now, or as soon as it is open."""
+        self._needed.set()
         with self._lock:
             if not self._connected.is_set():
                 self._waiting.append(action)
@@ -130,7 +130,7 @@ class Mirror:
     def _abandon(self) -> None:
         """Waits no longer for a W&B that is still not open: the record is on the disk, and sent when it goes on."""
         self._abandoned = True
-        self._begun.set()
+        self._needed.set()
         end = time.monotonic() + HASTY_TIMEOUT
         while not self._connected.is_set() and time.monotonic() < end:
             _end_service()
@@ -138,7 +138,7 @@ class Mirror:
 
     def _close(self, exit_code: int, seconds: float) -> None:
         """Ends the run; W&B has `seconds` for what it has not uploaded yet."""
-        self._begun.set()
+        self._needed.set()
         end = time.monotonic() + seconds
         answered = False
         try:
@@ -178,8 +178,8 @@ class Mirror:
                 reason, what = problems[0], self._what
                 log.warning(f"W&B has not received all of the {what} ({reason}); to upload: {self.sync_command}")
 
-    def _connect(self, about: dict[str, Any], root: Path, wanted: str) -> None:
-        """Opens the W&B run: online, or offline when that is wanted or nothing else is possible."""
+    def _connect(self, about: dict[str, Any], root: Path, requested: str) -> None:
+        """Opens the W&B run: online, or offline when that is requested or nothing else is possible."""
         try:
             import wandb
 
@@ -187,8 +187,8 @@ class Mirror:
                 # A private name: without this, wandb.init imports all of Launch, 0.4 s, to find that there are none.
                 wandb.Run._detect_and_apply_job_inputs = lambda run: None
             root.mkdir(parents=True, exist_ok=True)  # wandb leaves a missing directory for /tmp
-            wandb.setup(wandb.Settings(silent=True, mode="offline" if wanted == "offline" else "online"))
-            mode = wanted if wanted == "offline" else _online_or_offline(wanted, self._what)
+            wandb.setup(wandb.Settings(silent=True, mode="offline" if requested == "offline" else "online"))
+            mode = requested if requested == "offline" else _online_or_offline(requested, self._what)
             settings = wandb.Settings(
                 console="off",
                 silent=True,
@@ -200,7 +200,7 @@ class Mirror:
                 stop_fn=lambda: setattr(self, "stop_requested", True),
                 # Left to itself W&B uploads the difference to the last commit and the remote's URL, with a token in it.
                 disable_git=True,
-                git_commit=wandb_facts.commit(),
+                git_commit=wandb_description.commit(),
                 git_remote_url="",
                 disable_code=True,
                 save_code=False,
@@ -208,7 +208,7 @@ class Mirror:
 
             def init(mode: str) -> Any:
                 # First: a run that is killed now goes on under this id.
-                wandb_facts.remember(self._directory, about["id"], mode)
+                wandb_description.remember(self._directory, about["id"], mode)
                 # Offline the record of a resumed run is complete: what became of the one before is not known here, and
                 # its file may be torn, at which `wandb sync` stops. Without `resume` the rows keep their steps in a
                 # sync, so that those which the server has are replaced (wandb/wandb#12668) and not added.
@@ -229,7 +229,7 @@ class Mirror:
             option = "--include-online " if mode == "online" else ""
             self.sync_command = f"wandb sync {option}{shlex.quote(run.settings.sync_dir)}"
             self.url = run.url if mode == "online" else None
-            wandb_facts.remember(self._directory, run.id, mode, self.url)
+            wandb_description.remember(self._directory, run.id, mode, self.url)
             title = "W&B" if self._what == "run" else f"W&B, the whole {self._what}"
             log.info(f"{title}: {self.url}" if self.url else f"{title}: offline; to upload: {self.sync_command}")
         except Exception as error:
@@ -262,13 +262,13 @@ def image(path: Path) -> Any:
 
 
 class _Messages:
-    """Receives what W&B would print. One thing is of interest, which it tells in no other way."""
+    """Receives what W&B would print, for one message that W&B gives in no other way."""
 
-    def __init__(self, mirror: Mirror) -> None:
-        self._mirror = mirror
+    def __init__(self, owner: WandbRun) -> None:
+        self._owner = owner
 
     def warning(self, message: str) -> None:
-        self._mirror._refused |= "Fatal error while uploading data" in message
+        self._owner._refused |= "Fatal error while uploading data" in message
 
     info = error = warning
 
@@ -282,8 +282,8 @@ def _put_earlier_aside(run: Any) -> None:
             folder.rename(folder.with_name(f"superseded-{folder.name}"))
 
 
-def _wanted(mode: str) -> str:
-    """What `wandb.mode` and WANDB_MODE ask for."""
+def _requested_mode(mode: str) -> str:
+    """`wandb.mode`, or for "auto" what WANDB_MODE says."""
     from_environment = os.environ.get("WANDB_MODE")
     if from_environment == "":
         del os.environ["WANDB_MODE"]  # wandb calls it an error
@@ -301,7 +301,7 @@ def _end_service() -> None:
         wandb.teardown()
 
 
-def _online_or_offline(wanted: str, what: str) -> str:
+def _online_or_offline(requested: str, what: str) -> str:
     """Online when there are credentials: WANDB_API_KEY, netrc or wandb's settings. Asks nobody and no server."""
     import wandb
 
@@ -311,8 +311,8 @@ def _online_or_offline(wanted: str, what: str) -> str:
         problem = "no credentials, see `wandb login`"
     except wandb.Error as error:  # a malformed key
         problem = _one_line(error)
-        wanted = "online"
-    if wanted == "online":
+        requested = "online"
+    if requested == "online":
         log.warning(f"W&B: {problem}; this {what} is recorded offline")
     return "offline"
 
