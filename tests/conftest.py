@@ -138,8 +138,27 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
+left_out: set[str] = set()  # the exhaustive tests that this run passes over
+
+
+def pytest_deselected(items):
+    left_out.update(item.nodeid for item in items if item.get_closest_marker("exhaustive"))
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # a process of xdist, which has collected the tests
+        session.config.workeroutput["left_out"] = sorted(left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    left_out.update(getattr(node, "workeroutput", {}).get("left_out", []))
+
+
 def pytest_terminal_summary(terminalreporter):
-    """Prints what tests counted: `record_property("count", "400 mutations: ...")`."""
+    """Prints what tests counted, `record_property("count", "400 mutations: ...")`, and how many were left out."""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
     for line in sorted(text for report in reports for name, text in report.user_properties if name == "count"):
         terminalreporter.write_line(f"count: {line}")
+    if left_out:
+        terminalreporter.write_line(f"{len(left_out)} slow tests are left to `pytest -m exhaustive`")
