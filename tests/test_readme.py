@@ -38,7 +38,7 @@ def test_each_command_composes_to_a_valid_configuration(command):
     if is_sweep:
         overrides = [first_of_each_axis(override) for override in overrides if not override.startswith(OF_PLUGINS)]
     overrides = [launch.quote_text(override, launch.TEXT_KEYS.get(script, ())) for override in overrides]
-    assert value_errors.find_problems(composed(*overrides, script=script), launch.SCHEMAS[script]) == []
+    assert value_errors.find_errors(composed(*overrides, script=script), launch.SCHEMAS[script]) == []
 
 
 def test_the_test_command_is_the_one_that_continuous_integration_runs():

@@ -324,6 +324,7 @@ class TrainConfig:
     allow_changed: list[Text]
     overrides: list[str]
     dry_run: Flag
+    unresolved: dict[str, str] = Field(default_factory=dict)  # no setting: see gpt/config/environment.py
 
     @property
     def lora(self) -> LoRAConfig | None:
@@ -358,8 +359,21 @@ class PrepareConfig:
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain dicts, lists, str, int, float, bool and None, for YAML, W&B and checkpoints."""
-    return dataclasses.asdict(config, dict_factory=lambda items: {key_of(name): value for name, value in items})
+    """A configuration as plain dicts, lists, str, int, float, bool and None, for YAML, W&B and checkpoints. What was
+    read from the environment is not in it, but the text that names the variable."""
+    values = dataclasses.asdict(config, dict_factory=lambda items: {key_of(name): value for name, value in items})
+    return with_texts(values, values.pop("unresolved", {}))
+
+
+def with_texts(values: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:
+    """`values` with other values for some full keys, such as wandb.tags.0."""
+    for key, text in texts.items():
+        *sections, last = key.split(".")
+        place: Any = values
+        for name in sections:
+            place = place[int(name) if isinstance(place, list) else name]
+        place[int(last) if isinstance(place, list) else last] = text
+    return values
 
 
 def key_of(field: str) -> str:
