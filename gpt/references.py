@@ -4,7 +4,7 @@ import itertools
 import json
 from pathlib import Path
 
-from gpt.config.schema import DataConfig
+from gpt.config.data import DataConfig
 from gpt.prompts import Question
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from gpt.config.data import DataConfig
 from gpt.config.families import GPT2Config, ModelConfig
-from gpt.config.schema import AdamWConfig, DataConfig, FinetuneConfig, ScheduleConfig, TrainSection
+from gpt.config.schema import AdamWConfig, FinetuneConfig, ScheduleConfig, TrainSection
 from gpt.data.batching import Split
 from gpt.files.jsonl import RowFile
 from gpt.sweeps import jobs

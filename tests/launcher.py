@@ -35,21 +35,20 @@ class Start:
 
 
 class Launcher:
-    """`guarded=False` takes back what gpt/config/guard.py has changed in Hydra, `exact=True` what `_hasten` has."""
+    """`exact=True` takes back what `_hasten` has changed in Hydra."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def start(self, *arguments: str, script: str = "train", guarded: bool = True, **environment: str) -> Start:
+    def start(self, *arguments: str, script: str = "train", **environment: str) -> Start:
         """One start in a process of its own."""
-        return self.start_all([arguments], script, guarded, **environment)[0]
+        return self.start_all([arguments], script, **environment)[0]
 
     def start_all(
-        self, command_lines: list[Sequence[str]], script: str, guarded: bool = True, exact: bool = False,
-        **environment: str,
-    ) -> list[Start]:  # fmt: skip
+        self, command_lines: list[Sequence[str]], script: str, exact: bool = False, **environment: str
+    ) -> list[Start]:
         """Starts one after another in one process."""
-        request = {"command_lines": command_lines, "script": script, "guarded": guarded, "exact": exact}
+        request = {"command_lines": command_lines, "script": script, "exact": exact}
         self._process.stdin.write(json.dumps(request | {"environment": environment}) + "\n")
         self._process.stdin.flush()
         return [Start(**answer) for answer in json.loads(self._process.stdout.readline())]
@@ -72,13 +71,12 @@ def _serve() -> None:
     from hydra._internal.hydra import Hydra
 
     changed = [
-        (sys.modules["hydra.main"], "_get_rerun_conf"), (ConfigRepository, "initialize_sources"),
-        (ConfigLoaderImpl, "load_configuration"), (ConfigLoaderImpl, "_compose_config_from_defaults_list"),
+        (ConfigLoaderImpl, "_compose_config_from_defaults_list"),
         (ConfigRepository, "load_config"), (Hydra, "get_mode"), (defaults_list, "_create_interpolation_map"),
         (sys.modules["hydra.core.utils"], "copy"), (sys.modules["hydra._internal.config_repository"], "copy"),
     ]  # fmt: skip
     originals = [(owner, name, getattr(owner, name)) for owner, name in changed]
-    from gpt.config import launch  # which guards
+    from gpt.config import launch
 
     _hasten(ConfigLoaderImpl, ConfigRepository, Hydra, defaults_list)
     answers, terminal = os.fdopen(os.dup(1), "w"), os.dup(2)
@@ -94,8 +92,7 @@ def _serve() -> None:
             child = os.fork()
             if child == 0:
                 try:
-                    undone = originals[:3] * (not request["guarded"]) + originals[3:] * request["exact"]
-                    for owner, name, function in undone:
+                    for owner, name, function in originals * request["exact"]:
                         setattr(owner, name, function)
                     os.environ.update(request["environment"])
                     sys.path[:0] = filter(None, [request["environment"].get("PYTHONPATH")])

@@ -13,7 +13,7 @@ from conftest import ROOT, model_config
 
 import generate
 from gpt import tokenizer
-from gpt.config import launch
+from gpt.config import arguments
 from gpt.config.schema import GenerateConfig
 from gpt.errors import UserError
 from gpt.model import GPT
@@ -246,12 +246,12 @@ class TestFreeTextOnTheCommandLine:
         assert self.composed("prompt=null") is None
 
     def test_other_keys_keep_hydras_grammar(self):
-        assert launch.quote_text("temperature=0,1", launch.TEXT_KEYS["generate"]) == "temperature=0,1"
+        assert arguments.quote_text("temperature=0,1", arguments.TEXT_KEYS["generate"]) == "temperature=0,1"
 
     def composed(self, argument: str) -> str | None:
         from hydra import compose, initialize_config_dir
         from omegaconf import OmegaConf
 
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            quoted = launch.quote_text(argument, launch.TEXT_KEYS["generate"])
+            quoted = arguments.quote_text(argument, arguments.TEXT_KEYS["generate"])
             return OmegaConf.to_container(compose("generate", overrides=[quoted]), resolve=True)["prompt"]

@@ -8,7 +8,6 @@ import functools
 import gzip
 import io
 import json
-import logging.config
 import os
 import pickle
 import re
@@ -26,13 +25,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import ROOT, data_config
-from omegaconf import OmegaConf
 from test_conf import loaded
 from torch import nn
 
@@ -505,68 +501,6 @@ KINDS = {
 }  # fmt: skip
 
 
-# YAML: what Hydra would call, and what calls it
-
-CALL = {"_target_": "os.mkdir", "path": "{}/marker"}
-EVIL = ("--config-dir", "{}/conf", "experiments=evil")
-
-
-def experiment(content: dict[str, Any] | str, name: str = "experiments/evil.yaml") -> Callable[[Place], None]:
-    """A YAML file outside the project; {} becomes the place."""
-    text = content if isinstance(content, str) else yaml.safe_dump(content)
-
-    def make(place: Place) -> None:
-        path = place.root / "conf" / name
-        path.parent.mkdir(parents=True)
-        path.write_text("# @package _global_\n" + text.replace("{}", str(place.root)))
-
-    return make
-
-
-def instantiate(*keys: str) -> Callable[[Place], Any]:
-    """Calls what a part of the YAML file names, as Hydra does."""
-
-    def call(place: Place) -> None:
-        (path,) = (place.root / "conf").rglob("*.yaml")
-        section = OmegaConf.load(path)
-        for key in keys:
-            section = section[key]
-        hydra.utils.instantiate(section)
-
-    return call
-
-
-def configure_logging(place: Place) -> None:
-    content = yaml.safe_load((place.root / "conf/experiments/evil.yaml").read_text())
-    logging.config.dictConfig(content["hydra"]["job_logging"])
-
-
-def unsafe_yaml(place: Place) -> None:
-    yaml.unsafe_load((place.root / "conf/experiments/evil.yaml").read_text())
-
-
-LOGGING = {"version": 1, "root": {"handlers": []}, "formatters": {"evil": {"()": "os.mkdir", "path": "{}/marker"}}}
-CALLBACK = {"hydra": {"callbacks": {"evil": CALL}}}
-A_TAG = "x: !!python/object/apply:os.mkdir ['{}/marker']\n"
-TRAIN = command("train.py", *EVIL)
-ANOTHER_PRIMARY = command("generate.py", "--config-path", "{}/conf", "--config-name", "evil")
-RERUN = command("train.py", "--experimental-rerun", "{}/config.pickle")
-call_callback = instantiate("hydra", "callbacks", "evil")
-YAML_KINDS = {
-    name: Kind(make, action, 2, unsafe)
-    for name, make, action, unsafe in [
-        ("YAML: a model", experiment({"model": CALL}), TRAIN, instantiate("model")),
-        ("YAML: a callback", experiment(CALLBACK), TRAIN, call_callback),
-        ("YAML: another primary file", experiment(CALLBACK, "evil.yaml"), ANOTHER_PRIMARY, call_callback),
-        ("YAML: logging", experiment({"hydra": {"job_logging": LOGGING}}), TRAIN, configure_logging),
-        ("YAML: a Python tag", experiment(A_TAG), TRAIN, unsafe_yaml),
-        ("a pickle to run again", lambda place: write_pickle(place.root / "config.pickle", place.payload), RERUN,
-         pickle_load("config.pickle")),
-    ]
-}  # fmt: skip
-KINDS |= YAML_KINDS
-
-
 # How it is tried
 
 
@@ -674,12 +608,9 @@ def places(place_for) -> dict[str, Place]:
 @pytest.fixture(scope="module")
 def safe(places) -> dict[str, list[Outcome]]:
     """What comes of each kind, without and with the variable."""
-    names = [name for name in KINDS if name not in YAML_KINDS]
-    attempts = [Attempt(KINDS[name].action, places[name], forced) for name in names for forced in (False, True)]
-    found = outcomes_of(attempts)
-    safe = {name: found[2 * i : 2 * i + 2] for i, name in enumerate(names)}
-    # The variable has nothing to do with YAML. Hydra wants a process of its own for each start.
-    return safe | {name: outcomes_of([Attempt(kind.action, places[name], True)]) for name, kind in YAML_KINDS.items()}
+    attempts = [Attempt(kind.action, places[name], forced) for name, kind in KINDS.items() for forced in (False, True)]
+    outcomes = outcomes_of(attempts)
+    return {name: outcomes[2 * i : 2 * i + 2] for i, name in enumerate(KINDS)}
 
 
 @pytest.fixture(scope="module")
@@ -731,12 +662,6 @@ def test_the_variable_does_make_torch_load_execute_a_pickle(place_for):
 def test_what_nobody_has_touched_is_accepted(clean, action):
     (outcome,) = outcomes_of([Attempt(action, clean, True)])
     assert outcome.code == 0 and "error" not in outcome.stderr, outcome
-
-
-def test_an_experiment_of_somebody_else_that_holds_values_is_accepted(place_for):
-    place = place_for(Kind(experiment({"seed": 77}), TRAIN, 0))
-    (outcome,) = outcomes_of([Attempt(command("train.py", *EVIL, "--cfg", "job"), place)])
-    assert outcome.code == 0 and "seed: 77" in outcome.stdout, outcome
 
 
 def test_a_checkpoint_that_is_a_link_is_pruned_without_touching_what_it_leads_to(place_for):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from gpt.config.schema import InstructionDataConfig, TextDataConfig
+from gpt.config.data import InstructionDataConfig, TextDataConfig
 
 
 def run(*arguments, cwd="/", **environment):

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 from test_launch import composed
 
-from gpt.config import launch, value_errors
+from gpt.config import arguments, launch, value_errors
 
 README = (ROOT / "README.md").read_text()
 GUIDE = (ROOT / "experiments" / "README.md").read_text()
@@ -31,14 +31,14 @@ def test_there_are_commands_for_all_three_scripts():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_composes_to_a_valid_configuration(command):
-    script, *arguments = shlex.split(command)
+    script, *typed = shlex.split(command)
     script = script.removesuffix(".py")
-    is_sweep = "-m" in arguments
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    is_sweep = "-m" in typed
+    overrides = [argument for argument in typed if not argument.startswith("-")]
     if is_sweep:
         overrides = [first_of_each_axis(override) for override in overrides if not override.startswith(OF_PLUGINS)]
-    overrides = [launch.quote_text(override, launch.TEXT_KEYS.get(script, ())) for override in overrides]
-    assert value_errors.find_problems(composed(*overrides, script=script), launch.SCHEMAS[script]) == []
+    overrides = [arguments.quote_text(override, arguments.TEXT_KEYS.get(script, ())) for override in overrides]
+    assert value_errors.find_errors(composed(*overrides, script=script), launch.SCHEMAS[script]) == []
 
 
 def test_the_test_command_is_the_one_that_continuous_integration_runs():

@@ -20,7 +20,7 @@ import torch  # noqa: E402
 import yaml  # noqa: E402
 
 if TYPE_CHECKING:
-    from gpt.config.schema import InstructionDataConfig
+    from gpt.config.data import InstructionDataConfig
 
 VOCABULARY = 50257
 LR, BETAS, WEIGHT_DECAY, CLIP = 1e-4, (0.9, 0.95), 0.1, 1.0
@@ -80,7 +80,7 @@ def packed(job: dict) -> tuple:
 
 def medquad(**changes: str) -> "InstructionDataConfig":
     """data=medquad, with some settings changed."""
-    from gpt.config.schema import InstructionDataConfig
+    from gpt.config.data import InstructionDataConfig
 
     return InstructionDataConfig(**yaml.safe_load((ROOT / "conf/data/medquad.yaml").read_text()) | changes)
 

@@ -106,3 +106,14 @@ def variants(union: Any, key: str) -> Any:
     """A section that is one of the dataclasses of `union`, as the words say that they allow for `key`."""
     kinds = {word: kind for kind in get_args(union) for word in get_args(kind.__annotations__[key])}
     return Annotated[union, Variants(key, lambda: kinds)]
+
+
+def with_texts(values: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:
+    """`values` with other values for some full keys, such as wandb.tags.0."""
+    for key, text in texts.items():
+        *sections, last = key.split(".")
+        place: Any = values
+        for name in sections:
+            place = place[int(name) if isinstance(place, list) else name]
+        place[int(last) if isinstance(place, list) else last] = text
+    return values

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from gpt.config.data import DataConfig, TemplateName
 from gpt.config.families import AnyModelConfig
 from gpt.config.fields import (
     BelowOne,
@@ -30,76 +31,10 @@ from gpt.config.fields import (
     Text,
     section,
     variants,
+    with_texts,
 )
 
 METRIC = "val/loss"  # what is minimised: it decides the best checkpoint, when to stop early, and every leaderboard
-TokenizerName = Literal["gpt2", "bytes"]
-TemplateName = Literal["alpaca", "alpaca_stanford", "plain"]
-
-
-@section
-class CardConfig:
-    """What the data card says about where the data comes from."""
-
-    title: Text
-    description: Text
-    license: Text
-    citation: Text
-
-
-@section
-class InstructionDataConfig:
-    """Where questions and answers are, how they become token files (upper part), and these batches (lower part)."""
-
-    name: Text
-    kind: Literal["qa", "helpsteer", "alpaca"]
-    path: Text | None
-    hub: Text | None
-    columns: dict[str, str | None]
-    prepared_dir: Text
-    tokenizer: TokenizerName
-    template: TemplateName
-    max_tokens: Count | None
-    split: Literal["grouped", "random", "sequential"]
-    val_fraction: BelowOne
-    test_fraction: BelowOne
-    split_seed: Seed
-    on_bad_row: Literal["error", "skip"]
-    card: CardConfig
-
-    mask: Literal["response", "all"]
-    batching: Literal["packed", "bucketed", "padded"]
-    overflow: Literal["split", "truncate", "drop"]
-    prompts: list[Text]
-
-
-@section
-class TextDataConfig:
-    """Where running text is. What there is to choose for instructions is fixed: a text is one long document."""
-
-    name: Text
-    kind: Literal["text"]
-    path: Text | None
-    prepared_dir: Text
-    tokenizer: TokenizerName
-    val_fraction: BelowOne
-    test_fraction: BelowOne
-    card: CardConfig
-    prompts: list[Text]
-
-    hub: ClassVar[None] = None
-    columns: ClassVar[dict[str, str | None]] = {}
-    template: ClassVar[str] = "plain"
-    max_tokens: ClassVar[None] = None
-    split: ClassVar[str] = "sequential"
-    split_seed: ClassVar[int] = 0
-    on_bad_row: ClassVar[str] = "error"
-    mask: ClassVar[str] = "all"
-    batching: ClassVar[str] = "packed"
-    overflow: ClassVar[str] = "split"
-
-
-DataConfig = variants(InstructionDataConfig | TextDataConfig, "kind")
 
 
 @section
@@ -325,6 +260,7 @@ class TrainConfig:
     allow_changed: list[Text]
     overrides: list[str]
     dry_run: Flag
+    unresolved: dict[str, str] = Field(default_factory=dict)  # no setting: see gpt/config/environment.py
 
     @property
     def lora(self) -> LoRAConfig | None:
@@ -359,8 +295,10 @@ class PrepareConfig:
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain dicts, lists, str, int, float, bool and None, for YAML, W&B and checkpoints."""
-    return dataclasses.asdict(config, dict_factory=lambda items: {key_of(name): value for name, value in items})
+    """A configuration as plain dicts, lists, str, int, float, bool and None, for YAML, W&B and checkpoints. What was
+    read from the environment is not in it, but the text that names the variable."""
+    values = dataclasses.asdict(config, dict_factory=lambda items: {key_of(name): value for name, value in items})
+    return with_texts(values, values.pop("unresolved", {}))
 
 
 def key_of(field: str) -> str:

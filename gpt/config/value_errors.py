@@ -1,4 +1,4 @@
-"""What is wrong with a composed configuration: all of it at once, each thing by its full key, without torch."""
+"""Finds what is wrong with a composed configuration: all of it at once, each thing by its full key, without torch."""
 
 import dataclasses
 import difflib
@@ -11,39 +11,42 @@ from pydantic import TypeAdapter, ValidationError
 
 from gpt import progress
 from gpt.config import schema
+from gpt.config.environment import DEEPEST
 from gpt.config.fields import Variants
 from gpt.errors import UserError
 
-DEEPEST = 10  # sections within sections; two that refer to each other have no end
 
-
-def find_problems(cfg: DictConfig, kind: type) -> list[str]:
+def find_errors(cfg: DictConfig, kind: type, groups: Iterable[str] = ()) -> list[str]:
     """One phrase for each thing that is wrong with `cfg` as a `kind`, one of gpt/config/schema.py's three dataclasses.
+    `groups`: names that may be meant by a misspelt key, too.
 
     Raises UserError for weights that a value would be read from and that cannot be read."""
-    problems: dict[str, str] = {}  # full key: what is wrong with it
-    values = _plain(cfg, "", problems)
-    keys = valid_keys(kind, values)
+    errors: dict[str, str] = {}  # full key: what is wrong with it
+    values = _plain(cfg, "", errors)
+    keys = [*valid_keys(kind, values), *groups]
     try:
         TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         for item in error.errors():
-            for key, problem in _describe(".".join(map(str, item["loc"])), item, keys):
-                if not _is_below(key, problems):
-                    problems[key] = problem
-    return [*problems.values(), *_contradictions(values, problems)]
+            for key, phrase in _describe(".".join(map(str, item["loc"])), item, keys):
+                if not _is_below(key, errors):
+                    errors[key] = phrase
+    return [*errors.values(), *_contradictions(values, errors)]
 
 
 def valid_keys(kind: type, values: Any = None, prefix: str = "") -> list[str]:
-    """Every full key of a schema, sections included; of a section with variants, of the one that `values` names."""
+    """Every full key of a schema, sections included; of a section with variants, those of the one that `values` names,
+    or of all."""
     keys = []
     for field in dataclasses.fields(kind):
         name = schema.key_of(field.name)
+        if name == "unresolved":
+            continue
         keys.append(prefix + name)
         section = _get(values, name)
         for nested in _sections(field.type, section):
             keys += valid_keys(nested, section, f"{prefix}{name}.")
-    return keys
+    return list(dict.fromkeys(keys))
 
 
 def unknown(key: str, valid: Iterable[str]) -> str:
@@ -69,7 +72,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])
 
 
-def behind(error: BaseException | None) -> UserError | None:
+def cause(error: BaseException | None) -> UserError | None:
     """The UserError that an interpolation which reads a file has raised: OmegaConf wraps it in errors of its own."""
     while error and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
@@ -91,15 +94,15 @@ def flatten(values: Any, prefix: str = "") -> Iterator[str]:
         yield prefix
 
 
-def _contradictions(values: Any, problems: dict[str, str]) -> Iterator[str]:
+def _contradictions(values: Any, errors: dict[str, str]) -> Iterator[str]:
     """Values that are fine alone and wrong together."""
     for keys, is_wrong, message in CHECKS:
-        known = not any(_is_below(key, problems) or any(_is_below(k, [key]) for k in problems) for key in keys)
+        known = not any(_is_below(key, errors) or any(_is_below(k, [key]) for k in errors) for key in keys)
         found = [_get(values, key) for key in keys]
         if known and None not in found and is_wrong(*found):
             yield message.format(*found)
     keys = ["train.max_steps", "train.max_epochs", "train.max_tokens", "train.tokens_per_step"]
-    if "train" not in values or any(_is_below(key, problems) for key in keys):
+    if "train" not in values or any(_is_below(key, errors) for key in keys):
         return
     steps, epochs, tokens, tokens_per_step = (_get(values, key) for key in keys)
     if steps is None and epochs is not None:
@@ -110,7 +113,7 @@ def _contradictions(values: Any, problems: dict[str, str]) -> Iterator[str]:
         return
     for key in ("schedule.warmup", "schedule.decay"):
         part = _get(values, key)
-        if part is not None and not _is_below(key, problems) and part >= 1 and int(part) > length[0]:
+        if part is not None and not _is_below(key, errors) and part >= 1 and int(part) > length[0]:
             yield f"{key} {part:g} is longer than the run: {length[0]} steps by {length[1]}"
 
 
@@ -133,30 +136,30 @@ CHECKS: list[tuple[tuple[str, ...], Callable[..., bool], str]] = [
 ]  # fmt: skip
 
 
-def _plain(node: Any, prefix: str, problems: dict[str, str]) -> Any:
+def _plain(node: Any, prefix: str, errors: dict[str, str]) -> Any:
     """A configuration as dicts, lists and values. What has no value, or leads nowhere, is left out and reported."""
     if isinstance(node, ListConfig):
-        return list(_resolved(node, range(len(node)), prefix, problems).values())
+        return list(_resolved(node, range(len(node)), prefix, errors).values())
     if isinstance(node, DictConfig):
-        return _resolved(node, list(node), prefix, problems)
+        return _resolved(node, list(node), prefix, errors)
     return node
 
 
-def _resolved(node: Any, keys: Iterable[Any], prefix: str, problems: dict[str, str]) -> dict[Any, Any]:
+def _resolved(node: Any, keys: Iterable[Any], prefix: str, errors: dict[str, str]) -> dict[Any, Any]:
     values = {}
     for key in keys:
         full_key = f"{prefix}.{key}" if prefix else str(key)
         if OmegaConf.is_missing(node, key):
-            problems[full_key] = f"missing key {full_key}"
+            errors[full_key] = f"missing key {full_key}"
         elif full_key.count(".") > DEEPEST:
-            problems[full_key] = f"{full_key}: nested too deeply"
+            errors[full_key] = f"{full_key}: nested too deeply"
         else:
             try:
-                values[key] = _plain(node[key], full_key, problems)
+                values[key] = _plain(node[key], full_key, errors)
             except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or back to where it is
-                if unreadable := behind(error):
+                if unreadable := cause(error):
                     raise unreadable from None
-                problems[full_key] = f"{full_key}: {one_line(error)}"
+                errors[full_key] = f"{full_key}: {one_line(error)}"
     return values
 
 
@@ -194,8 +197,7 @@ def _sections(annotation: Any, values: Any) -> list[type]:
     """The dataclasses that a field's type consists of: none for a number."""
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return [annotation]
-    parts = get_args(annotation)
-    for part in parts:
+    for part in get_args(annotation):
         if isinstance(part, Variants):
-            return [part.choose(values if isinstance(values, dict) else {})]
-    return [section for part in parts for section in _sections(part, values)]
+            return [part.choose(values)] if isinstance(values, dict) else [*part.kinds().values()]
+    return [section for part in get_args(annotation) for section in _sections(part, values)]

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt.config.schema import DataConfig, TrainConfig, TrainSection
+from gpt.config.data import DataConfig
+from gpt.config.schema import TrainConfig, TrainSection
 from gpt.data import token_files
 from gpt.data.packing import Plan, WindowPlan, limit_slots, plan_packed, plan_unpacked
 from gpt.errors import UserError

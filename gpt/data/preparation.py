@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import ValidationError, create_model
 
 from gpt import tokenizer
-from gpt.config.schema import DataConfig
+from gpt.config.data import DataConfig
 from gpt.data import data_card, readers, records, sources, splits, text_files, token_files
 from gpt.data.records import Record
 from gpt.data.sources import Source

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpt.config.schema import DataConfig
+from gpt.config.data import DataConfig
 from gpt.data.readers import BadRows, Row
 from gpt.errors import UserError
 from gpt.terminal.console import escape

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt.config.schema import DataConfig
+from gpt.config.data import DataConfig
 from gpt.data.readers import Row
 from gpt.errors import ENVIRONMENT, UserError
 from gpt.files import durable

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 
-from gpt.config.schema import DataConfig
+from gpt.config.data import DataConfig
 from gpt.data.records import Record
 
 NAMES = ("train", "val", "test")

@@ -27,8 +27,9 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from gpt import optim
+from gpt.config.data import TemplateName, TokenizerName
 from gpt.config.families import AnyModelConfig
-from gpt.config.schema import LoRAConfig, TemplateName, TokenizerName
+from gpt.config.schema import LoRAConfig
 from gpt.errors import ENVIRONMENT, NUMERICAL, UserError, unusable
 from gpt.files.directory import in_bytes
 from gpt.files.durable import sha256, sync, why_refused

@@ -5,7 +5,6 @@ one has failed. So gpt/sweeps/dispatch.py decides which jobs its launcher gets, 
 in the process in which it runs, and gpt/config/launch.py's `launch` calls `close` at the end.
 """
 
-import functools
 import os
 import socket
 import time
@@ -17,7 +16,6 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
@@ -26,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gpt.config.schema import WandbConfig
 from gpt.errors import UserError
-from gpt.sweeps import composition, frozen_files, jobs, workers
+from gpt.sweeps import composition, hydra_patches, jobs, plugins, workers
 from gpt.sweeps.dispatch import Dispatch
 from gpt.sweeps.jobs import Job
 from gpt.terminal import console
@@ -50,6 +48,13 @@ class Report(Instead):
     """sweep.report=<name>: what has come of a sweep."""
 
 
+class Refused(BaseException):
+    """A sweep cannot start. It carries the UserError through Hydra, like `Instead`."""
+
+    def __init__(self, error: UserError) -> None:
+        self.error = error
+
+
 class SweepCallback(Callback):
     """Told when a run or a sweep starts and, in the process of a job, when the job starts and ends."""
 
@@ -66,16 +71,18 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         self.on_run_start(config)
-        loader, plugins = GlobalHydra.instance().config_loader(), Plugins.instance()
-        original = plugins.instantiate_launcher
-        frozen_files.freeze(loader)
+        try:
+            plugins.check(config)
+        except UserError as error:
+            raise Refused(error) from None
+        loader = GlobalHydra.instance().config_loader()
+        hydra_patches.freeze(loader)
 
-        def instantiate_launcher(*, task_function: Callable[[DictConfig], Any], **kwargs: Any) -> Launcher:
-            plugins.instantiate_launcher = original
-            launcher = original(task_function=functools.partial(workers.contained, task_function), **kwargs)
-            return Dispatch(launcher, config, loader, task_function, lambda directory: _begin(directory, config))
+        def dispatch(launcher: Launcher, task: Callable[[DictConfig], Any]) -> Launcher:
+            plugins.silence()
+            return Dispatch(launcher, config, loader, task, lambda directory: _begin(directory, config))
 
-        plugins.instantiate_launcher = instantiate_launcher  # by which each sweeper gets its launcher
+        hydra_patches.wrap_launcher(dispatch)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN:

@@ -13,6 +13,8 @@ from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from gpt.config import environment
+from gpt.config.fields import with_texts
 from gpt.errors import UserError
 from gpt.machine.cost import Cost
 from gpt.sweeps import jobs
@@ -61,7 +63,8 @@ def identity(config: DictConfig) -> dict[str, Any]:
             values[key] = config[key]
             if OmegaConf.is_config(values[key]):
                 try:
-                    values[key] = OmegaConf.to_container(values[key], resolve=True)
+                    texts = environment.unresolved(values[key])
+                    values[key] = with_texts(OmegaConf.to_container(values[key], resolve=True), texts)
                 except OmegaConfBaseException:  # an interpolation that leads nowhere is reported when the job starts
                     values[key] = OmegaConf.to_container(values[key])
     return jobs.identity(values)

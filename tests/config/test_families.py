@@ -10,7 +10,7 @@ from gpt.config.families import MODELS, Family, GPT2Config, ModelConfig, model_c
 from gpt.config.fields import Count, section
 from gpt.config.launch import typed
 from gpt.config.schema import TrainConfig
-from gpt.config.value_errors import find_problems
+from gpt.config.value_errors import find_errors
 
 
 @section
@@ -39,7 +39,7 @@ def test_a_family_that_is_registered_before_composing_is_accepted(rotary):
 
 def test_all_that_is_wrong_with_a_family_of_the_users_is_reported(rotary):
     cfg = composed("model.family=rotary", "+model.theta=0", "model.n_layer=0")
-    assert sorted(find_problems(cfg, TrainConfig)) == [
+    assert sorted(find_errors(cfg, TrainConfig)) == [
         "model.n_layer=0: input should be greater than or equal to 1",
         "model.theta=0: input should be greater than or equal to 1",
         "unknown key model.gelu",
@@ -47,7 +47,7 @@ def test_all_that_is_wrong_with_a_family_of_the_users_is_reported(rotary):
 
 
 def test_an_unknown_family_is_reported_with_those_that_there_are(rotary):
-    problems = find_problems(composed("model.family=gpt3", "model.n_head=0"), TrainConfig)
+    problems = find_errors(composed("model.family=gpt3", "model.n_head=0"), TrainConfig)
     assert problems == [
         "model.family=gpt3: it is one of gpt2, rotary", "model.n_head=0: input should be greater than or equal to 1"
     ]  # fmt: skip

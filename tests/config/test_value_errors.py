@@ -6,7 +6,7 @@ from test_launch import composed
 
 from gpt import progress
 from gpt.config import schema
-from gpt.config.value_errors import find_problems, unknown, valid_keys
+from gpt.config.value_errors import find_errors, unknown, valid_keys
 
 DELETED = object()
 
@@ -25,7 +25,7 @@ def problems(default, changes):
             del OmegaConf.select(cfg, section)[name]
         else:
             OmegaConf.update(cfg, key, value, merge=False, force_add=True)
-    return find_problems(cfg, schema.TrainConfig)
+    return find_errors(cfg, schema.TrainConfig)
 
 
 def test_the_default_configuration_has_no_problem(default):

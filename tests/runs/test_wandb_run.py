@@ -73,7 +73,7 @@ def test_what_an_agent_starts_is_a_valid_command_of_train_py(started):
     overrides = started["arguments"]
     assert overrides[-2:] == ["optimizer.lr=1.2345e-05", "model.context_length=64"]
     cfg = composed(*overrides)
-    assert value_errors.find_problems(cfg, schema.TrainConfig) == []
+    assert value_errors.find_errors(cfg, schema.TrainConfig) == []
     run = launch.to_dataclass(cfg, schema.TrainConfig)
     assert (run.optimizer.lr, run.model.context_length, run.model.name) == (1.2345e-05, 64, "mini")
     sweep = yaml.safe_load(SWEEP.read_text())
@@ -86,7 +86,7 @@ def test_what_an_agent_starts_is_a_valid_command_of_train_py(started):
     fixed = sweep["command"][3:-1]
     for number in (0, -1):
         ends = [f"{key}={values[number]}" for key, values in choices.items()]
-        assert value_errors.find_problems(composed(*fixed, *ends), schema.TrainConfig) == []
+        assert value_errors.find_errors(composed(*fixed, *ends), schema.TrainConfig) == []
 
 
 RUN = """

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_launch import composed, run_script
 
-from gpt.config import launch, schema
+from gpt.config import arguments, launch, schema
 from gpt.errors import UserError
 from gpt.weights import locate
 from gpt.weights.locate import Architecture
@@ -210,9 +210,10 @@ def test_a_configuration_of_gigabytes_is_not_read(tmp_path):
 # Command lines
 
 
-def settings(*arguments: str) -> schema.TrainConfig:
+def settings(*typed: str) -> schema.TrainConfig:
     """What train.py gets from these arguments."""
-    return launch.to_dataclass(composed(*launch.implied(list(arguments)), *arguments), schema.TrainConfig)
+    typed = [*arguments.choices_for_weights(list(typed)), *typed]
+    return launch.to_dataclass(composed(*typed), schema.TrainConfig)
 
 
 def test_init_from_alone_takes_the_architecture_and_fine_tunes(root):
@@ -229,7 +230,7 @@ def test_what_is_given_beside_it_wins(root):
     assert settings(name, "model.context_length=16").model.context_length == 16
     cfg = settings(name, "model=tiny", "finetune=lora")
     assert (cfg.model.name, cfg.finetune.name) == ("tiny", "lora")
-    assert launch.implied(["init.from=null"]) == launch.implied([]) == []
+    assert arguments.choices_for_weights(["init.from=null"]) == arguments.choices_for_weights([]) == []
 
 
 def test_the_name_of_a_model_is_never_empty(root, monkeypatch):

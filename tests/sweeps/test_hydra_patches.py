@@ -1,5 +1,6 @@
-"""The YAML files of a sweep as they were when it began, whatever happens to them meanwhile."""
+"""What is changed in Hydra, and that a sweep keeps the YAML files as they were when it began."""
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -9,12 +10,15 @@ import pytest
 import yaml
 from conftest import ROOT
 from hydra import initialize_config_dir
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from gpt.sweeps import frozen_files
+from gpt.sweeps import hydra_patches
 
 FILES = {
     "train.yaml": "defaults: [_self_, model: a]\nseed: 1\nlr: 0.1\nhydra: {searchpath: [file://SEARCH]}\n",
@@ -36,11 +40,10 @@ def conf(tmp_path):
 
 def opened(conf, frozen=True):
     """(loader, configuration of the sweep), after the jobs JOBS have been composed once."""
-    frozen_files.install()
     with initialize_config_dir(str(conf), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
     if frozen:
-        frozen_files.freeze(loader)
+        hydra_patches.freeze(loader)
     config = loader.load_configuration("train", ["seed=1,2"], RunMode.MULTIRUN)
     compositions(loader, config)
     return loader, config
@@ -104,7 +107,7 @@ def test_without_a_snapshot_they_would_also_in_a_process_that_has_one(conf):
     assert compositions(frozen, config) == EXPECTED
     assert compositions(other, config) == EDITED
     break_all(conf)
-    with pytest.raises((yaml.YAMLError, HydraException)):  # the second where gpt/config/guard.py is installed
+    with pytest.raises((yaml.YAMLError, HydraException)):
         compositions(other, config)
     assert compositions(frozen, config) == EXPECTED
 
@@ -126,11 +129,31 @@ def test_a_choice_that_appears_after_the_start_can_still_be_made(conf):
     assert loader.load_sweep_config(config, ["model=late"]).model.name == "late"
 
 
-def test_installing_twice_is_installing_once(conf):
-    frozen_files.install()
-    before = frozen_files.ConfigRepository.load_config
-    frozen_files.install()
-    assert frozen_files.ConfigRepository.load_config is before
+def test_installing_twice_is_installing_once():
+    hydra_patches.install()
+    before = vars(Plugins)["instantiate_launcher"], vars(JobReturn)["return_value"].fset
+    hydra_patches.install()
+    assert (vars(Plugins)["instantiate_launcher"], vars(JobReturn)["return_value"].fset) == before
+
+
+REPLACED = {  # what gpt/sweeps/hydra_patches.py replaces or builds on, and its parameters in Hydra 1.3.8
+    "Plugins.instantiate_launcher": (
+        hydra_patches.HYDRAS_INSTANTIATE_LAUNCHER, ["self", "hydra_context", "task_function", "config"],
+    ),
+    "JobReturn.return_value": (JobReturn.return_value.fset, ["self", "value"]),
+    "ConfigRepository": (ConfigRepository, ["config_search_path"]),
+    "ConfigRepository.load_config": (ConfigRepository.load_config, ["self", "config_path"]),
+    "ConfigRepository.config_exists": (ConfigRepository.config_exists, ["self", "config_path"]),
+    "ConfigRepository.group_exists": (ConfigRepository.group_exists, ["self", "config_path"]),
+    "CachingConfigRepository": (CachingConfigRepository, ["delegate"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_hydra_still_has_each_function_that_is_replaced(name):
+    function, parameters = REPLACED[name]
+    found = list(inspect.signature(function).parameters)
+    assert found == parameters, f"Hydra has changed {name} to {found}: read gpt/sweeps/hydra_patches.py"
 
 
 PROGRAM = """

@@ -1,0 +1,73 @@
+"""Defines the settings of data: where it is, how it becomes token files, and how these become batches."""
+
+from typing import ClassVar, Literal
+
+from gpt.config.fields import BelowOne, Count, Seed, Text, section, variants
+
+TokenizerName = Literal["gpt2", "bytes"]
+TemplateName = Literal["alpaca", "alpaca_stanford", "plain"]
+
+
+@section
+class CardConfig:
+    """What the data card says about where the data comes from."""
+
+    title: Text
+    description: Text
+    license: Text
+    citation: Text
+
+
+@section
+class InstructionDataConfig:
+    """Where questions and answers are, how they become token files (upper part), and these batches (lower part)."""
+
+    name: Text
+    kind: Literal["qa", "helpsteer", "alpaca"]
+    path: Text | None
+    hub: Text | None
+    columns: dict[str, str | None]
+    prepared_dir: Text
+    tokenizer: TokenizerName
+    template: TemplateName
+    max_tokens: Count | None
+    split: Literal["grouped", "random", "sequential"]
+    val_fraction: BelowOne
+    test_fraction: BelowOne
+    split_seed: Seed
+    on_bad_row: Literal["error", "skip"]
+    card: CardConfig
+
+    mask: Literal["response", "all"]
+    batching: Literal["packed", "bucketed", "padded"]
+    overflow: Literal["split", "truncate", "drop"]
+    prompts: list[Text]
+
+
+@section
+class TextDataConfig:
+    """Where running text is. What there is to choose for instructions is fixed: a text is one long document."""
+
+    name: Text
+    kind: Literal["text"]
+    path: Text | None
+    prepared_dir: Text
+    tokenizer: TokenizerName
+    val_fraction: BelowOne
+    test_fraction: BelowOne
+    card: CardConfig
+    prompts: list[Text]
+
+    hub: ClassVar[None] = None
+    columns: ClassVar[dict[str, str | None]] = {}
+    template: ClassVar[str] = "plain"
+    max_tokens: ClassVar[None] = None
+    split: ClassVar[str] = "sequential"
+    split_seed: ClassVar[int] = 0
+    on_bad_row: ClassVar[str] = "error"
+    mask: ClassVar[str] = "all"
+    batching: ClassVar[str] = "packed"
+    overflow: ClassVar[str] = "split"
+
+
+DataConfig = variants(InstructionDataConfig | TextDataConfig, "kind")

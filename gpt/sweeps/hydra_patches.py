@@ -1,0 +1,103 @@
+"""Replaces functions of Hydra that sweeps need otherwise; tests/sweeps/test_hydra_patches.py names each of them.
+
+Replaced: Plugins.instantiate_launcher and JobReturn.return_value. Besides, the loader of a sweep gets another
+repository of YAML files, and what plugins register under the name of a file of conf/ is removed.
+"""
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.launcher import Launcher
+
+from gpt.files.paths import PROJECT_ROOT
+from gpt.sweeps import workers
+
+Wrap = Callable[[Launcher, Callable[..., Any]], Launcher]
+
+HYDRAS_INSTANTIATE_LAUNCHER = Plugins.instantiate_launcher
+_wrap: Wrap | None = None
+
+
+def install() -> None:
+    """Makes the changes, in each process that composes a job. Once is as good as twice."""
+    Plugins.instantiate_launcher = _instantiate_launcher
+    JobReturn.return_value = property(_value_or_raise, JobReturn.return_value.fset)
+    _prefer_files_of_conf()
+
+
+def wrap_launcher(wrap: Wrap) -> None:
+    """Makes the next launcher the one that `wrap` returns for Hydra's launcher and the function that runs a job.
+
+    Hydra starts all jobs of a sweep each time. Which of them a launcher gets, only the launcher itself can decide, and
+    Hydra takes launchers from installed packages only, one at a time."""
+    global _wrap
+    _wrap = wrap
+
+
+def freeze(loader: ConfigLoader) -> None:
+    """Makes `loader` read no YAML file a second time: whoever edits one meanwhile changes no job that waits.
+
+    Hydra reads the files again for each job, in the process in which it runs. The loader takes what it has read with it
+    into the processes of a launcher."""
+    loader.repository = FrozenRepository(loader.config_search_path)
+
+
+class FrozenRepository(ConfigRepository):
+    """Remembers each answer about the files of a search path."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self._answers: dict[tuple[str, str], Any] = {}
+        super().__init__(*arguments)
+
+    def __deepcopy__(self, memo: Any) -> "FrozenRepository":
+        """Hydra composes each job with a copy, whose search path it may change: the answers are shared."""
+        return copy.copy(self)
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        return copy.deepcopy(self._remembered("load_config", config_path))  # composing changes it
+
+    def config_exists(self, config_path: str) -> bool:
+        return self._remembered("config_exists", config_path)
+
+    def group_exists(self, config_path: str) -> bool:
+        return self._remembered("group_exists", config_path)
+
+    def _remembered(self, method: str, config_path: str) -> Any:
+        if (method, config_path) not in self._answers:
+            self._answers[method, config_path] = getattr(super(), method)(config_path)
+        return self._answers[method, config_path]
+
+
+def _instantiate_launcher(self: Plugins, *, task_function: Callable[..., Any], **others: Any) -> Launcher:
+    global _wrap
+    wrap, _wrap = _wrap, None
+    if wrap is None:
+        return HYDRAS_INSTANTIATE_LAUNCHER(self, task_function=task_function, **others)
+    alone = functools.partial(workers.contained, task_function)
+    return wrap(HYDRAS_INSTANTIATE_LAUNCHER(self, task_function=alone, **others), task_function)
+
+
+def _value_or_raise(job: JobReturn) -> Any:
+    """Does what Hydra's getter does, without its line on stderr, which would be a second one for the same error."""
+    if job.status == JobStatus.FAILED:
+        raise job._return_value
+    return job._return_value
+
+
+def _prefer_files_of_conf() -> None:
+    """Hydra would merge a file of conf/ with what a plugin registers under the same name, and warn of it."""
+    Plugins.instance()  # in which plugins register
+    store, root = ConfigStore.instance().repo, PROJECT_ROOT / "conf"
+    for file in root.glob("hydra/*/**/*.yaml"):
+        group = store
+        for part in file.relative_to(root).parts[:-1]:
+            group = group.get(part, {})
+        group.pop(file.name, None)

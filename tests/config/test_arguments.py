@@ -1,0 +1,118 @@
+"""What is typed reaches Hydra as it was meant, and what is wrong with it is one line."""
+
+import pytest
+from launcher import launcher
+
+from gpt.config import arguments
+from gpt.config.schema import GenerateConfig, TrainConfig
+
+
+@pytest.fixture(scope="module")
+def starts():
+    with launcher() as process:
+        yield process
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (
+            ["optimzer.lr=1", "train.max_step=5", "seed=-1", "model.n_head=5"],
+            ["did you mean optimizer.lr?", "did you mean train.max_steps?", "seed=-1", "n_head 5"],
+        ),
+        (["modle=small"], ["unknown key modle, did you mean model?"]),
+        (
+            ["model={n_layr: 3}", "train={max_step: 3}"],
+            ["did you mean model.n_layer?", "did you mean train.max_steps?"],
+        ),
+        (["+optimzer.lr=1", "experiment=x"], ["did you mean optimizer.lr?", "unknown key experiment, did you mean"]),
+        (["wandb.project=${nope}", "seed=x"], ["wandb.project: Interpolation key 'nope'", "seed=x"]),
+        (["wandb.project=3", "device=gpu"], ["wandb.project=3: input should be a valid string", "device=gpu"]),
+        (["-m", "optimizer.lr=1e-3,1e-4", "modl.n_head=1,2"], ["unknown key modl.n_head, did you mean model.n_head?"]),
+        (["-m", "optimizer.lr=1e-3,x"], ["optimizer.lr=x: input should be a valid number"]),
+        (["data.columns.answer=reply", "seed=-1"], ["seed=-1"]),  # a key of the user's own within a dict
+    ],
+)
+def test_all_wrong_values_and_misspelt_keys_are_named_in_one_line(typed, expected, starts, tmp_path):
+    start = starts.start(*typed, f"hydra.sweep.dir={tmp_path / 'sweep'}", f"hydra.run.dir={tmp_path / 'run'}")
+    assert start.code == 2 and start.stderr.count("\n") == 1 and "Traceback" not in start.stderr, start
+    assert all(part in start.stderr for part in expected), start.stderr
+    assert "unknown key data.columns" not in start.stderr and not start.imports
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["model=huge", "seed=-1"], "Could not find 'model/huge'"),
+        (["experiments=lr_vs_contxt"], "Could not find 'experiments/lr_vs_contxt'"),
+        (["~nowhere"], "Could not delete"),
+        (["hydra/launcher=basc"], "Could not find 'hydra/launcher/basc'"),
+        (["optimizer.lr=["], "no viable alternative"),
+        (["seed"], "missing EQUAL"),
+        (["hydra.run.dirr=x"], "hydra.run.dirr"),
+        (["optimizer.lr=1e-3,1e-4"], "optimizer.lr=1e-3,1e-4"),
+        (["--config-name=trian"], "Cannot find primary config 'trian'"),
+        (["--config-dir=nowhere"], "nowhere"),
+    ],
+)
+def test_what_hydra_refuses_is_its_own_message_in_one_line(typed, expected, starts):
+    start = starts.start(*typed)
+    assert start.code == 2 and start.stderr.startswith("error: ") and start.stderr.count("\n") == 1, start
+    assert expected in start.stderr and "Traceback" not in start.stderr and not start.imports, start.stderr
+
+
+def test_misspelt_keys_in_a_file_of_a_group_and_on_the_axes_of_a_study_are_named(starts, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [tiny]\nmodel: {n_layrs: 3}\ntrian: {max_steps: 3, max_epochs: 1}\n"
+    )
+    where = [f"--config-dir={tmp_path}", f"hydra.sweep.dir={tmp_path}/sweep", f"hydra.run.dir={tmp_path}/run"]
+    start = starts.start(*where, "model=mine", "seed=-1")
+    assert start.code == 2
+    for part in ("n_layrs, did you mean model.n_layer?", "trian.max_steps, did", "trian.max_epochs, did", "seed=-1"):
+        assert part in start.stderr
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["+hydra.job.env_set.PROBE=seen"],
+        ["+hydra.callbacks.mine._target_=hydra.experimental.callback.Callback"],
+        ["hydra/job_logging=default"],
+        ["hydra.verbose=true"],
+    ],
+)
+def test_what_hydra_offers_works_as_anywhere_else(typed, starts, tmp_path):
+    start = starts.start(*typed, f"hydra.run.dir={tmp_path / 'run'}")
+    assert start.code == 0 and start.stderr == "", start
+    assert start.stdout.startswith("valid " + ("seen" if "PROBE" in typed[0] else "")), start
+
+
+def test_the_environment_can_be_read(starts, tmp_path):
+    start = starts.start("wandb.entity=${oc.env:TEAM}", f"hydra.run.dir={tmp_path / 'run'}", TEAM="blue")
+    assert (start.code, start.stderr) == (0, "")
+    start = starts.start("wandb.entity=${oc.env:TEAM_OF_NOBODY}", f"hydra.run.dir={tmp_path / 'run'}")
+    assert start.code == 2 and "wandb.entity: " in start.stderr and "TEAM_OF_NOBODY" in start.stderr, start
+
+
+def test_sentences_reach_hydra_as_texts():
+    sentence = "prompt=What's up, doc (or ${nobody})?"
+    [typed] = arguments.prepare([sentence], "generate", GenerateConfig)
+    assert typed == "prompt='What\\'s up, doc (or \\${nobody})?'"
+    assert arguments.prepare(["prompt=null", "prompt='quoted'"], "generate", GenerateConfig) == [
+        "prompt=null", "prompt='quoted'",
+    ]  # fmt: skip
+
+
+def test_weights_from_elsewhere_bring_their_architecture_and_are_trained_gently_unless_something_else_is_typed():
+    def typed(*words):
+        return arguments.prepare(list(words), "train", TrainConfig)
+
+    assert typed("init.from=gpt2") == ["model=pretrained", "finetune=full", "init.from=gpt2"]
+    assert typed("init.from=gpt2", "finetune=lora") == ["model=pretrained", "init.from=gpt2", "finetune=lora"]
+    assert typed("init.from=null") == ["init.from=null"]
+    assert typed("init.from=gpt2", "experiments=medquad_finetune") == ["init.from=gpt2", "experiments=medquad_finetune"]
+
+
+def test_a_flag_may_stand_anywhere():
+    assert arguments.prepare(["model=mini", "-m", "seed=1,2"], "train", TrainConfig) == ["-m", "model=mini", "seed=1,2"]
