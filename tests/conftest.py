@@ -3,16 +3,17 @@
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
 from gpt.config.families import GPT2Config, ModelConfig
-from gpt.config.schema import AdamWConfig, DataConfig, ScheduleConfig, TrainSection
+from gpt.config.schema import AdamWConfig, DataConfig, FinetuneConfig, ScheduleConfig, TrainSection
 from gpt.data.batching import Split
 from gpt.files.jsonl import RowFile
 from gpt.sweeps import jobs
@@ -34,8 +35,14 @@ def model_config(**changes) -> ModelConfig:
     })  # fmt: skip
 
 
+def variant(section: Any, values: dict[str, Any]) -> Any:
+    """The dataclass of a section with several kinds that `values` name, with those of them that are its keys."""
+    kind = get_args(section)[1].choose(values)
+    return kind(**{field.name: values[field.name] for field in fields(kind)})
+
+
 def data_config(**changes) -> DataConfig:
-    return DataConfig(**{
+    return variant(DataConfig, {
         "name": "test", "kind": "qa", "path": None, "hub": None, "columns": {}, "prepared_dir": "unused",
         "tokenizer": "bytes", "template": "alpaca", "max_tokens": None, "split": "grouped", "val_fraction": 0.1,
         "test_fraction": 0.1, "split_seed": 0, "on_bad_row": "error",
@@ -60,7 +67,14 @@ def adamw_config(**changes) -> AdamWConfig:
 
 
 def schedule_config(**changes) -> ScheduleConfig:
-    return ScheduleConfig(**{"name": "cosine", "warmup": 0.1, "decay": 0.2, "final": 0.1, **changes})
+    return variant(ScheduleConfig, {"name": "cosine", "warmup": 0.1, "decay": 0.2, "final": 0.1, **changes})
+
+
+def finetune_config(name: str = "full", **changes) -> FinetuneConfig:
+    return variant(FinetuneConfig, {
+        "name": name, "layer_decay": 1.0, "n_blocks": 1, "rank": 8, "alpha": 16.0, "targets": ["attn.c_attn"],
+        **changes,
+    })  # fmt: skip
 
 
 def run_config(shape: dict[str, Any], rows: int, **train: Any) -> SimpleNamespace:

@@ -4,13 +4,15 @@ import copy
 import subprocess
 import sys
 
+import conftest
 import pytest
 import torch
 from conftest import ROOT, adamw_config, model_config
 from omegaconf import OmegaConf
+from pydantic import TypeAdapter
 
 from gpt import optim
-from gpt.config.schema import FinetuneConfig
+from gpt.config import schema
 from gpt.errors import USAGE, UserError
 from gpt.finetune import LINEAR, check, describe, lr_scale, n_trainable, prepare
 from gpt.loop import as_batch, train_step
@@ -20,9 +22,7 @@ CPU = torch.device("cpu")
 
 
 def finetune_config(name, **changes):
-    return FinetuneConfig(**{
-        "name": name, "layer_decay": 1.0, "n_blocks": 1, "rank": 2, "alpha": 4.0, "targets": ["attn.c_attn"], **changes,
-    })  # fmt: skip
+    return conftest.finetune_config(name, **{"rank": 2, "alpha": 4.0, **changes})
 
 
 def prepared(cfg, **shape):
@@ -128,7 +128,7 @@ def test_the_learning_rate_falls_by_the_decay_with_each_layer_below_the_loss():
 def test_each_choice_under_conf_is_typed_and_lowers_the_learning_rate(name):
     cfg = OmegaConf.load(ROOT / "conf" / "finetune" / f"{name}.yaml")
     from_scratch = OmegaConf.load(ROOT / "conf" / "optimizer" / "adamw.yaml").lr
-    assert FinetuneConfig(**OmegaConf.to_container(cfg.finetune)).name == name
+    assert TypeAdapter(schema.FinetuneConfig).validate_python(OmegaConf.to_container(cfg.finetune)).name == name
     assert cfg.optimizer.lr < from_scratch
 
 

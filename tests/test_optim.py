@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, adamw_config, model_config, schedule_config
+from conftest import ROOT, adamw_config, finetune_config, model_config, schedule_config
 
 from gpt import optim
-from gpt.config.schema import FinetuneConfig, MuonConfig, SGDConfig
+from gpt.config.schema import MuonConfig, SGDConfig
 from gpt.errors import UserError
 from gpt.finetune import lr_scale, prepare
 from gpt.model import GPT
@@ -78,7 +78,7 @@ def test_state_that_does_not_fit_is_refused_by_its_name(cfg):
         optim.load_state_tensors(optim.build(model, cfg), saved | {name: torch.ones(3, 5)})
 
 
-FINETUNE = FinetuneConfig(name="full", layer_decay=0.5, n_blocks=1, rank=2, alpha=2.0, targets=["attn.c_attn"])
+FINETUNE = finetune_config("full", layer_decay=0.5)
 
 
 @by_name
@@ -128,7 +128,7 @@ def test_only_what_is_trained_has_a_state_which_is_saved_and_goes_on(cfg, name):
         prepare(model, finetune, seed=0)
         return model, optim.build(model, cfg, finetune)
 
-    finetune = replace(FINETUNE, name=name)
+    finetune = finetune_config(name, layer_decay=0.5, rank=2, alpha=2.0)
     model, optimizer = prepared()
     run(model, optimizer, 2)
     trained = {id(p) for p in model.parameters() if p.requires_grad}
@@ -244,4 +244,4 @@ def test_lengths_below_one_are_fractions_of_the_run_and_others_steps():
 @pytest.mark.parametrize("key", ["warmup", "decay"])
 def test_a_part_longer_than_the_run_is_an_error(key):
     with pytest.raises(UserError, match=f"schedule.{key}=30 is longer than the run of 20 steps"):
-        optim.check_schedule(schedule_config(**{key: 30}), 20)
+        optim.check_schedule(schedule_config(name="wsd", **{key: 30}), 20)

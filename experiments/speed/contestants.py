@@ -20,7 +20,7 @@ import torch  # noqa: E402
 import yaml  # noqa: E402
 
 if TYPE_CHECKING:
-    from gpt.config.schema import DataConfig
+    from gpt.config.schema import InstructionDataConfig
 
 VOCABULARY = 50257
 LR, BETAS, WEIGHT_DECAY, CLIP = 1e-4, (0.9, 0.95), 0.1, 1.0
@@ -76,11 +76,11 @@ def packed(job: dict) -> tuple:
     return medquad(prepared_dir=job["data"]), job["context"], TrainSection(**train | sizes)
 
 
-def medquad(**changes: str) -> "DataConfig":
+def medquad(**changes: str) -> "InstructionDataConfig":
     """data=medquad, with some settings changed."""
-    from gpt.config.schema import DataConfig
+    from gpt.config.schema import InstructionDataConfig
 
-    return DataConfig(**yaml.safe_load((ROOT / "conf/data/medquad.yaml").read_text()) | changes)
+    return InstructionDataConfig(**yaml.safe_load((ROOT / "conf/data/medquad.yaml").read_text()) | changes)
 
 
 def plain_step(model: torch.nn.Module, logits: Callable, job: dict, device: torch.device, dtype: torch.dtype) -> Step:

@@ -6,7 +6,7 @@ scripts' dataclasses at the bottom.
 """
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -47,11 +47,11 @@ class CardConfig:
 
 
 @section
-class DataConfig:
-    """Where raw data is, how it becomes token files (upper part), and how these become batches (lower part)."""
+class InstructionDataConfig:
+    """Where questions and answers are, how they become token files (upper part), and these batches (lower part)."""
 
     name: Text
-    kind: Literal["qa", "helpsteer", "alpaca", "text"]
+    kind: Literal["qa", "helpsteer", "alpaca"]
     path: Text | None
     hub: Text | None
     columns: dict[str, str | None]
@@ -70,6 +70,35 @@ class DataConfig:
     batching: Literal["packed", "bucketed", "padded"]
     overflow: Literal["split", "truncate", "drop"]
     prompts: list[Text]
+
+
+@section
+class TextDataConfig:
+    """Where running text is. What there is to choose for instructions is fixed: a text is one long document."""
+
+    name: Text
+    kind: Literal["text"]
+    path: Text | None
+    prepared_dir: Text
+    tokenizer: TokenizerName
+    val_fraction: BelowOne
+    test_fraction: BelowOne
+    card: CardConfig
+    prompts: list[Text]
+
+    hub: ClassVar[None] = None
+    columns: ClassVar[dict[str, str | None]] = {}
+    template: ClassVar[str] = "plain"
+    max_tokens: ClassVar[None] = None
+    split: ClassVar[str] = "sequential"
+    split_seed: ClassVar[int] = 0
+    on_bad_row: ClassVar[str] = "error"
+    mask: ClassVar[str] = "all"
+    batching: ClassVar[str] = "packed"
+    overflow: ClassVar[str] = "split"
+
+
+DataConfig = variants(InstructionDataConfig | TextDataConfig, "kind")
 
 
 @section
@@ -112,13 +141,38 @@ OptimizerConfig = variants(AdamWConfig | MuonConfig | SGDConfig, "name")
 
 
 @section
-class ScheduleConfig:
-    """Learning rate over the run: warm-up, then a curve down to final * optimizer.lr. See gpt/optim.py."""
+class ConstantConfig:
+    """Warm-up, then the same learning rate to the end."""
 
-    name: Literal["constant", "cosine", "linear", "wsd"]
+    name: Literal["constant"]
+    warmup: NonNegative
+
+    decay: ClassVar[float] = 0
+    final: ClassVar[float] = 1
+
+
+@section
+class DecayConfig:
+    """Warm-up, then a curve down to final * optimizer.lr. See gpt/optim.py."""
+
+    name: Literal["cosine", "linear"]
+    warmup: NonNegative
+    final: Fraction
+
+    decay: ClassVar[float] = 0
+
+
+@section
+class WSDConfig:
+    """Warm-up, a stable part, and a decay to final * optimizer.lr (Hu et al., 2024)."""
+
+    name: Literal["wsd"]
     warmup: NonNegative
     decay: NonNegative
     final: Fraction
+
+
+ScheduleConfig = variants(ConstantConfig | DecayConfig | WSDConfig, "name")
 
 
 @section
@@ -142,20 +196,42 @@ class LoRAConfig:
 
 
 @section
-class FinetuneConfig:
-    """Which weights are trained, and how fast each of them. See gpt/finetune.py."""
+class FullFinetuneConfig:
+    """All weights are trained. See gpt/finetune.py, also for the other two."""
 
-    name: Literal["full", "lora", "last_blocks"]
+    name: Literal["full"]
     layer_decay: PositiveFraction
-    n_blocks: Count
+
+    lora: ClassVar[None] = None
+
+
+@section
+class LoRAFinetuneConfig:
+    """Only adapters are trained."""
+
+    name: Literal["lora"]
+    layer_decay: PositiveFraction
     rank: Count
     alpha: Positive
     targets: Annotated[list[Linear], Field(min_length=1), Distinct]
 
     @property
-    def lora(self) -> LoRAConfig | None:
-        """The adapters that are trained, if any."""
-        return LoRAConfig(self.rank, self.alpha, self.targets) if self.name == "lora" else None
+    def lora(self) -> LoRAConfig:
+        return LoRAConfig(self.rank, self.alpha, self.targets)
+
+
+@section
+class LastBlocksConfig:
+    """Only the last blocks and the final norm are trained."""
+
+    name: Literal["last_blocks"]
+    layer_decay: PositiveFraction
+    n_blocks: Count
+
+    lora: ClassVar[None] = None
+
+
+FinetuneConfig = variants(FullFinetuneConfig | LoRAFinetuneConfig | LastBlocksConfig, "name")
 
 
 @section

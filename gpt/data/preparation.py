@@ -124,7 +124,7 @@ def _directory(cfg: DataConfig, root: Path) -> Path:
 
 
 def _settings(cfg: DataConfig) -> dict[str, Any]:
-    return {name: value for name, value in asdict(cfg).items() if name in SETTINGS}
+    return {name: getattr(cfg, name) for name in SETTINGS} | {"card": asdict(cfg.card)}
 
 
 def _why_unready(cfg: DataConfig, root: Path, directory: Path) -> str | None:

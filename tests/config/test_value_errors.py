@@ -63,6 +63,10 @@ def test_the_default_configuration_has_no_problem(default):
         ({"data.prompts": ["a", ""]}, "data.prompts.1=: string should have at least 1 character"),
         ({"data.path": "a\0b"}, "data.path=a\0b: string should match"),
         ({"optimizer.name": "adam"}, "optimizer.name=adam: it is one of adamw, muon, sgd"),
+        ({"schedule.name": "sine"}, "schedule.name=sine: it is one of constant, cosine, linear, wsd"),
+        ({"data.kind": "csv"}, "data.kind=csv: it is one of qa, helpsteer, alpaca, text"),
+        ({"model.family": "gpt5"}, "model.family=gpt5: it is one of gpt2"),
+        ({"schedule.decay": 0.1}, "unknown key schedule.decay"),  # of another schedule
         ({"optimizer.name": DELETED}, "missing key optimizer.name"),
         ({"device": "gpu"}, "device=gpu"),
         ({"data.val_fraction": 0}, "data.val_fraction 0 and data.test_fraction"),
@@ -87,7 +91,10 @@ def test_the_default_configuration_has_no_problem(default):
         ({"train.max_tokens": None}, "train.max_steps, train.max_epochs and train.max_tokens are all null"),
         ({"train.max_tokens": 1.5}, "train.max_tokens=1.5"),
         ({"train.max_steps": 50, "schedule.warmup": 51}, "schedule.warmup 51 is longer than the run: 50 steps"),
-        ({"train.max_steps": 50, "schedule.decay": 100}, "schedule.decay 100 is longer than the run: 50 steps"),
+        (
+            {"train.max_steps": 50, "schedule.name": "wsd", "schedule.decay": 100},
+            "schedule.decay 100 is longer than the run: 50 steps",
+        ),
         (
             {"train.max_tokens": 10_240, "train.tokens_per_step": 1024, "schedule.warmup": 11},
             "schedule.warmup 11 is longer than the run: 10 steps by train.max_tokens",
@@ -106,7 +113,12 @@ def test_a_fault_is_named_by_its_full_key_and_alone(default, changes, expected):
         {"sweep.rungs": [], "sweep.keep": 0.01},
         {"sweep.rungs": [1e3, 2000, 10_239], "train.max_tokens": 10_240, "sweep.keep": 0.99},
         {"train.max_steps": 50, "schedule.warmup": 50.9},  # in whole steps
-        {"train.max_steps": 1, "schedule.warmup": 0.9, "schedule.decay": 0.9},  # below 1: fractions of the run
+        {
+            "train.max_steps": 1,
+            "schedule.name": "wsd",
+            "schedule.warmup": 0.9,
+            "schedule.decay": 0.9,
+        },  # below 1: fractions of the run
         {"train.max_tokens": 10_240, "train.tokens_per_step": 1024, "schedule.warmup": 10},
         {"train.max_tokens": 1, "schedule.warmup": 1},  # a run has one step at least
         {"train.max_epochs": 1, "schedule.warmup": 10_000},  # only the data says how long that is

@@ -234,7 +234,7 @@ DAMAGE = {  # what is done to a prepared directory, and what is said about it
         d, splits={"val": {"documents": 1, "tokens": "many"}}
     ),
     "it is in format 7\\x1b[2J\\n, this program writes 1": lambda d: edit_meta(d, format="7\x1b[2J\n"),
-    "data.split changed from random\\x1b\\n to grouped": lambda d: edit_meta(
+    "data.split changed from random\\x1b\\n to sequential": lambda d: edit_meta(
         d, settings=preparation.read_meta(d)["settings"] | {"split": "random\x1b\n"}
     ),
 }

@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import model_config
+from conftest import finetune_config, model_config
 from test_conf import loaded
-from test_memory import finetune_config
 from test_train import SMALL
 from torch.utils.flop_counter import FlopCounterMode
 

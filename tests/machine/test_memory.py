@@ -7,11 +7,10 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from conftest import ROOT, model_config, run_config
+from conftest import ROOT, finetune_config, model_config, run_config
 from test_train import in_directory, rows, settings
 
 from gpt import finetune
-from gpt.config.schema import FinetuneConfig
 from gpt.machine import memory
 from gpt.model import GPT
 from gpt.runs import checkpoint
@@ -20,13 +19,6 @@ from train import train
 VOCABULARY = 61
 ROWS, TOKENS = 3, 40  # so that no activation has the shape of a weight
 GB = 10**9
-
-
-def finetune_config(**changes):
-    return FinetuneConfig(**{
-        "name": "full", "layer_decay": 1.0, "n_blocks": 1, "rank": 8, "alpha": 16.0, "targets": ["attn.c_attn"],
-        **changes,
-    })  # fmt: skip
 
 
 def saved_bytes(model, tokens, itemsize, masked):
@@ -86,17 +78,16 @@ def test_the_blocks_below_those_that_are_trained_keep_nothing(dropout):
 
 MEASURE = """
 import json, sys
-from conftest import made_split, run_config
+from conftest import finetune_config, made_split, run_config
 import torch
 from gpt import finetune, loop, optim
 from gpt.machine import device, free_memory
 from gpt.data.batching import TrainBatches
 from gpt.model import GPT
-from gpt.config.schema import FinetuneConfig
 device.keep_memory()
 for shape, rows, vocab_size, train, chosen in json.loads(sys.argv[1]):
     cfg = run_config(shape, rows, **train)
-    cfg.finetune = chosen and FinetuneConfig(**chosen)
+    cfg.finetune = chosen and finetune_config(**chosen)
     split = made_split([cfg.model.context_length // 2 + 1] * 4 * rows, vocab_size=min(vocab_size, 50000))
     batches = TrainBatches(split, cfg.data, cfg.model.context_length, cfg.train, 0)
     model = GPT(cfg.model, vocab_size).train()
@@ -123,7 +114,7 @@ def peaks(*cases):
     estimated = []
     for shape, n_rows, vocab_size, section, chosen in cases:
         cfg = run_config(shape, n_rows, **section)
-        cfg.finetune = chosen and FinetuneConfig(**chosen)
+        cfg.finetune = chosen and finetune_config(**chosen)
         estimated.append(memory.of_step(cfg, vocab_size, n_rows, "cpu", 4).total)
     assert estimated == sorted(estimated)
     return list(zip(map(int, result.stdout.split()), estimated, strict=True))

@@ -10,14 +10,14 @@ from huggingface_hub import ModelCard
 from test_checkpoint import IDENTITY, made
 from test_conf import loaded as composed
 
-from gpt.config.schema import FinetuneConfig, as_dict
+from gpt.config.schema import LoRAFinetuneConfig, as_dict
 from gpt.files.jsonl import RowFile
 from gpt.progress import Progress
 from gpt.runs import checkpoint
 from gpt.runs.model_file import Loaded
 from gpt.weights import hub_card
 
-LORA = FinetuneConfig("lora", 1.0, 1, 8, 16.0, ["attn.c_attn"])
+LORA = LoRAFinetuneConfig("lora", 1.0, 8, 16.0, ["attn.c_attn"])
 
 
 MODEL, OPTIMIZER = made()
