@@ -60,29 +60,37 @@ class Cost:
         return self.memory.total <= self.available
 
 
-def flops_per_token(
-    model: ModelConfig, vocab_size: int, checkpointing: bool = False, cfg: FinetuneConfig | None = None
-) -> tuple[int, int]:
-    """Multiplications and additions, forward and backward, of the blocks and of the head.
+@dataclass(frozen=True)
+class Operations:
+    """Multiplications and additions for a token: of the blocks, and of the head."""
 
-    6 for each weight of a matrix, and 12 L T C for attention (Chowdhery et al., "PaLM", 2022, appendix B). Looking up
-    an embedding multiplies nothing. With checkpointing, the forward pass of the blocks is computed twice. A third of
-    the 6 is for the gradient of the weight itself, which a frozen one does without; blocks below all that is trained
-    have no backward pass at all.
-    """
-    C, T = model.n_embd, model.context_length
-    weights, attention = 12 * C * C, 4 * T * C
-    adapters = finetune.n_trainable(model, cfg, vocab_size) // model.n_layer if cfg and cfg.lora else 0
-    forward = 2 * (weights + adapters) + attention
-    backward = 2 * forward - (2 * weights if adapters else 0)
-    reached = backward + (forward if checkpointing else 0)
-    blocks = model.n_layer * forward + memory.n_reached(model, cfg) * reached
-    return blocks, (6 if memory.trains_head(model, cfg) else 4) * vocab_size * C
+    forward: float
+    blocks: float  # forward and backward
+    head: float
+
+    @property
+    def total(self) -> float:
+        return self.blocks + self.head
 
 
-def run_flops(cfg: TrainConfig, vocab_size: int, steps: int) -> int:
-    """Of all steps of a run, what checkpointing computes twice counted once."""
-    return steps * cfg.train.tokens_per_step * sum(flops_per_token(cfg.model, vocab_size, cfg=cfg.finetune))
+def count_operations(cfg: TrainConfig, vocab_size: int, checkpointing: bool = False) -> Operations:
+    """Those of a step. With checkpointing, what is computed twice counts twice."""
+    from gpt import loss
+    from gpt.machine import counting
+
+    sizes = counting.sizes(cfg.model, cfg.finetune, vocab_size)
+    step = counting.step(cfg.model, cfg.finetune, vocab_size, checkpointing=checkpointing)
+    n_tokens = cfg.model.context_length
+    return Operations(
+        forward=step.forward / n_tokens,
+        blocks=(step.forward + step.backward) / n_tokens,
+        head=loss.head_operations(1, sizes.head, sizes.head_is_trained),
+    )
+
+
+def run_operations(cfg: TrainConfig, vocab_size: int, steps: int) -> float:
+    """Those of all steps of a run, what checkpointing computes twice counted once."""
+    return steps * cfg.train.tokens_per_step * count_operations(cfg, vocab_size).total
 
 
 @cache

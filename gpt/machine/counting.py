@@ -50,10 +50,10 @@ class _ByValue:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.results = function, {}
 
-    def __call__(self, *arguments: Any) -> Any:
-        key = repr(arguments)
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        key = repr((arguments, named))
         if key not in self.results:
-            self.results[key] = self.function(*arguments)
+            self.results[key] = self.function(*arguments, **named)
         return self.results[key]
 
 
@@ -73,8 +73,8 @@ def sizes(cfg: ModelConfig, chosen: FinetuneConfig | None, vocab_size: int) -> S
 
 @_ByValue
 def step(
-    cfg: ModelConfig, chosen: FinetuneConfig | None, vocab_size: int, rows: int, is_later: bool, masked: bool,
-    kind: str, dtype: torch.dtype, checkpointing: bool,
+    cfg: ModelConfig, chosen: FinetuneConfig | None, vocab_size: int, rows: int = 1, is_later: bool = False,
+    masked: bool = False, kind: str = "cpu", dtype: torch.dtype = torch.float32, checkpointing: bool = False,
 ) -> StepCounts:  # fmt: skip
     """Counts of a micro-batch of `rows` rows on a `kind` of device.
 

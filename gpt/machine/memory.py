@@ -48,8 +48,9 @@ def estimate(cfg: TrainConfig, vocab_size: int, rows: int, kind: str, dtype: "to
     rows = min(rows, rows_in_step)
     sizes = counting.sizes(cfg.model, cfg.finetune, vocab_size)
     step = counting.step(
-        cfg.model, cfg.finetune, vocab_size, rows, rows < rows_in_step,
-        cfg.data.kind != "text" and cfg.data.batching == "packed", kind, dtype, cfg.train.gradient_checkpointing,
+        cfg.model, cfg.finetune, vocab_size, rows, is_later=rows < rows_in_step,
+        masked=cfg.data.kind != "text" and cfg.data.batching == "packed", kind=kind, dtype=dtype,
+        checkpointing=cfg.train.gradient_checkpointing,
     )  # fmt: skip
     return Memory(
         weights=4 * sizes.held,
