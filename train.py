@@ -13,7 +13,7 @@ from gpt.machine import cost
 def train(cfg: TrainConfig) -> float | cost.Cost:
     """One run from start to end. Returns the best validation loss, which is what a sweep minimises."""
     if cfg.dry_run:
-        return cost.of_run(cfg, PROJECT_ROOT)  # which gpt/config/launch.py prints
+        return cost.estimate(cfg, PROJECT_ROOT)  # which gpt/config/launch.py prints
     import torch  # here, because it takes seconds: --help and a misspelt key do not wait for it
 
     from gpt import finetune, loop, optim, references, sampling

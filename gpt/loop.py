@@ -20,7 +20,7 @@ from gpt.data.read_ahead import ReadAhead
 from gpt.errors import NUMERICAL, UserError
 from gpt.machine.device import memory_gb
 from gpt.machine.machine import Machine
-from gpt.model import GPT
+from gpt.model import LanguageModel
 from gpt.objective import Objective
 from gpt.progress import Due, Progress, due_at, is_finished, rescaled, scored
 from gpt.sampling import eval_mode
@@ -47,7 +47,7 @@ class Stopped(Exception):
 
 
 def train_step(
-    model: GPT,
+    model: LanguageModel,
     optimizer: optim.Optimizer,
     objective: Objective,
     micro_batches: list[Batch],
@@ -99,7 +99,7 @@ def unless(stop: Callable[[], bool], batches: Iterable[Batch], machine: Machine)
 
 @torch.no_grad()
 def evaluate(
-    model: GPT,
+    model: LanguageModel,
     objective: Objective,
     batches: Iterable[Batch],
     machine: Machine,
@@ -111,7 +111,7 @@ def evaluate(
 
 
 def fit(
-    model: GPT,
+    model: LanguageModel,
     optimizer: optim.Optimizer,
     objective: Objective,
     batches: Batches,

@@ -1,4 +1,4 @@
-"""Low-rank adapters: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021).
+"""Adds low-rank adapters to a model and merges them: Hu et al., "LoRA: Low-Rank Adaptation" (2021).
 
 Fine-tuning moves each weight W by a matrix of W's shape. Here that matrix is a product of two thin ones, B A, and
 nothing but these is trained. B is 0 at first, so that training starts from the very model that was loaded; at the end
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt.config.schema import LoRAConfig
-from gpt.model import GPT
+from gpt.model import LanguageModel
 
 
 class LoRALinear(nn.Linear):
@@ -50,7 +50,7 @@ def sum_of(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     return weight.float() + scale * (b.float() @ a.float())
 
 
-def add(model: GPT, cfg: LoRAConfig, seed: int = 0) -> None:
+def add(model: LanguageModel, cfg: LoRAConfig, seed: int = 0) -> None:
     """Puts adapters beside the chosen layers of every block, drawn with a generator of their own, and freezes the rest.
 
     Raises ValueError for a model that has some already.
@@ -59,21 +59,20 @@ def add(model: GPT, cfg: LoRAConfig, seed: int = 0) -> None:
         raise ValueError("the model has adapters already; merge them first")
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
-    for layer in range(len(model.h)):
+    for block in model.blocks:
         for target in cfg.targets:
-            name = f"h.{layer}.{target}"
-            model.set_submodule(name, LoRALinear(model.get_submodule(name), cfg, generator))
+            block.set_submodule(target, LoRALinear(block.get_submodule(target), cfg, generator))
 
 
-def merge(model: GPT) -> None:
-    """Adds the adapters to the weights that they stand beside: a plain GPT again, in which everything is trained."""
+def merge(model: LanguageModel) -> None:
+    """Adds the adapters to the weights that they stand beside: a plain model again, in which everything is trained."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
             model.set_submodule(name, module.merged())
     model.requires_grad_(True)
 
 
-def adapters(model: GPT) -> dict[str, Tensor]:
+def adapters(model: LanguageModel) -> dict[str, Tensor]:
     """A and B of all layers that have them, under names like h.0.attn.c_attn.lora_a; no copies."""
     return {name: tensor for name, tensor in model.state_dict().items() if name.endswith((".lora_a", ".lora_b"))}
 

@@ -111,3 +111,18 @@ def _softmax_cross_entropy(logits: Tensor, targets: Tensor, softmax: Tensor) -> 
     p[n, targets] -= 1
     logits.copy_(p)
     return losses
+
+
+def head_operations(n_positions: int, weight: int, is_trained: bool) -> int:
+    """Multiplications and additions, forward and backward, of a head of `weight` numbers."""
+    return (6 if is_trained else 4) * n_positions * weight
+
+
+def head_bytes(n_positions: int, vocab_size: int, weight: int, is_trained: bool, kind: str, itemsize: int) -> int:
+    """What the loss of a micro-batch takes on a `kind` of device: a chunk's logits and their probabilities, the head's
+    gradient and, where autocast computes in `itemsize` 2, copies of the head and of a chunk's part of its gradient."""
+    rows = min(CHUNK, n_positions)
+    group = min(CACHED, rows) if kind == "cpu" else rows
+    logits = rows * vocab_size * itemsize + 2 * group * vocab_size * 4
+    copies = 2 * itemsize * weight if itemsize < 4 else 0
+    return logits + copies + (4 * weight if is_trained else 0)

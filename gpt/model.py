@@ -1,4 +1,4 @@
-"""The network: GPT-2 in plain PyTorch, in reading order.
+"""Defines the network: what every architecture offers, then GPT-2 in plain PyTorch, in reading order.
 
 Letters in shape comments:
     B rows of a batch        T tokens of a row         S tokens attended to (T, or T plus what a cache holds)
@@ -10,14 +10,14 @@ it. Parameters carry the names of that code (wte, wpe, h, ln_1, c_attn, ...), so
 """
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gpt.config.families import ModelConfig
+from gpt.config.families import GPT2Config, ModelConfig
 
 INIT_STD = 0.02  # GPT-2's
 LAYER_NORM_EPS = 1e-5
@@ -33,10 +33,74 @@ class Cache(Protocol):
         ...
 
 
+class LanguageModel(nn.Module):
+    """What the class of every family offers; the rest of the project knows no more of a model than this.
+
+    A family defines `hidden`, `head` and `blocks`, and calls a block through `run`. What else there is to know follows:
+    weights of an nn.Embedding lie below the blocks, all others outside of them above; adapters (LoRA) stand beside the
+    nn.Linear of a block; a matrix is a parameter of two dimensions. Parameters, operations and memory are counted by
+    running the model on tensors without content (gpt/machine/counting.py).
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.gradient_checkpointing = False  # set it to keep only the stream between blocks until backward
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """(B, T) ids -> (B, T, C), the normalised stream that the head reads.
+
+        positions: (B, T) place of each token in its document; default: in its row, after what the cache holds.
+        documents: (B, T) number of the document that each token belongs to, for rows that hold several; tokens see
+        only their own. Raises ValueError when the row and the cache together exceed the context length.
+        """
+        raise NotImplementedError
+
+    @property
+    def head(self) -> nn.Parameter:
+        """(V, C), what the stream is multiplied with to get logits; may be the embedding."""
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers, from the embedding to the head."""
+        raise NotImplementedError
+
+    def run(self, block: nn.Module, *inputs: Any) -> Tensor:
+        """The output of a block; with gradient checkpointing it is computed a second time in backward."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (..., V)"""
+        return F.linear(hidden, self.head)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """(B, T) ids -> (B, T, V) logits. Arguments as in `hidden`."""
+        return self.logits(self.hidden(tokens, positions, documents, cache))
+
+    def n_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
 class Attention(nn.Module):
     """Causal self-attention with H heads (Vaswani et al., 2017, section 3.2)."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
         if config.n_embd % config.n_head:
             raise ValueError(f"n_embd {config.n_embd} is not divisible by n_head {config.n_head}")
@@ -66,7 +130,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Two linear layers with GELU between them: GPT-2's tanh form, or exactly x times Phi(x)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
@@ -81,7 +145,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One layer: attention and MLP, each on the normalised stream, each added back to it (pre-norm)."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
         self.attn = Attention(config, layer)
@@ -93,13 +157,11 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-class GPT(nn.Module):
+class GPT(LanguageModel):
     """Token ids in, logits over the next token out."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
-        super().__init__()
-        self.config = config
-        self.vocab_size = vocab_size
+    def __init__(self, config: GPT2Config, vocab_size: int) -> None:
+        super().__init__(config, vocab_size)
         self.wte = nn.Embedding(vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.context_length, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
@@ -107,7 +169,6 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
         # A tied head is the embedding matrix itself: there is no second tensor that could drift from it.
         self.lm_head = None if config.tie_weights else nn.Linear(config.n_embd, vocab_size, bias=False)
-        self.gradient_checkpointing = False  # set it to keep only the stream between blocks until backward
         self.init_weights()
 
     @torch.no_grad()
@@ -124,16 +185,6 @@ class GPT(nn.Module):
                 into_stream = name.endswith("c_proj.weight")
                 parameter.normal_(0.0, INIT_STD / math.sqrt(2 * self.config.n_layer) if into_stream else INIT_STD)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        documents: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
-        """(B, T) ids -> (B, T, V) logits. Arguments as in `hidden`."""
-        return self.logits(self.hidden(tokens, positions, documents, cache))
-
     def hidden(
         self,
         tokens: Tensor,
@@ -141,12 +192,6 @@ class GPT(nn.Module):
         documents: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """(B, T) ids -> (B, T, C), the normalised stream that the head reads.
-
-        positions: (B, T) place of each token in its document; default: in its row, after what the cache holds.
-        documents: (B, T) number of the document that each token belongs to, for rows that hold several; tokens see
-        only their own. Raises ValueError when the row and the cache together exceed the context length.
-        """
         T = tokens.shape[1]
         past = 0 if cache is None else cache.length
         if past + T > self.config.context_length:
@@ -159,24 +204,17 @@ class GPT(nn.Module):
         elif past > 0 and T > 1:
             mask = torch.ones(T, past + T, dtype=torch.bool, device=tokens.device).tril(past)  # (T, S)
         x = self.drop(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
-        for block in self.h:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, cache, use_reentrant=False)  # computes the block again in backward
-            else:
-                x = block(x, mask, cache)
+        for block in self.blocks:
+            x = self.run(block, x, mask, cache)
         return self.ln_f(x)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) -> (..., V)"""
-        return F.linear(hidden, self.head)
 
     @property
     def head(self) -> nn.Parameter:
-        """(V, C), what the stream is multiplied with to get logits."""
         return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
-    def n_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.h
 
 
 def same_document(documents: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from gpt.config.schema import METRIC
 from gpt.data.batching import Batch
 from gpt.loss import cross_entropy, cross_entropy_sum
-from gpt.model import GPT
+from gpt.model import LanguageModel
 
 
 class Objective(Protocol):
@@ -21,11 +21,11 @@ class Objective(Protocol):
     whole step while they are computed, so that micro-batches of any size give the gradient of one batch.
     """
 
-    def loss(self, model: GPT, batch: Batch) -> tuple[Tensor, int]:
+    def loss(self, model: LanguageModel, batch: Batch) -> tuple[Tensor, int]:
         """The sum of the losses of a batch, with a gradient, and its weight, by which sums of batches are divided."""
         ...
 
-    def evaluate(self, model: GPT, batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(self, model: LanguageModel, batches: Iterable[Batch]) -> dict[str, float]:
         """Metrics by name, over all batches. The model is in evaluation mode and there is no gradient."""
         ...
 
@@ -39,11 +39,11 @@ class NextToken:
 
     bytes_per_token: Tensor | None = None
 
-    def loss(self, model: GPT, batch: Batch) -> tuple[Tensor, int]:
+    def loss(self, model: LanguageModel, batch: Batch) -> tuple[Tensor, int]:
         hidden, targets = scored_positions(model, batch)
         return cross_entropy_sum(hidden, model.head, targets), batch.n_targets
 
-    def evaluate(self, model: GPT, batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(self, model: LanguageModel, batches: Iterable[Batch]) -> dict[str, float]:
         """Mean loss per target in nats, its perplexity, and bits per byte of text.
 
         Targets without bytes (the end of a text) count in the loss but not in the bits per byte.
@@ -66,7 +66,7 @@ class NextToken:
         return metrics
 
 
-def scored_positions(model: GPT, batch: Batch) -> tuple[Tensor, Tensor]:
+def scored_positions(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """(N, C) stream and (N,) ids of a batch's N targets; the head is not asked about any other position."""
     hidden = model.hidden(batch.inputs, batch.positions, batch.documents)  # (B, T, C)
     return hidden.flatten(0, 1).index_select(0, batch.scored), batch.targets.flatten()[batch.scored]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from gpt.config.schema import AdamWConfig, FinetuneConfig, MuonConfig, OptimizerConfig, ScheduleConfig, SGDConfig
 from gpt.errors import UserError
-from gpt.finetune import lr_scale
-from gpt.model import GPT
+from gpt.finetune import lr_scales
+from gpt.model import LanguageModel
 
 Groups = list[dict[str, Any]]
 Scale = Callable[[str], float]  # of the learning rate, by the name of the weight
@@ -51,12 +51,12 @@ def scaled_groups(
     ]
 
 
-def build_adamw(model: GPT, cfg: AdamWConfig, scale: Scale) -> torch.optim.Optimizer:
+def build_adamw(model: LanguageModel, cfg: AdamWConfig, scale: Scale) -> torch.optim.Optimizer:
     groups = scaled_groups(model.named_parameters(), cfg.lr, cfg.weight_decay, scale)
     return AdamW(groups, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
 
 
-def build_sgd(model: GPT, cfg: SGDConfig, scale: Scale) -> torch.optim.Optimizer:
+def build_sgd(model: LanguageModel, cfg: SGDConfig, scale: Scale) -> torch.optim.Optimizer:
     return SGD(scaled_groups(model.named_parameters(), cfg.lr, cfg.weight_decay, scale), momentum=cfg.momentum)
 
 
@@ -66,10 +66,11 @@ class MuonWithAdamW:
     Where nothing is trained that one of the two would be for, there is only the other.
     """
 
-    def __init__(self, model: GPT, cfg: MuonConfig, scale: Scale) -> None:
+    def __init__(self, model: LanguageModel, cfg: MuonConfig, scale: Scale) -> None:
         named = list(model.named_parameters())
-        matrices = [(name, p) for name, p in named if name.startswith("h.") and p.dim() == 2]
-        others = [(name, p) for name, p in named if not (name.startswith("h.") and p.dim() == 2)]
+        inside = {p for p in model.blocks.parameters() if p.dim() == 2}
+        matrices = [(name, p) for name, p in named if p in inside]
+        others = [(name, p) for name, p in named if p not in inside]
         self.parts: dict[str, torch.optim.Optimizer] = {}
         if groups := scaled_groups(matrices, cfg.lr, cfg.weight_decay, scale):
             self.parts["muon"] = Muon(groups, momentum=cfg.momentum)
@@ -91,7 +92,7 @@ class MuonWithAdamW:
 
 Optimizer = torch.optim.Optimizer | MuonWithAdamW
 
-OPTIMIZERS: dict[str, Callable[[GPT, Any, Scale], Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[LanguageModel, Any, Scale], Optimizer]] = {
     "adamw": build_adamw,
     "muon": MuonWithAdamW,
     "sgd": build_sgd,
@@ -102,11 +103,11 @@ OPTIMIZERS: dict[str, Callable[[GPT, Any, Scale], Optimizer]] = {
 TENSORS_PER_PARAMETER = {"adamw": 2, "muon": 2, "sgd": 1}
 
 
-def build(model: GPT, cfg: OptimizerConfig, finetune: FinetuneConfig | None = None) -> Optimizer:
+def build(model: LanguageModel, cfg: OptimizerConfig, finetune: FinetuneConfig | None = None) -> Optimizer:
     """The optimizer that `cfg` names, of the weights that are trained. Each group remembers its learning rate in
     "peak_lr", for `set_lr`; with finetune.layer_decay it is lower the farther from the loss."""
     decay = 1.0 if finetune is None else finetune.layer_decay
-    optimizer = OPTIMIZERS[cfg.name](model, cfg, lambda name: lr_scale(name, model.config.n_layer, decay))
+    optimizer = OPTIMIZERS[cfg.name](model, cfg, lr_scales(model, decay).__getitem__)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer

@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gpt.config.families import ModelConfig
 from gpt.config.schema import TrainConfig
 from gpt.errors import NUMERICAL, UserError
-from gpt.model import GPT
+from gpt.model import LanguageModel
 from gpt.prompts import Question, format_prompt
 
 log = logging.getLogger(__name__)
@@ -73,19 +72,26 @@ def sample_generator(seed: int, sample: int) -> torch.Generator:
 
 
 class KVCache:
-    """The keys and values of all tokens seen so far: gpt.model.Cache. Setting `length` back forgets the later ones."""
+    """The keys and values of all tokens seen so far: gpt.model.Cache. Setting `length` back forgets the later ones.
 
-    def __init__(self, config: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.n_layer, rows, config.n_head, config.context_length, config.n_embd // config.n_head)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)  # (n_layer, B, H, context_length, D)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
+    Each layer's tensors are made with its first keys, which say how many heads there are and how wide they are.
+    """
+
+    def __init__(self, context_length: int) -> None:
+        self.context_length = context_length
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values, each (B, H, context_length, D)
         self.length = 0  # tokens held; moved on by whoever ran the model, once all layers have written theirs
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if layer not in self.layers:
+            B, H, _, D = keys.shape
+            shape = B, H, self.context_length, D
+            self.layers[layer] = keys.new_empty(shape), values.new_empty(shape)
         end = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]  # each (B, H, S, D)
+        held = self.layers[layer]
+        for all_tokens, new in zip(held, (keys, values), strict=True):
+            all_tokens[:, :, self.length : end] = new
+        return held[0][:, :, :end], held[1][:, :, :end]  # each (B, H, S, D)
 
 
 @contextmanager
@@ -106,7 +112,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def next_logits(model: GPT, ids: list[int], cache: KVCache | None) -> Tensor:
+def next_logits(model: LanguageModel, ids: list[int], cache: KVCache | None) -> Tensor:
     """(V,) logits of the token after `ids`, float32 on the CPU, where all devices draw alike.
 
     Runs the model on the tokens that the cache does not hold. Of more tokens than the context the model sees the last
@@ -117,7 +123,7 @@ def next_logits(model: GPT, ids: list[int], cache: KVCache | None) -> Tensor:
         cache, unseen = None, ids[-context_length:]
     else:
         unseen = ids[cache.length :]
-    hidden = model.hidden(torch.tensor([unseen], device=model.wte.weight.device), cache=cache)  # (1, T, C)
+    hidden = model.hidden(torch.tensor([unseen], device=model.head.device), cache=cache)  # (1, T, C)
     if cache is not None:
         cache.length = len(ids)
     logits = model.logits(hidden[0, -1:])[0].float().cpu()  # (V,)
@@ -132,7 +138,7 @@ def fit_prompt(prompt_ids: list[int], context_length: int, max_new_tokens: int) 
 
 
 def generate(
-    model: GPT,
+    model: LanguageModel,
     prompt_ids: list[int],
     *,
     max_new_tokens: int,
@@ -164,8 +170,7 @@ def generate(
         prompt_ids = kept
     samples: list[list[int]] = [[] for _ in range(num_samples)]
     with eval_mode(model), torch.inference_mode():
-        weight = model.wte.weight
-        cache = KVCache(model.config, 1, weight.device, weight.dtype) if use_cache else None
+        cache = KVCache(context_length) if use_cache else None
         after_prompt = next_logits(model, prompt_ids, cache)
         for number, new in enumerate(samples):
             generator = sample_generator(seed, number)
@@ -184,7 +189,7 @@ def generate(
 
 
 def preview(
-    model: GPT,
+    model: LanguageModel,
     tokenizer: Any,
     questions: list[Question],
     template: str | None,

@@ -91,7 +91,7 @@ class TestTheCommand:
     @pytest.mark.parametrize(
         ("arguments", "code", "line"),
         [
-            (["prompt=hello", "top_q=1"], 2, "error: unknown key top_q, did you mean top_p?; missing key checkpoint"),
+            (["prompt=hello", "top_q=1"], 2, "error: missing key checkpoint; unknown key top_q, did you mean top_p?"),
             (["checkpoint=/nowhere", "prompt=hello"], 3, "error: no such file or directory (/nowhere)"),
         ],
     )

@@ -11,7 +11,7 @@ from conftest import ROOT, adamw_config, finetune_config, model_config, schedule
 from gpt import optim
 from gpt.config.schema import MuonConfig, SGDConfig
 from gpt.errors import UserError
-from gpt.finetune import lr_scale, prepare
+from gpt.finetune import lr_scales, prepare
 from gpt.model import GPT
 
 CONFIGS = [
@@ -91,7 +91,7 @@ def test_with_layer_decay_each_weight_has_its_own_rate_and_the_largest_comes_fir
     for name, rate in rates.items():
         is_muons = name.startswith("h.") and not name.endswith("bias") and ".ln_" not in name
         base = cfg.adamw_lr if cfg.name == "muon" and not is_muons else cfg.lr
-        assert rate == base * lr_scale(name, 2, 0.5)
+        assert rate == base * lr_scales(model, 0.5)[name]
     assert optimizer.param_groups[0]["peak_lr"] == max(rates.values())
     for group in optimizer.param_groups:
         assert len({p.dim() >= 2 for p in group["params"]}) == 1

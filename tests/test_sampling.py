@@ -286,7 +286,7 @@ class TestTheNamesOfTheBook:
 
 
 def test_a_cache_keeps_layers_and_rows_apart_and_forgets_what_lies_behind_its_length():
-    cache = KVCache(CONFIG, rows=2, device=torch.device("cpu"), dtype=torch.float32)
+    cache = KVCache(CONTEXT)
     one, two = torch.ones(2, 2, 3, 16), torch.full((2, 2, 1, 16), 2.0)
     cache.extend(0, one, one)
     cache.extend(1, -one, -one)

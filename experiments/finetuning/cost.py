@@ -56,7 +56,7 @@ def measure(method: str, context: int, rows: int, dropout: float, steps: int) ->
         started = time.perf_counter()
         loop.train_step(model, optimizer, NextToken(), [batch], Machine(torch.device("cpu")), grad_clip=1.0)
         seconds.append(time.perf_counter() - started)
-    print(finetune.n_trainable(shape, cfg.finetune, 50257), free_memory.peak(), statistics.median(seconds[1:]))
+    print(finetune.n_trained(model), free_memory.peak(), statistics.median(seconds[1:]))
 
 
 def main() -> None:

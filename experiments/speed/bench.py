@@ -18,6 +18,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
@@ -28,7 +29,7 @@ from contestants import VOCABULARY, medquad  # noqa: E402
 
 from gpt.config.families import GPT2Config  # noqa: E402
 from gpt.data import preparation  # noqa: E402
-from gpt.machine.cost import flops_per_token  # noqa: E402
+from gpt.machine.cost import count_operations  # noqa: E402
 from gpt.machine.device import choose_device, choose_dtype  # noqa: E402
 
 SHAPES = {"tiny": (4, 4, 128), "mini": (6, 6, 384), "small": (12, 12, 768)}  # layers, heads, width
@@ -100,7 +101,7 @@ def main() -> None:
     job = {"model": args.model, "shape": SHAPES[args.model], "rows": args.rows, "context": args.context,
            "dropout": args.dropout, "data": prepare(args.medquad) if args.medquad else None}  # fmt: skip
     model = GPT2Config("gpt2", args.model, *SHAPES[args.model], args.context, args.dropout, True, "tanh")
-    operations = sum(flops_per_token(model, VOCABULARY))
+    operations = count_operations(SimpleNamespace(model=model, finetune=None), VOCABULARY).total
     work = "MedQuAD, instruction tuning" if args.medquad else "pretraining"
     where = f"{device}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     print(f"{work}: {args.model}, {args.rows} x {args.context} tokens; {where}, torch {torch.__version__}")

@@ -23,11 +23,6 @@ class ModelConfig:
     dropout: BelowOne
     tie_weights: Flag
 
-    def n_parameters(self, vocab_size: int) -> int:
-        """V d + T d + L (12 d^2 + 13 d) + 2 d with a tied head (V vocabulary, d n_embd), V d more with its own."""
-        V, d, T, L = vocab_size, self.n_embd, self.context_length, self.n_layer
-        return V * d * (1 if self.tie_weights else 2) + T * d + L * (12 * d * d + 13 * d) + 2 * d
-
 
 @section
 class GPT2Config(ModelConfig):

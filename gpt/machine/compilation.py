@@ -16,7 +16,7 @@ import torch
 
 from gpt.config.schema import TrainSection
 from gpt.errors import ENVIRONMENT, UserError
-from gpt.model import GPT
+from gpt.model import LanguageModel
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +66,10 @@ def missing(device: torch.device) -> str | None:
     return None if shutil.which(compiler) else f"a C++ compiler, {compiler}"
 
 
-def compile_blocks(model: GPT, cache: Path) -> None:
+def compile_blocks(model: LanguageModel, cache: Path) -> None:
     """Compiles a block; all of them share the result, as they differ in nothing but weights. It is kept in `cache` for
     later runs, unless TORCHINDUCTOR_CACHE_DIR names another directory."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     torch.compiler.reset()  # an earlier job of a sweep may have left other shapes, which would make these dynamic
-    for block in model.h:
+    for block in model.blocks:
         block.compile()

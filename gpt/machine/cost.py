@@ -1,7 +1,6 @@
-"""What a run will cost: parameters, memory, arithmetic, steps, tokens and time, before any of it is spent.
+"""Estimates what a run will cost before any of it is spent: parameters, memory, operations, steps, tokens and time.
 
-Letters: L layers, C width, T tokens of a row, V tokens in the vocabulary. How far the estimates are from what is
-measured: tests/test_estimate.py, experiments/speed.
+How far the estimates are from what is measured: tests/machine/test_cost.py, experiments/speed.
 """
 
 import math
@@ -12,13 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt import finetune
-from gpt.config.families import ModelConfig
-from gpt.config.schema import FinetuneConfig, TrainConfig, TrainSection
+from gpt.config.schema import TrainConfig, TrainSection
 from gpt.machine import free_memory, memory
 from gpt.progress import budget
 
-if TYPE_CHECKING:  # torch takes seconds, and what is pure arithmetic below does without it
+if TYPE_CHECKING:  # torch takes seconds, and a script reads this file before it knows what to do
     import torch
 
     from gpt.data.batching import Batch, TrainBatches
@@ -60,29 +57,37 @@ class Cost:
         return self.memory.total <= self.available
 
 
-def flops_per_token(
-    model: ModelConfig, vocab_size: int, checkpointing: bool = False, cfg: FinetuneConfig | None = None
-) -> tuple[int, int]:
-    """Multiplications and additions, forward and backward, of the blocks and of the head.
+@dataclass(frozen=True)
+class Operations:
+    """Multiplications and additions for a token: of the blocks, and of the head."""
 
-    6 for each weight of a matrix, and 12 L T C for attention (Chowdhery et al., "PaLM", 2022, appendix B). Looking up
-    an embedding multiplies nothing. With checkpointing, the forward pass of the blocks is computed twice. A third of
-    the 6 is for the gradient of the weight itself, which a frozen one does without; blocks below all that is trained
-    have no backward pass at all.
-    """
-    C, T = model.n_embd, model.context_length
-    weights, attention = 12 * C * C, 4 * T * C
-    adapters = finetune.n_trainable(model, cfg, vocab_size) // model.n_layer if cfg and cfg.lora else 0
-    forward = 2 * (weights + adapters) + attention
-    backward = 2 * forward - (2 * weights if adapters else 0)
-    reached = backward + (forward if checkpointing else 0)
-    blocks = model.n_layer * forward + memory.n_reached(model, cfg) * reached
-    return blocks, (6 if memory.trains_head(model, cfg) else 4) * vocab_size * C
+    forward: float
+    blocks: float  # forward and backward
+    head: float
+
+    @property
+    def total(self) -> float:
+        return self.blocks + self.head
 
 
-def run_flops(cfg: TrainConfig, vocab_size: int, steps: int) -> int:
-    """Of all steps of a run, what checkpointing computes twice counted once."""
-    return steps * cfg.train.tokens_per_step * sum(flops_per_token(cfg.model, vocab_size, cfg=cfg.finetune))
+def count_operations(cfg: TrainConfig, vocab_size: int, checkpointing: bool = False) -> Operations:
+    """Those of a step. With checkpointing, what is computed twice counts twice."""
+    from gpt import loss
+    from gpt.machine import counting
+
+    sizes = counting.sizes(cfg.model, cfg.finetune, vocab_size)
+    step = counting.step(cfg.model, cfg.finetune, vocab_size, checkpointing=checkpointing)
+    n_tokens = cfg.model.context_length
+    return Operations(
+        forward=step.forward / n_tokens,
+        blocks=(step.forward + step.backward) / n_tokens,
+        head=loss.head_operations(1, sizes.head, sizes.head_is_trained),
+    )
+
+
+def run_operations(cfg: TrainConfig, vocab_size: int, steps: int) -> float:
+    """Those of all steps of a run, what checkpointing computes twice counted once."""
+    return steps * cfg.train.tokens_per_step * count_operations(cfg, vocab_size).total
 
 
 @cache
@@ -129,14 +134,14 @@ def duration(work: Callable[[], Any], device: "torch.device", at_least: float = 
     return min(times)
 
 
-def of_run(cfg: TrainConfig, root: Path) -> Cost:
-    """What a run from its first step to its last will cost. Writes nothing; prepared data is read if it is there.
+def estimate(cfg: TrainConfig, root: Path) -> Cost:
+    """The cost of a run from its first step to its last. Writes nothing; prepared data is read if it is there.
 
     Raises UserError for what would stop the run itself: a device, data or a budget that do not suit it.
     """
     from gpt import optim, tokenizer
     from gpt.data import batching, preparation, sources
-    from gpt.machine import compilation, device
+    from gpt.machine import compilation, counting, device
 
     where, dtype, environment = device.choose(cfg.device, cfg.train, {})
     vocab_size = tokenizer.load(cfg.data.tokenizer).n_vocab
@@ -160,18 +165,18 @@ def of_run(cfg: TrainConfig, root: Path) -> Cost:
         steps = length[0]
         optim.check_schedule(cfg.schedule, steps)
         tokens = round(steps * work.tokens)
-        flops = run_flops(cfg, vocab_size, steps)
-        environment["compile"] = compilation.decide(cfg.train, {}, where, dtype, flops)
+        operations = run_operations(cfg, vocab_size, steps)
+        environment["compile"] = compilation.decide(cfg.train, {}, where, dtype, operations)
         seconds = run_seconds(cfg, work, steps, probe(where, dtype, cfg.model.n_embd, vocab_size), vocab_size)
         if environment["compile"]:
-            seconds = compilation.COST + seconds * (
-                1 - compilation.SAVED[str(dtype).removeprefix("torch.")]
-            )  # tf32 is a float32
+            saved = compilation.SAVED[str(dtype).removeprefix("torch.")]  # tf32 is a float32
+            seconds = compilation.COST + seconds * (1 - saved)
+    sizes = counting.sizes(cfg.model, cfg.finetune, vocab_size)
     return Cost(
         cfg=cfg,
-        parameters=cfg.model.n_parameters(vocab_size),
-        trained=finetune.n_trainable(cfg.model, cfg.finetune, vocab_size),
-        memory=memory.of_step(cfg, vocab_size, rows, where.type, dtype.itemsize),
+        parameters=sizes.parameters,
+        trained=sizes.trained,
+        memory=memory.estimate(cfg, vocab_size, rows, where.type, dtype),
         available=free_memory.free(where) + free_memory.in_use(where),
         micro_batch=rows,
         steps=steps,
@@ -185,7 +190,7 @@ def of_run(cfg: TrainConfig, root: Path) -> Cost:
 
 @dataclass(frozen=True)
 class Work:
-    """An average step, and an evaluation. Slots are places in rows, padding and prompts included."""
+    """An average step and an evaluation. Slots are places in rows, padding and prompts included."""
 
     tokens: float
     slots: float
@@ -215,17 +220,18 @@ class Work:
 
 def run_seconds(cfg: TrainConfig, work: Work, steps: int, rates: Rates, vocab_size: int) -> float:
     """The whole run: its start, its steps, its evaluations and its samples. Checkpoints come on top."""
-    train, n_parameters = cfg.train, cfg.model.n_parameters(vocab_size)
-    trained = finetune.n_trainable(cfg.model, cfg.finetune, vocab_size)
-    blocks, head = flops_per_token(cfg.model, vocab_size, train.gradient_checkpointing, cfg.finetune)
-    in_step = work.slots * blocks / rates.block_flops + work.targets * head / rates.head_flops
-    blocks, head = (both / 3 for both in flops_per_token(cfg.model, vocab_size))  # forward only
-    in_evaluation = work.eval_slots * blocks / rates.block_flops + work.eval_targets * head / rates.head_flops
+    from gpt.machine import counting
+
+    train, sizes = cfg.train, counting.sizes(cfg.model, cfg.finetune, vocab_size)
+    count = count_operations(cfg, vocab_size, train.gradient_checkpointing)
+    in_step = work.slots * count.blocks / rates.block_flops + work.targets * count.head / rates.head_flops
+    in_evaluation = work.eval_slots * count.forward / rates.block_flops
+    in_evaluation += work.eval_targets * 2 * sizes.head / rates.head_flops
     evaluations = 1 + math.ceil(steps / train.eval_every)
     samples = math.ceil(steps / train.sample_every) if train.sample_every else 0
     return (
         STARTUP
-        + steps * (in_step / EFFICIENCY + OPTIMIZER_BYTES * trained / rates.bytes)
+        + steps * (in_step / EFFICIENCY + OPTIMIZER_BYTES * sizes.trained / rates.bytes)
         + evaluations * in_evaluation / EFFICIENCY
-        + samples * cfg.sample.max_new_tokens * 4 * n_parameters / rates.bytes  # each token reads all weights
+        + samples * cfg.sample.max_new_tokens * 4 * sizes.parameters / rates.bytes  # each token reads all weights
     )

@@ -1,4 +1,4 @@
-"""Checkpoints: publish, verify, find, restore.
+"""Publishes, verifies, finds and restores checkpoints.
 
 A checkpoint is a directory `step_00000120` that appears whole or not at all: it is written under a temporary name,
 every file is flushed to the disk, a manifest with sizes and sha256 is written last, then the directory is renamed.
@@ -34,7 +34,7 @@ from gpt.errors import ENVIRONMENT, NUMERICAL, UserError, unusable
 from gpt.files.directory import in_bytes
 from gpt.files.durable import sha256, sync, why_refused
 from gpt.files.tensor_files import load_weights, read_safetensors, read_torch, weights_of
-from gpt.model import GPT
+from gpt.model import LanguageModel
 from gpt.optim import Optimizer
 from gpt.progress import Progress
 
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 Tensors = dict[str, torch.Tensor]
 
-FORMAT = 4
+FORMAT = 5
 WEIGHTS, STATE, CONFIG, MANIFEST = "model.safetensors", "state.safetensors", "config.json", "manifest.json"
 STATE_1 = "state.pt"  # optimizer and progress in format 1
 NAME = re.compile(r"step_\d{8,}")
@@ -100,12 +100,14 @@ UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda content: content | {"format": 2, "progress": None},
     2: lambda content: content | {"format": 3, "progress": content["progress"] and content["progress"] | UNSCALED},
     3: lambda content: content | {"format": 4, "model": content["model"] | {"gelu": "tanh"}, "lora": None},
+    4: lambda content: content | {"format": 5, "model": content["model"] | {"family": "gpt2"}},  # there was no other
 }
 
 
 def publish(
-    run_dir: Path, model: GPT, optimizer: Optimizer, progress: Progress, identity: Identity, config: dict, keep: int
-) -> Path:
+    run_dir: Path, model: LanguageModel, optimizer: Optimizer, progress: Progress, identity: Identity,
+    config: dict[str, Any], keep: int,
+) -> Path:  # fmt: skip
     """Writes <run_dir>/checkpoints/step_<n> and removes all but the newest `keep` and the best one.
 
     Raises UserError, leaving nothing behind and older checkpoints alone: (5) when the disk refuses, (4) when a weight
@@ -265,7 +267,7 @@ def verify(path: Path) -> Manifest:
     return manifest
 
 
-def restore(path: Path, model: GPT, optimizer: Optimizer) -> Progress:
+def restore(path: Path, model: LanguageModel, optimizer: Optimizer) -> Progress:
     """Fills model and optimizer, which must be of the same shape, from a verified checkpoint."""
     manifest = read_manifest(path)
     load_weights(model, read_safetensors(path / WEIGHTS), path)
@@ -325,18 +327,13 @@ def parse(content: Any) -> Manifest:
     for number in range(written, FORMAT):
         content = UPGRADES[number](content)
     try:
-        manifest = MANIFESTS.validate_json(json.dumps(with_family(content)), strict=True)
+        manifest = MANIFESTS.validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     if manifest.progress and (manifest.progress.step != manifest.step or len(content["progress"]) != len(FIELDS)):
         raise ValueError("progress is incomplete")
     return manifest
-
-
-def with_family(content: dict[str, Any]) -> dict[str, Any]:
-    """What was written before there were other families is a GPT-2."""
-    return content | {"model": {"family": "gpt2"} | content["model"]}
 
 
 def facts_of(path: Path) -> FileFacts:

@@ -4,6 +4,7 @@ Settings are those of a run, as its config.yaml and its checkpoints have them. W
 """
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,12 @@ def write(path: Path, cfg: TrainConfig, rows: list[dict[str, Any]], n_parameters
 
 
 def architecture(config: ModelConfig, n_parameters: int) -> dict[str, str]:
+    """Family and shape; the keys that only this family has by their names."""
     c, head = config, "the token embedding" if config.tie_weights else "a matrix of its own"
     shape = f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} wide, context {c.context_length} tokens"
-    return {"architecture": f"GPT-2: {shape}; GELU {c.gelu}, head {head}", "parameters": f"{n_parameters:,}"}
+    own = vars(config).keys() - {field.name for field in fields(ModelConfig)}
+    more = "".join(f"{name} {shown(getattr(config, name))}, " for name in sorted(own))
+    return {"architecture": f"{c.family}: {shape}; {more}head {head}", "parameters": f"{n_parameters:,}"}
 
 
 def template(name: str | None) -> str:

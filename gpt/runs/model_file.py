@@ -1,4 +1,4 @@
-"""A model of this project in a file to share, `last_model.pt`, and the weights of such files, checkpoints and runs."""
+"""Writes last_model.pt, a model in a file to share, and reads the weights of such files, checkpoints and runs."""
 
 import contextlib
 import os
@@ -13,8 +13,8 @@ from gpt import lora
 from gpt.errors import ENVIRONMENT, UserError, unusable
 from gpt.files import durable
 from gpt.files.tensor_files import read_safetensors, weights_of
-from gpt.model import GPT
-from gpt.runs.checkpoint import FORMAT, UPGRADES, WEIGHTS, Identity, Tensors, best, listed, verify, with_family
+from gpt.model import LanguageModel
+from gpt.runs.checkpoint import FORMAT, UPGRADES, WEIGHTS, Identity, Tensors, best, listed, verify
 
 LAST_MODEL = "last_model.pt"  # of a run
 
@@ -23,14 +23,14 @@ LAST_MODEL = "last_model.pt"  # of a run
 class Loaded:
     """A model read back from disk, in float32 and evaluation mode."""
 
-    model: GPT
+    model: LanguageModel
     tokenizer_name: str
     template: str | None
     step: int
     path: Path
 
 
-def save_model(path: Path, model: GPT, identity: Identity, step: int) -> None:
+def save_model(path: Path, model: LanguageModel, identity: Identity, step: int) -> None:
     """Writes weights, adapters folded into them, and what is needed to use them into one file. Raises UserError (5)."""
     weights = weights_of(model)
     if identity.lora:
@@ -69,9 +69,8 @@ def read_content(content: dict[str, Any], path: Path) -> tuple[Identity, int, Te
     if content["format"] not in range(1, FORMAT + 1):
         raise unusable(path, f"format {content['format']}, this version reads 1 to {FORMAT}")
     try:
-        if content["format"] < 4:  # all formats before are the same
-            content = UPGRADES[3](content)
-        content = with_family(content)
+        for number in range(max(3, content["format"]), FORMAT):  # the formats before 3 are the same
+            content = UPGRADES[number](content)
         identity = TypeAdapter(Identity).validate_python({key: content.get(key) for key in Identity.__annotations__})
         step = TypeAdapter(int).validate_python(content.get("step"))
         weights = TypeAdapter(dict[str, object]).validate_python(content["weights"])

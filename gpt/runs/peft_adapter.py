@@ -24,7 +24,7 @@ from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError, unusable
 from gpt.files import durable
 from gpt.files.tensor_files import describe, read_safetensors
 from gpt.finetune import LINEAR
-from gpt.model import GPT
+from gpt.model import LanguageModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAME = re.compile(
@@ -50,7 +50,7 @@ class Adapter:
     base: str | None  # the model that it is for, as whoever trained it called that
 
 
-def save(directory: Path, model: GPT, cfg: LoRAConfig, base: str | None) -> None:
+def save(directory: Path, model: LanguageModel, cfg: LoRAConfig, base: str | None) -> None:
     """Writes the adapters of a model. Raises UserError (5)."""
     config = {
         "peft_type": "LORA",
@@ -83,7 +83,7 @@ def save(directory: Path, model: GPT, cfg: LoRAConfig, base: str | None) -> None
         raise UserError(f"adapter not written: {error.strerror or error}", str(directory), code=ENVIRONMENT) from error
 
 
-def load(directory: Path, model: GPT) -> LoRAConfig:
+def load(directory: Path, model: LanguageModel) -> LoRAConfig:
     """Gives a plain model the adapters that `save` or peft wrote. Raises UserError (3) when they do not fit."""
     adapter = read(directory)
     lora.add(model, adapter.lora)

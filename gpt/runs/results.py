@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from gpt import finetune
 from gpt.files.jsonl import read_rows
-from gpt.model import GPT
+from gpt.model import LanguageModel
 from gpt.progress import Progress
 from gpt.runs import model_card, model_file, peft_adapter
 from gpt.runs.model_file import LAST_MODEL
@@ -11,7 +12,7 @@ from gpt.runs.run import Run
 from gpt.terminal import figures
 
 
-def write(run: Run, model: GPT, progress: Progress, prepared: Path) -> Path:
+def write(run: Run, model: LanguageModel, progress: Progress, prepared: Path) -> Path:
     """last_model.pt (adapters folded into the weights), adapter/ (alone, for peft), loss.png, README.md (model card).
 
     Returns the path of the first. Raises UserError (5) when the model cannot be written.
@@ -22,6 +23,5 @@ def write(run: Run, model: GPT, progress: Progress, prepared: Path) -> Path:
         peft_adapter.save(run.directory / "adapter", model, identity.lora, cfg.init.from_)
     rows = read_rows(run.directory / "metrics.jsonl")
     figures.loss_curve(rows, run.directory / "loss.png", title=f"{cfg.model.name} on {cfg.data.name}")
-    n_parameters = cfg.model.n_parameters(identity.vocab_size)
-    model_card.write(run.directory / "README.md", cfg, rows, n_parameters, prepared)
+    model_card.write(run.directory / "README.md", cfg, rows, finetune.n_plain(model), prepared)
     return path

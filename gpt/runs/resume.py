@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt.config.schema import flatten
 from gpt.errors import CHECKPOINT, UserError
-from gpt.model import GPT
+from gpt.model import LanguageModel
 from gpt.optim import Optimizer
 from gpt.progress import Progress
 from gpt.runs import checkpoint
@@ -80,7 +80,7 @@ def weights(found: Found | None) -> Any:
 
 def restore(
     found: Found | None,
-    model: GPT,
+    model: LanguageModel,
     optimizer: Optimizer,
     identity: Identity,
     config: dict[str, Any],

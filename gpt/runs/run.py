@@ -14,7 +14,7 @@ from gpt.files import directory
 from gpt.files.paths import PROJECT_ROOT
 from gpt.machine import compilation, cost, device, memory
 from gpt.machine.machine import Machine
-from gpt.model import GPT
+from gpt.model import LanguageModel
 from gpt.progress import Progress
 from gpt.runs import resume, saver
 from gpt.runs.checkpoint import Identity
@@ -60,8 +60,8 @@ class Run:
 
     def decide_compilation(self, machine: Machine, batches: Batches) -> Machine:
         """The machine with the answer to train.compile=auto. Raises UserError (5) when it cannot compile and has to."""
-        flops = cost.run_flops(self.cfg, self.tokens.n_vocab, batches.total_steps)
-        compiles = compilation.decide(self.cfg.train, self.recorded, machine.device, machine.dtype, flops)
+        operations = cost.run_operations(self.cfg, self.tokens.n_vocab, batches.total_steps)
+        compiles = compilation.decide(self.cfg.train, self.recorded, machine.device, machine.dtype, operations)
         return replace(machine, environment=machine.environment | {"compile": compiles})
 
     def settings(self, machine: Machine, batches: Batches, weights: Any) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Run:
         settings["data"]["fingerprint"] = preparation.read_meta(batches.prepared)["fingerprint"]
         return settings
 
-    def restore(self, model: GPT, optimizer: optim.Optimizer, settings: dict[str, Any]) -> Progress:
+    def restore(self, model: LanguageModel, optimizer: optim.Optimizer, settings: dict[str, Any]) -> Progress:
         """Fills model and optimizer from the run's checkpoint. Raises UserError when they are not the run's."""
         return resume.restore(self.checkpoint, model, optimizer, self.identity, settings, self.cfg.allow_changed)
 

@@ -1,15 +1,15 @@
-"""The checkpoints of a run as it goes on: room for them, and what happens when one cannot be written."""
+"""Saves a run's checkpoints as it goes on, and forgives a disk that refuses one now and then."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
-from gpt import finetune, optim
+from gpt import optim
 from gpt.config.schema import TrainConfig
 from gpt.errors import ENVIRONMENT, NUMERICAL, UserError
 from gpt.files import directory
-from gpt.machine import memory
-from gpt.model import GPT
+from gpt.machine import counting
+from gpt.model import LanguageModel
 from gpt.optim import Optimizer
 from gpt.progress import Progress
 from gpt.runs.checkpoint import Identity, is_valid, listed, prune, publish, read_manifest
@@ -26,8 +26,9 @@ class Saver:
     """
 
     def __init__(
-        self, run_dir: Path, model: GPT, optimizer: Optimizer, identity: Identity, config: dict[str, Any], keep: int
-    ) -> None:
+        self, run_dir: Path, model: LanguageModel, optimizer: Optimizer, identity: Identity, config: dict[str, Any],
+        keep: int,
+    ) -> None:  # fmt: skip
         self._folder, self._keep = run_dir / "checkpoints", keep
         self._publish = lambda progress: publish(run_dir, model, optimizer, progress, identity, config, keep)
         self._failures = 0
@@ -68,8 +69,7 @@ class Saver:
 def check_space(run_dir: Path, cfg: TrainConfig, vocab_size: int) -> None:
     """Raises UserError (5) when the disk has no room for the checkpoints that a run will keep and the one being
     written, less those that are there."""
-    in_optimizer = finetune.n_trainable(cfg.model, cfg.finetune, vocab_size)
-    in_optimizer *= optim.TENSORS_PER_PARAMETER[cfg.optimizer.name]
-    size = 4 * (memory.n_held(cfg.model, cfg.finetune, vocab_size) + in_optimizer)
+    sizes = counting.sizes(cfg.model, cfg.finetune, vocab_size)
+    size = 4 * (sizes.held + sizes.trained * optim.TENSORS_PER_PARAMETER[cfg.optimizer.name])
     n_wanted = cfg.train.keep_checkpoints + 1 - len(listed(run_dir / "checkpoints"))
     directory.check_space(run_dir, max(1, n_wanted), size)

@@ -13,7 +13,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from gpt import tokenizer
+from gpt import lora, tokenizer
 from gpt.errors import ENVIRONMENT, UserError
 from gpt.files.directory import in_bytes
 from gpt.files.durable import sha256, sync, why_refused
@@ -66,6 +66,9 @@ def check(loaded: Loaded, directory: Path) -> None:
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise UserError("the export would replace what is there", str(directory), "name a directory that is not there")
     model, path = loaded.model, str(loaded.path)
+    if model.config.family != "gpt2":
+        reason = f"it is of the family {model.config.family}, and only gpt2 has a form that transformers knows"
+        raise UserError(f"the model cannot be exported: {reason}", path)
     if loaded.tokenizer_name != "gpt2":
         reason = f"its tokenizer is {loaded.tokenizer_name}, which transformers does not know"
         raise UserError(f"the model cannot be exported: {reason}", path, "train with data.tokenizer=gpt2")
@@ -73,7 +76,7 @@ def check(loaded: Loaded, directory: Path) -> None:
     if model.vocab_size != n_vocab:
         reason = f"vocabulary {model.vocab_size}, its tokenizer {loaded.tokenizer_name} has {n_vocab}"
         raise UserError(f"the model cannot be exported: {reason}", path)
-    if model.n_parameters() != model.config.n_parameters(model.vocab_size):
+    if lora.adapters(model):
         raise UserError("the model cannot be exported: it has weights that GPT-2 has not", path, "merge its adapters")
 
 

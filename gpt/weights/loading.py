@@ -9,11 +9,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from gpt import lora, tokenizer
-from gpt.config.families import GPT2Config, ModelConfig
+from gpt.config.families import GPT2Config, ModelConfig, model_class
 from gpt.config.schema import InitConfig
 from gpt.errors import CHECKPOINT, UserError, unusable
 from gpt.files.tensor_files import copy
-from gpt.model import GPT
+from gpt.model import LanguageModel
 from gpt.runs.checkpoint import Identity
 from gpt.runs.model_file import Loaded
 from gpt.terminal.console import escape
@@ -30,7 +30,7 @@ PADDING = 1024  # rows that an embedding may have beyond the vocabulary, at most
 class First:
     """The first weights of a model that has none yet: all of them, in its shapes; and what is recorded of them."""
 
-    model: GPT
+    model: LanguageModel
     tensors: dict[str, Parts]
     path: Path
     origin: dict[str, Any]
@@ -70,12 +70,12 @@ def identity_of(found: Weights, name: str) -> Identity:
     return Identity(model, tokens.n_vocab, tokens.name, None)
 
 
-def build(cfg: ModelConfig, n_vocab: int, first: First | None) -> GPT:
+def build(cfg: ModelConfig, n_vocab: int, first: First | None) -> LanguageModel:
     """A model with random weights, or with those that were found."""
-    return GPT(cfg, n_vocab) if first is None else filled(first)
+    return model_class(cfg.family)(cfg, n_vocab) if first is None else filled(first)
 
 
-def filled(first: First) -> GPT:
+def filled(first: First) -> LanguageModel:
     """The model with its weights, copied piece by piece: hardly anything is in memory twice. Raises UserError (3) for
     numbers that are not finite."""
     for name, target in first.model.state_dict().items():
@@ -99,18 +99,18 @@ class _NotDrawn(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def empty(cfg: ModelConfig, n_vocab: int, found: Weights) -> GPT:
+def empty(cfg: ModelConfig, n_vocab: int, found: Weights) -> LanguageModel:
     """A model without weights. Raises UserError (3) for one that cannot be."""
     if cfg.n_layer > len(found.tensors):  # which would take long even so
         raise unusable(found.path, f"{len(found.tensors)} tensors, and {cfg.n_layer} layers")
     try:
         with _NotDrawn():
-            return GPT(cfg, n_vocab)
+            return model_class(cfg.family)(cfg, n_vocab)
     except (ValueError, RuntimeError, OverflowError, TypeError, MemoryError) as error:
         raise unusable(found.path, f"not a model that can be: {str(error).splitlines()[0]}") from error
 
 
-def fit(found: Weights, cfg: ModelConfig, n_vocab: int) -> tuple[GPT, dict[str, Parts]]:
+def fit(found: Weights, cfg: ModelConfig, n_vocab: int) -> tuple[LanguageModel, dict[str, Parts]]:
     """A model without weights, and the tensors that it takes of those that were found.
 
     The context may be shorter than that of the file, and the padding of an embedding is left out. Raises UserError (3),
@@ -139,14 +139,14 @@ def fit(found: Weights, cfg: ModelConfig, n_vocab: int) -> tuple[GPT, dict[str, 
     elif not cfg.tie_weights and not head and embedding:
         log.info("the weights have no head of their own: it begins as a copy of the embedding")
         tensors["lm_head.weight"] = embedding
-    asked = any(getattr(cfg, key) != getattr(shape, key) for key in ("n_layer", "n_head", "n_embd", "gelu"))
+    asked = any(getattr(cfg, key, None) != getattr(shape, key) for key in ("n_layer", "n_head", "n_embd", "gelu"))
     remedy = "model=pretrained takes the architecture from the file" if asked else ""
     check_shapes(path, {name: tensor_names.shape(parts) for name, parts in tensors.items()}, wanted, remedy)
     for key in shape.stated:
-        mine, theirs = getattr(cfg, key), getattr(shape, key)
+        mine, theirs = getattr(cfg, key, None), getattr(found.identity.model if found.identity else shape, key)
         if mine != theirs:
             raise UserError(f"{key} {theirs} in the file, {mine} in model.{key}", str(path), remedy, CHECKPOINT)
-    if cfg.gelu != shape.gelu:
+    if getattr(cfg, "gelu", None) != shape.gelu:
         log.warning(f"model.gelu is {cfg.gelu}; a model of this kind has usually learned with {shape.gelu}")
     return model, tensors
 

@@ -43,7 +43,7 @@ class Architecture:
     context_length: int
     vocab_size: int
     tie_weights: bool = True
-    gelu: Literal["tanh", "exact"] = "tanh"
+    gelu: Literal["tanh", "exact"] | None = "tanh"  # None: of another family
     stated: tuple[str, ...] = ("n_head",)
 
 

@@ -4,7 +4,7 @@ checksums, and under our names. Nothing is copied, and nothing in a file is exec
 
 import logging
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ HEADS = ("n_head", "n_heads", "num_heads")
 GPT2_WIDTHS, WIDTH_OF_A_HEAD = (768, 1024, 1280, 1600), 64
 SUMS = "SHA256SUMS"
 LORA = (".lora_a", ".lora_b")
+FREE = ("name", "context_length", "dropout", "tie_weights")  # settings that a model may have otherwise than its weights
 Adapters = dict[str, tuple[Tensor, Tensor, float]]  # by the name of the weight: A, B, alpha / rank
 
 
@@ -90,9 +91,11 @@ def ours(identity: Identity, step: int, tensors: dict[str, Tensor], path: Path) 
     check_types(tensors, path)
     adapters = lora_of(tensors, identity.lora, m.n_layer, path) if identity.lora else {}
     tensors = {name: tensor for name, tensor in tensors.items() if not adapters or not name.endswith(LORA)}
+    stated = tuple(field.name for field in fields(m) if field.name not in FREE)
     shape = Architecture(
-        m.n_layer, m.n_head, m.n_embd, m.context_length, identity.vocab_size, m.tie_weights, m.gelu, ("n_head", "gelu")
-    )
+        m.n_layer, m.n_head, m.n_embd, m.context_length, identity.vocab_size, m.tie_weights, getattr(m, "gelu", None),
+        stated,
+    )  # fmt: skip
     parts = {name: (tensor,) for name, tensor in tensors.items()}
     files = [path / WEIGHTS] if path.is_dir() else [path]
     return Weights(path, files, "a model of this project", shape, parts, identity, step, adapters)

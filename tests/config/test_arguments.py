@@ -29,7 +29,7 @@ def starts():
         (["wandb.project=${nope}", "seed=x"], ["wandb.project: Interpolation key 'nope'", "seed=x"]),
         (["wandb.project=3", "device=gpu"], ["wandb.project=3: input should be a valid string", "device=gpu"]),
         (["-m", "optimizer.lr=1e-3,1e-4", "modl.n_head=1,2"], ["unknown key modl.n_head, did you mean model.n_head?"]),
-        (["-m", "optimizer.lr=1e-3,x"], ["optimizer.lr=x: input should be a valid number"]),
+        (["-m", "optimizer.lr=y,x"], ["optimizer.lr=x: input should be a valid number"]),
         (["data.columns.answer=reply", "seed=-1"], ["seed=-1"]),  # a key of the user's own within a dict
     ],
 )
@@ -37,7 +37,7 @@ def test_all_wrong_values_and_misspelt_keys_are_named_in_one_line(typed, expecte
     start = starts.start(*typed, f"hydra.sweep.dir={tmp_path / 'sweep'}", f"hydra.run.dir={tmp_path / 'run'}")
     assert start.code == 2 and start.stderr.count("\n") == 1 and "Traceback" not in start.stderr, start
     assert all(part in start.stderr for part in expected), start.stderr
-    assert "unknown key data.columns" not in start.stderr and not start.imports
+    assert "unknown key data.columns" not in start.stderr and "torch" not in start.imports
 
 
 @pytest.mark.parametrize(

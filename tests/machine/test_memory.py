@@ -7,73 +7,16 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from conftest import ROOT, finetune_config, model_config, run_config
+from conftest import ROOT, finetune_config, run_config
 from test_train import in_directory, rows, settings
 
 from gpt import finetune
-from gpt.machine import memory
-from gpt.model import GPT
+from gpt.machine import counting, memory
 from gpt.runs import checkpoint
 from train import train
 
-VOCABULARY = 61
-ROWS, TOKENS = 3, 40  # so that no activation has the shape of a weight
 GB = 10**9
-
-
-def saved_bytes(model, tokens, itemsize, masked):
-    """Bytes that autograd keeps of a forward pass, weights and copies of them not counted."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    shapes = [tuple(parameter.shape) for parameter in model.parameters()]
-    matrices = {*shapes, *(shape[::-1] for shape in shapes)}
-    kept = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights and (tuple(tensor.shape) not in matrices or itemsize == 4):
-            kept[storage.data_ptr()] = storage  # alive as long as this is: nothing else gets its address
-        return tensor
-
-    B, T = tokens.shape
-    positions, documents = (torch.zeros(B, T, dtype=torch.long) for _ in range(2)) if masked else (None, None)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=itemsize == 2),
-    ):
-        model.hidden(tokens, positions, documents)
-    return sum(storage.nbytes() for storage in kept.values())
-
-
-def kept_by_autograd(model, cfg, itemsize, masked):
-    """Bytes that autograd keeps of ROWS rows in a model of which `cfg` is trained."""
-    gpt = GPT(model, VOCABULARY).train()
-    finetune.prepare(gpt, cfg, seed=0)
-    return saved_bytes(gpt, torch.randint(VOCABULARY, (ROWS, model.context_length)), itemsize, masked)
-
-
-@pytest.mark.parametrize("itemsize", [4, 2], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("masked", [False, True], ids=["one document a row", "several"])
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize(
-    "targets",
-    [None, ["attn.c_attn"], ["attn.c_proj", "mlp.c_proj"], list(finetune.LINEAR)],
-    ids=["full", "queries, keys and values", "projections", "all adapters"],
-)
-def test_the_bytes_that_a_block_keeps_of_a_token_are_those_that_autograd_keeps(targets, dropout, masked, itemsize):
-    one, two = (model_config(n_layer=n, n_embd=32, n_head=4, context_length=TOKENS, dropout=dropout) for n in (1, 2))
-    cfg = targets and finetune_config(name="lora", rank=4, targets=targets)
-    counted = [kept_by_autograd(model, cfg, itemsize, masked) for model in (one, two)]
-    block = memory.block_bytes(one, itemsize, masked, on_cpu=True, adapters=cfg and cfg.lora)
-    assert counted[1] - counted[0] == ROWS * TOKENS * block
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_the_blocks_below_those_that_are_trained_keep_nothing(dropout):
-    model = model_config(n_layer=4, n_embd=32, n_head=4, context_length=TOKENS, dropout=dropout)
-    counted = [kept_by_autograd(model, finetune_config(name="last_blocks", n_blocks=n), 4, False) for n in (1, 2, 3)]
-    block = ROWS * TOKENS * memory.block_bytes(model, 4, masked=False, on_cpu=True)
-    assert counted == [counted[0], counted[0] + block, counted[0] + 2 * block]
-    assert counted[0] - block == ROWS * TOKENS * (4 * 32 + 8)  # what ln_f reads, mean and 1/deviation
+F32 = torch.float32
 
 
 MEASURE = """
@@ -117,7 +60,7 @@ def peaks(*cases):
     for shape, n_rows, vocab_size, section, chosen in cases:
         cfg = run_config(shape, n_rows, **section)
         cfg.finetune = chosen and finetune_config(**chosen)
-        estimated.append(memory.of_step(cfg, vocab_size, n_rows, "cpu", 4).total)
+        estimated.append(memory.estimate(cfg, vocab_size, n_rows, "cpu", F32).total)
     assert estimated == sorted(estimated)
     return list(zip(map(int, result.stdout.split()), estimated, strict=True))
 
@@ -171,47 +114,47 @@ def test_adapters_on_gpt2_small_take_less_than_60_percent_of_the_memory_of_full_
 
 def test_only_what_is_trained_has_optimizer_state_and_gradients():
     cfg = run_config({"context_length": 16}, 64, micro_batch=1)  # gradients lie beside the activations
-    full = memory.of_step(cfg, 50257, 1, "cpu", 4)
+    full = memory.estimate(cfg, 50257, 1, "cpu", F32)
     for chosen in (LORA, LAST_BLOCK):
         cfg.finetune = chosen
-        trained = finetune.n_trainable(cfg.model, chosen, 50257)
-        frozen = memory.of_step(cfg, 50257, 1, "cpu", 4)
+        trained = counting.sizes(cfg.model, chosen, 50257).trained
+        frozen = memory.estimate(cfg, 50257, 1, "cpu", F32)
         assert frozen.optimizer == 2 * 4 * trained
         assert full.head - frozen.head == 4 * 50257 * 128  # the gradient of the head
-        gradients = 4 * cfg.model.n_parameters(50257) + 4 * 50257 * 128
+        gradients = 4 * counting.sizes(cfg.model, None, 50257).parameters + 4 * 50257 * 128
         assert full.activations_and_gradients - frozen.activations_and_gradients > 0.9 * gradients
         assert frozen.weights - full.weights == (4 * trained if chosen is LORA else 0)
     cfg.finetune = finetune_config()
-    assert memory.of_step(cfg, 50257, 1, "cpu", 4) == full
+    assert memory.estimate(cfg, 50257, 1, "cpu", F32) == full
     untied = run_config({"context_length": 16, "tie_weights": False}, 64, micro_batch=1)
-    whole = memory.of_step(untied, 50257, 1, "cpu", 4)
+    whole = memory.estimate(untied, 50257, 1, "cpu", F32)
     untied.finetune = LAST_BLOCK
-    assert memory.of_step(untied, 50257, 1, "cpu", 4).head == whole.head  # a head of its own is trained
+    assert memory.estimate(untied, 50257, 1, "cpu", F32).head == whole.head  # a head of its own is trained
 
 
 def test_memory_grows_with_rows_and_shrinks_with_checkpointing():
     shape = {"context_length": 64}
-    totals = [memory.of_step(run_config(shape, 64), 257, n, "cpu", 4).total for n in (8, 16, 32)]
+    totals = [memory.estimate(run_config(shape, 64), 257, n, "cpu", F32).total for n in (8, 16, 32)]
     assert totals == sorted(totals) and len(set(totals)) == 3
     deep, cheaper = (run_config(shape | {"n_layer": 12}, 64, gradient_checkpointing=on) for on in (False, True))
-    assert memory.of_step(cheaper, 257, 64, "cpu", 4).total < memory.of_step(deep, 257, 64, "cpu", 4).total
+    assert memory.estimate(cheaper, 257, 64, "cpu", F32).total < memory.estimate(deep, 257, 64, "cpu", F32).total
 
 
 def test_as_many_rows_are_chosen_as_fit_a_power_of_two():
     cfg = run_config({"context_length": 32}, 8, tokens_per_step=32 * 48, micro_batch="auto")
-    need = {n: memory.of_step(cfg, 257, n, "cpu", 4).total for n in (1, 2, 4, 8, 16, 32)}
-    assert all(memory.fitting_rows(cfg, 257, "cpu", 4, total) == n for n, total in need.items())
-    assert all(memory.fitting_rows(cfg, 257, "cpu", 4, total - 1) == n // 2 for n, total in need.items() if n > 1)
-    assert memory.fitting_rows(cfg, 257, "cpu", 4, 0) == 1  # then it is tried all the same
-    assert memory.fitting_rows(cfg, 257, "cpu", 4, 1000 * GB) == 32  # of the 48 of a step
+    need = {n: memory.estimate(cfg, 257, n, "cpu", F32).total for n in (1, 2, 4, 8, 16, 32)}
+    assert all(memory.fitting_rows(cfg, 257, "cpu", F32, total) == n for n, total in need.items())
+    assert all(memory.fitting_rows(cfg, 257, "cpu", F32, total - 1) == n // 2 for n, total in need.items() if n > 1)
+    assert memory.fitting_rows(cfg, 257, "cpu", F32, 0) == 1  # then it is tried all the same
+    assert memory.fitting_rows(cfg, 257, "cpu", F32, 1000 * GB) == 32  # of the 48 of a step
 
 
 def test_no_more_rows_are_chosen_than_make_a_step_faster():
     cfg = run_config({"context_length": 512}, 8, tokens_per_step=2**20, micro_batch="auto")
     for kind, tokens in memory.USEFUL_TOKENS.items():
-        assert memory.fitting_rows(cfg, 257, kind, 4, 10**15) * 512 == tokens
+        assert memory.fitting_rows(cfg, 257, kind, F32, 10**15) * 512 == tokens
     long = run_config({"context_length": 2**20}, 1, tokens_per_step=2**20, micro_batch="auto")
-    assert memory.fitting_rows(long, 257, "cpu", 4, 10**15) == 1
+    assert memory.fitting_rows(long, 257, "cpu", F32, 10**15) == 1
 
 
 def test_a_number_of_rows_is_taken_as_it_is_and_what_auto_meant_before_is_kept(caplog):

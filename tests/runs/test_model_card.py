@@ -58,7 +58,7 @@ def test_a_fine_tuned_model_says_which_of_its_weights_have_learned(finetune, exp
 
 def test_the_head_and_the_form_of_gelu_are_part_of_the_architecture():
     config = model_config(tie_weights=False, gelu="exact")
-    assert model_card.architecture(config, 7)["architecture"].endswith("GELU exact, head a matrix of its own")
+    assert model_card.architecture(config, 7)["architecture"].endswith("gelu exact, head a matrix of its own")
 
 
 @pytest.mark.parametrize(

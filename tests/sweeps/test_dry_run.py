@@ -7,13 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 from test_conf import loaded
 from test_train import SMALL
 
-from gpt import finetune
 from gpt.data import preparation
-from gpt.machine import cost, memory
+from gpt.machine import cost, counting, memory
 from gpt.sweeps import dry_run
 
 # One process for all command lines, as torch takes seconds to load. An audit hook sees every file that is opened for
@@ -163,11 +163,11 @@ def test_without_prepared_data_the_steps_are_known_unless_epochs_decide(answers)
 def test_what_is_fine_tuned_is_said_with_the_number_of_weights_trained(chosen, text, caplog):
     caplog.set_level("INFO", "gpt")
     cfg = loaded("model=small", *chosen)
+    sizes = counting.sizes(cfg.model, cfg.finetune, 50257)
     dry_run.show(
         cost.Cost(
-            cfg=cfg, parameters=cfg.model.n_parameters(50257),
-            trained=finetune.n_trainable(cfg.model, cfg.finetune, 50257),
-            memory=memory.of_step(cfg, 50257, 1, "cpu", 4), available=10**12, micro_batch=1, steps=None,
+            cfg=cfg, parameters=sizes.parameters, trained=sizes.trained,
+            memory=memory.estimate(cfg, 50257, 1, "cpu", torch.float32), available=10**12, micro_batch=1, steps=None,
             budget="train.max_epochs", tokens=None, seconds=None, where="cpu", note="",
         )
     )  # fmt: skip

@@ -1,0 +1,211 @@
+"""Counts what a model and its steps take by running them on tensors that have a shape and a device, and no content.
+
+So an architecture needs no second description: parameters, operations and bytes are those of its own module.
+"""
+
+import contextlib
+import math
+import sys
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from gpt import finetune
+from gpt.config.families import ModelConfig, model_class
+from gpt.config.schema import FinetuneConfig
+from gpt.model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers in the weights of a model."""
+
+    parameters: int  # adapters not counted
+    held: int  # adapters counted
+    trained: int
+    head: int
+    head_is_trained: bool
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """Of the forward and backward pass of one micro-batch, the head and its loss left out."""
+
+    bytes: int  # at the fullest moment, gradients included, the weights themselves not
+    forward: int  # multiplications and additions
+    backward: int  # what gradient checkpointing computes again included
+
+
+class _ByValue:
+    """Remembers the results of a function by what its arguments say: a section with a list in it has no hash."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.results = function, {}
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        key = repr((arguments, named))
+        if key not in self.results:
+            self.results[key] = self.function(*arguments, **named)
+        return self.results[key]
+
+
+@_ByValue
+def sizes(cfg: ModelConfig, chosen: FinetuneConfig | None, vocab_size: int) -> Sizes:
+    """Sizes of the model of which `chosen` is trained."""
+    with fake_tensors():
+        model = build(cfg, chosen, vocab_size)
+        return Sizes(
+            parameters=finetune.n_plain(model),
+            held=model.n_parameters(),
+            trained=finetune.n_trained(model),
+            head=model.head.numel(),
+            head_is_trained=model.head.requires_grad,
+        )
+
+
+@_ByValue
+def step(
+    cfg: ModelConfig, chosen: FinetuneConfig | None, vocab_size: int, rows: int = 1, is_later: bool = False,
+    masked: bool = False, kind: str = "cpu", dtype: torch.dtype = torch.float32, checkpointing: bool = False,
+) -> StepCounts:  # fmt: skip
+    """Counts of a micro-batch of `rows` rows on a `kind` of device, or on a CPU where there is no such device.
+
+    `is_later`: it is not the first of its step, so that there are gradients already. `masked`: its rows hold several
+    documents each.
+    """
+    with fake_tensors(), torch.device(kind if is_here(kind) else "cpu"):
+        model = build(cfg, chosen, vocab_size).train()
+        model.gradient_checkpointing = checkpointing
+        return run(model, rows, is_later, masked, dtype)
+
+
+def is_here(kind: str) -> bool:
+    return {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(kind, lambda: True)()
+
+
+def build(cfg: ModelConfig, chosen: FinetuneConfig | None, vocab_size: int) -> LanguageModel:
+    """The model as it is trained."""
+    model = model_class(cfg.family)(cfg, vocab_size)
+    finetune.prepare(model, chosen, seed=0)
+    return model
+
+
+def run(model: LanguageModel, rows: int, is_later: bool, masked: bool, dtype: torch.dtype) -> StepCounts:
+    """Counts of a micro-batch, which goes forward and backward as in gpt/loop.py."""
+    kind, T = model.head.device.type, model.config.context_length
+    tokens = torch.zeros(rows, T, dtype=torch.long)
+    positions, documents = (tokens.clone(), tokens.clone()) if masked else (None, None)
+    scored = torch.zeros(rows * T, dtype=torch.long)
+    with Meter() as meter, torch.autocast(kind, dtype, enabled=dtype != torch.float32):
+        for _ in range(1 + is_later):
+            meter.peak, before = 0, meter.operations
+            stream = model.hidden(tokens, positions, documents).flatten(0, 1).index_select(0, scored)
+            forward = meter.operations - before
+            gradient = torch.empty_like(stream)
+            with torch.autocast(kind, enabled=False):
+                stream.backward(gradient)
+            del stream, gradient
+    return StepCounts(meter.peak, forward, meter.operations - before - forward)
+
+
+class Meter(TorchDispatchMode):
+    """Counts operations, and the bytes of all tensors that were made since and are still in use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations, self.peak = 0, 0
+        self._in_use: dict[int, int] = {}  # bytes of each storage
+        self._sum = 0
+
+    def __torch_dispatch__(self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = function(*args, **(kwargs or {}))
+        if count := OPERATIONS.get(function.overloadpacket):
+            self.operations += count(*args, **(kwargs or {}), out_val=results)
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        for tensor in _tensors(results):
+            storage = tensor.untyped_storage()
+            identity = storage._cdata
+            if identity not in given and identity not in self._in_use:
+                self._in_use[identity] = storage.nbytes()
+                self._sum += storage.nbytes()
+                weakref.finalize(storage, self._freed, identity).atexit = False
+        self.peak = max(self.peak, self._sum)
+        return results
+
+    def _freed(self, identity: int) -> None:
+        self._sum -= self._in_use.pop(identity)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """The tensors in the arguments or results of an operation."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, list | tuple | dict):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _tensors(value)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    """q k^T and its product with v, whatever of it a mask leaves out."""
+    return 2 * math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+
+
+def _attention_backward(gradient: Tensor, *inputs: Any, **more: Any) -> int:
+    """As in Chowdhery et al., "PaLM", 2022, appendix B: what a kernel computes again does not count."""
+    return 2 * _attention(*inputs)
+
+
+# torch's own table lacks the CPU's attention, and counts some kernels' repeated work.
+OPERATIONS = flop_registry | {
+    getattr(torch.ops.aten, name): _attention_backward if name.endswith("_backward") else _attention
+    for name in (
+        "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_flash_attention_for_cpu_backward", "_scaled_dot_product_flash_attention_backward",
+        "_scaled_dot_product_efficient_attention_backward", "_scaled_dot_product_cudnn_attention_backward",
+    )
+}  # fmt: skip
+
+
+class _Settings:
+    """Stands in for torch._dynamo.config."""
+
+    fake_tensor_cache_enabled = True
+
+    def __getattr__(self, name: str) -> None:
+        return None  # all others are off
+
+
+@contextlib.contextmanager
+def fake_tensors() -> Iterator[None]:
+    """Inside, new tensors have no content. Saves the 0.7 seconds that it takes to load torch._dynamo, of which these
+    tensors need a setting, and a function that does nothing where nothing is compiled."""
+    wrapped: list[Callable] = []
+
+    def disable(function: Callable, recursive: bool = True, wrapping: bool = True) -> Callable:
+        wrapped.append(function)
+        return function
+
+    stand_ins = {}
+    if "torch._dynamo" not in sys.modules:
+        torch._dynamo = types.SimpleNamespace(disable=disable, config=_Settings())
+        stand_ins = {"torch._dynamo": torch._dynamo, "torch._dynamo.config": torch._dynamo.config}
+    sys.modules |= stand_ins
+    try:
+        with FakeTensorMode():
+            yield
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
+        if stand_ins:
+            del torch._dynamo
+        for function in wrapped:  # where torch remembers what `disable` gave it
+            function.__dict__.pop("__dynamo_disable", None)

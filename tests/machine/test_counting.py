@@ -1,0 +1,87 @@
+"""What is counted on tensors without content is what real ones take."""
+
+import pytest
+import torch
+from conftest import finetune_config, model_config
+from torch.utils.flop_counter import FlopCounterMode
+
+from gpt import finetune
+from gpt.machine import counting
+from gpt.model import GPT
+
+VOCABULARY = 61
+CHOICES = {
+    "full": None,
+    "the last block": finetune_config(name="last_blocks", n_blocks=1),
+    "two blocks": finetune_config(name="last_blocks", n_blocks=2),
+    "adapters": finetune_config(name="lora", rank=4, targets=["attn.c_attn"]),
+    "all adapters": finetune_config(name="lora", rank=4, targets=list(finetune.LINEAR)),
+}
+
+
+def built(chosen, **shape):
+    cfg = model_config(**{"n_layer": 3, "n_embd": 32, "n_head": 4, "context_length": 24, **shape})
+    model = GPT(cfg, VOCABULARY).train()
+    finetune.prepare(model, chosen, seed=0)
+    return cfg, model
+
+
+@pytest.mark.parametrize("tie_weights", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_sizes_are_those_of_the_model(choice, tie_weights):
+    cfg, model = built(CHOICES[choice], tie_weights=tie_weights)
+    sizes = counting.sizes(cfg, CHOICES[choice], VOCABULARY)
+    assert sizes.held == model.n_parameters() == sum(p.numel() for p in model.parameters())
+    assert sizes.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert sizes.parameters == GPT(cfg, VOCABULARY).n_parameters()
+    assert (sizes.head, sizes.head_is_trained) == (VOCABULARY * 32, model.head.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("small", 124_439_808), ("medium", 354_823_168), ("xl", 1_557_611_200)]
+)
+def test_the_parameters_of_gpt2_are_the_published_ones(name, parameters):
+    from test_conf import loaded
+
+    assert counting.sizes(loaded(f"model={name}").model, None, 50257).parameters == parameters
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_operations_are_those_that_torch_counts_in_a_real_step(choice):
+    """With dropout attention is made of plain products on a CPU, which torch's own table has."""
+    cfg, model = built(CHOICES[choice], dropout=0.1)
+    tokens = torch.randint(VOCABULARY, (2, cfg.context_length))
+    with FlopCounterMode(display=False) as counter:
+        model.hidden(tokens).sum().backward()
+    count = counting.step(cfg, CHOICES[choice], VOCABULARY, rows=2)
+    assert count.forward + count.backward == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True], ids=["one document a row", "several"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_bytes_are_those_of_a_real_step(choice, dropout, masked, dtype):
+    """The same meter over the same step with real tensors."""
+    cfg, model = built(CHOICES[choice], dropout=dropout)
+    real = counting.run(model, 3, False, masked, dtype)
+    counted = counting.step(cfg, CHOICES[choice], VOCABULARY, rows=3, masked=masked, dtype=dtype)
+    assert counted.bytes == pytest.approx(real.bytes, rel=0.02) and counted.forward == real.forward
+
+
+def test_checkpointing_computes_the_blocks_twice_and_holds_less():
+    cfg, _ = built(None, n_layer=8)
+    plain, again = (counting.step(cfg, None, VOCABULARY, rows=8, checkpointing=on) for on in (False, True))
+    # torch ends the second pass of a block as soon as it has what backward needs: before its last product
+    assert 0.6 * plain.forward < again.backward - plain.backward <= plain.forward and again.bytes < plain.bytes
+
+
+def test_a_later_micro_batch_finds_gradients_there():
+    cfg, _ = built(None)
+    first, later = (counting.step(cfg, None, VOCABULARY, is_later=later) for later in (False, True))
+    assert later.bytes > first.bytes and later.forward == first.forward
+
+
+def test_counting_leaves_torch_as_it_was():
+    counting.sizes(model_config(n_layer=1, n_embd=8), None, 11)
+    assert torch.ones(1).item() == 1.0
