@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
 
-from gpt.config.value_errors import flatten, one_line, shown, valid_keys
+from gpt.config.value_errors import flatten, holder, one_line, shown, valid_keys
 from gpt.errors import UserError
 from gpt.files.paths import PROJECT_ROOT
 
@@ -79,11 +79,4 @@ def _has_unknown_key(override: Override, keys: list[str], folders: list[Path]) -
         return False
     if not isinstance(value, dict) and any((folder / key).is_dir() for folder in folders):
         return False  # chooses a file of a group
-    return any(full not in keys and _holder(full, keys) is None for full in flatten(value, key))
-
-
-def _holder(key: str, keys: list[str]) -> str | None:
-    """The key of a plain value or dict that `key` would be within: data.columns of data.columns.answer."""
-    parts = key.split(".")
-    above = [".".join(parts[:n]) for n in range(1, len(parts))]
-    return next((name for name in above if name in keys and not any(k.startswith(f"{name}.") for k in keys)), None)
+    return any(full not in keys and holder(full, keys) is None for full in flatten(value, key))

@@ -306,6 +306,20 @@ def key_of(field: str) -> str:
     return field.rstrip("_")
 
 
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """{"model.n_layer": 6} -> {"model": {"n_layer": 6}}"""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, name = key.split(".")
+        place = tree
+        for section_name in sections:
+            if not isinstance(place.get(section_name), dict):
+                place[section_name] = {}
+            place = place[section_name]
+        place[name] = value
+    return tree
+
+
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"model": {"n_layer": 6}} -> {"model.n_layer": 6}"""
     flat: dict[str, Any] = {}

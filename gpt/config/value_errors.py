@@ -49,6 +49,13 @@ def valid_keys(kind: type, values: Any = None, prefix: str = "") -> list[str]:
     return list(dict.fromkeys(keys))
 
 
+def holder(key: str, keys: list[str]) -> str | None:
+    """The key of a plain value or dict that `key` would be within: data.columns of data.columns.answer."""
+    parts = key.split(".")
+    above = [".".join(parts[:n]) for n in range(1, len(parts))]
+    return next((name for name in above if name in keys and not any(k.startswith(f"{name}.") for k in keys)), None)
+
+
 def unknown(key: str, valid: Iterable[str]) -> str:
     """`unknown key optimzer.lr, did you mean optimizer.lr?`"""
     known = [other for other in valid if other != key and other.startswith("hydra") == key.startswith("hydra")]

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gpt.config.schema import TrainConfig, WandbConfig, as_dict
+from gpt.config.schema import TrainConfig, WandbConfig, as_dict, nested
 from gpt.files import durable
 from gpt.files.paths import PROJECT_ROOT
 from gpt.terminal.console import escape
@@ -55,7 +55,7 @@ def describe_sweep(cfg: WandbConfig, directory: Path, name: str, configs: list[d
         "job_type": "sweep",
         "name": escape(name)[:128],
         "group": cfg.group or name,
-        "config": _nested(shared) | {"varied": varied, "sweep": {"name": name}, "out_dir": str(directory)},
+        "config": nested(shared) | {"varied": varied, "sweep": {"name": name}, "out_dir": str(directory)},
         "id": _remembered(directory) or secrets.token_hex(4),
     }
 
@@ -93,20 +93,6 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
         if value not in found:
             found.append(value)
     return found
-
-
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """{"optimizer.lr": 0.001} -> {"optimizer": {"lr": 0.001}}, as a run's settings are."""
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        *groups, name = key.split(".")
-        place = tree
-        for group in groups:
-            if not isinstance(place.get(group), dict):
-                place[group] = {}
-            place = place[group]
-        place[name] = value
-    return tree
 
 
 def _chosen_by_agent() -> list[str]:

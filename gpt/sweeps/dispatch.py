@@ -83,7 +83,7 @@ class Dispatch(Launcher):
         return [_result(jobs.read_one(self._planned[overrides].job.folder)) for overrides in wanted]
 
     def _make_plan(self, every: list[Sequence[str]]) -> None:
-        before = {job.id: job for job in jobs.read(self._directory)}
+        before = {jobs.name_of(job.config): job for job in jobs.read(self._directory)}
         planned = plan(self._config, self._loader, every, before)
         mine = {one.job.id: one.job for one in planned.values()}
         still = [job.id for job in mine.values() if job.status == "running"]
@@ -94,7 +94,7 @@ class Dispatch(Launcher):
             check_axes(planned)
             check_jobs(planned, self._fingerprint, workers.are_elsewhere(self._config))
             warn_of_doubles([planned[tuple(overrides)].job for overrides in every])
-            console.say(describe(list(mine.values()), len(before.keys() - mine.keys())))
+            console.say(describe(list(mine.values()), len({job.id for job in before.values()} - mine.keys())))
         elif not self._planned:  # what the sweeper tries may be impossible, and fails alone; the rest shall not be
             fingerprint(self._task, self._config, self._directory)
             console.say(f"the sweeper chooses the jobs; {len(before)} of this sweep are there already")
@@ -129,7 +129,8 @@ class Dispatch(Launcher):
 def plan(
     config: DictConfig, loader: ConfigLoader, every: Iterable[Sequence[str]], before: dict[str, Job]
 ) -> dict[tuple[str, ...], Planned]:
-    """The jobs with these overrides, by their overrides. `before`: those that the sweep has, by their ids."""
+    """The jobs with these overrides, by their overrides. `before`: those that the sweep has, by the names that their
+    folders would have today; one that an older version has made is in another folder, and stays there."""
     swept = {axis.key_or_group for axis in composition.axes(config, loader) if axis.is_sweep_override()}
     number = max((job.number for job in before.values() if job.status != "damaged"), default=-1) + 1
     found: dict[str, Planned] = {}
@@ -137,15 +138,16 @@ def plan(
     for overrides in every:
         job_config = composition.compose(config, loader, list(overrides), len(planned))
         job = composition.as_job(job_config, number, swept)
-        if job.id not in found:
-            there = before.get(job.id)
+        name = job.id
+        if name not in found:
+            there = before.get(name)
             if there is None or there.status == "damaged":
                 number += 1
-                job = replace(job, status="interrupted" if there else "new")
+                job = replace(job, status="interrupted", folder=there.folder) if there else replace(job, status="new")
             else:
                 job = replace(there, overrides=job.overrides, name=job.name)
-            found[job.id] = Planned(_named(config, overrides), job_config, job)
-        planned[tuple(overrides)] = found[job.id]
+            found[name] = Planned(_named(config, overrides, job), job_config, job)
+        planned[tuple(overrides)] = found[name]
     return planned
 
 
@@ -257,10 +259,11 @@ def _is_due(job: Job, rung: int | None) -> bool:
     return job.status not in DONE and (rung is None or halving.loss_at(job, rung) is None)
 
 
-def _named(config: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """With the sweep's name: in another process a sweep without one would be named after the start of that process."""
+def _named(config: DictConfig, overrides: Sequence[str], job: Job) -> list[str]:
+    """With the sweep's name: in another process a sweep without one would be named after the start of that process. And
+    with the folder of a job that is there already."""
     name = [] if config.sweep.name else [f"sweep.name={Path(str(config.hydra.sweep.dir)).name}"]
-    return [*overrides, *name]
+    return [*overrides, *name, f"hydra.sweep.subdir='{job.id}'"]
 
 
 def _result(job: Job) -> JobReturn:

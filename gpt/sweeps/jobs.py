@@ -17,7 +17,8 @@ from typing import Any
 
 import yaml
 
-from gpt.config.schema import flatten
+from gpt.config.schema import TrainConfig, flatten, nested
+from gpt.config.value_errors import holder, valid_keys
 from gpt.files import durable
 from gpt.files.directory import is_owned
 from gpt.files.jsonl import read_rows
@@ -105,6 +106,8 @@ class Job:
         return read_rows(self.folder / "samples.jsonl")
 
 
+# Settings that came after the first sweeps of this format, with the value that all jobs before have.
+ADDED = {"model.family": "gpt2"}
 STORED = [f.name for f in fields(Job) if f.name not in ("folder", "rows")]
 TYPES = {"number": int, "overrides": list, "config": dict, "name": str, "seconds": int | float}  # others: text or None
 
@@ -118,6 +121,14 @@ def identity(values: dict[str, Any]) -> dict[str, Any]:
     if flat.get("train.max_steps") is not None or flat.get("train.max_epochs") is not None:
         flat.pop("train.max_tokens", None)
     return {key: int(v) if isinstance(v, float) and v.is_integer() and abs(v) < 2**53 else v for key, v in flat.items()}
+
+
+def current(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that identify a job of an older version, as this one would have them: those that it has no more are
+    left out, those that came since have the value that they had. So the job is recognised, and keeps its folder."""
+    config = ADDED | config
+    keys = valid_keys(TrainConfig, nested(config))
+    return {key: value for key, value in config.items() if key in keys or holder(key, keys)}
 
 
 def name_of(config: dict[str, Any]) -> str:
@@ -159,6 +170,7 @@ def load(folder: Path) -> Job | None:
     try:
         values = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         job = Job(folder, **{key: values[key] for key in STORED})
+        job = replace(job, config=current(job.config))
         sound = values["format"] == FORMAT and job.status in STATUSES and 0 <= job.seconds < LARGEST
         sound &= isinstance(job.code, int | None) and all(isinstance(text, str) for text in job.overrides)
         sound &= all(isinstance(values[key], TYPES.get(key, str | None)) for key in STORED if key != "code")
@@ -239,6 +251,6 @@ def _config(folder: Path) -> dict[str, Any]:
     """What identifies a job, from the config.yaml that a run writes."""
     try:
         values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return identity(values) if isinstance(values, dict) else {}
+        return current(identity(values)) if isinstance(values, dict) else {}
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -346,3 +347,34 @@ def test_a_sweep_of_another_version_is_refused_and_untouched(here, tmp_path):
         "choose another sweep.name\n"
     )
     assert sorted(path.name for path in here.sweep("old").iterdir()) == [".lock", "0"]
+
+
+def test_jobs_of_an_older_version_are_recognised_in_their_folders(tmp_path):
+    """tests/golden/sweep_format_2 is of the version before model.family, and before text and the constant schedule lost
+    the keys that they did not use: two jobs done, one failed, and one killed behind its checkpoint of step 100."""
+    golden = ROOT / "tests" / "golden" / "sweep_format_2"
+    sweep = tmp_path / "sweep_format_2"
+    shutil.copytree(golden / "sweep", sweep)
+    settings = [
+        "data=text", "data.path=tests/golden/sweep_format_2/text.txt", "data.tokenizer=bytes",
+        "data.prepared_dir=outputs/data/sweep_format_2", "model.n_layer=1", "model.n_head=1", "model.n_embd=8",
+        "model.context_length=16", "schedule=constant", "device=cpu", "train.dtype=float32", "train.compile=false",
+        "train.tokens_per_step=32", "train.micro_batch=2", "train.max_steps=200", "train.eval_every=100",
+        "train.eval_tokens=64", "train.log_every=100", "train.sample_every=null", "train.save_every=100",
+        "train.keep_checkpoints=1", "wandb.mode=disabled",
+    ]  # fmt: skip
+    before = {job.name: job for job in jobs.read(sweep)}
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "-m", "optimizer.lr=1e-3,3e-4,1e-2", *settings,
+         f"hydra.sweep.dir={sweep}"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=120,
+    )  # fmt: skip
+    assert "3 jobs: 2 done, 1 resumes at step 100; 1 more of this sweep are as they were" in result.stdout, result
+    after = {job.name: job for job in jobs.read(sweep)}
+    assert {name: job.id for name, job in after.items()} == {name: job.id for name, job in before.items()}
+    assert [path.name for path in sweep.glob("*/checkpoints")] == ["checkpoints"]  # the others have trained nothing
+    killed = after["optimizer.lr=0.01"]
+    assert killed.status == "completed" and killed.val_loss == pytest.approx(
+        1.707957, abs=1e-4
+    )  # as that version ended
+    assert jobs.varied_keys(list(after.values())) == ["optimizer.lr"]

@@ -121,11 +121,13 @@ def test_a_sweep_of_another_version_is_told_from_a_damaged_one(tmp_path, name, c
     assert (tmp_path / name).read_text() == content
 
 
-def test_a_sweep_without_a_name_is_named_for_the_processes_of_its_jobs():
+def test_the_processes_of_jobs_are_told_the_name_of_the_sweep_and_the_folder_of_the_job(tmp_path):
     config = SimpleNamespace(sweep=SimpleNamespace(name=None), hydra=SimpleNamespace(sweep=SimpleNamespace(dir="/x/y")))
-    assert dispatch._named(config, ["seed=1"]) == ["seed=1", "sweep.name=y"]
+    known = job(tmp_path, "a")
+    folder = f"hydra.sweep.subdir='{known.id}'"
+    assert dispatch._named(config, ["seed=1"], known) == ["seed=1", "sweep.name=y", folder]
     config.sweep.name = "y"
-    assert dispatch._named(config, ["seed=1"]) == ["seed=1"]
+    assert dispatch._named(config, ["seed=1"], known) == ["seed=1", folder]
 
 
 def test_jobs_that_come_twice_are_one_warning(tmp_path, caplog):
