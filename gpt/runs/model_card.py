@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.config.families import ModelConfig
-from gpt.config.schema import TrainConfig, as_dict
+from gpt.config.schema import METRIC, TrainConfig, as_dict
 from gpt.terminal.console import escape
 
 DISCLAIMER = "Generated text can be wrong in every detail; as medical text it must not guide clinical decisions."
@@ -92,20 +92,20 @@ def validation(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     evaluations = evaluated(rows)
     if not evaluations:
         return "No evaluation is on record."
-    best = min(evaluations, key=lambda row: row["val/loss"])
+    best = min(evaluations, key=lambda row: row[METRIC])
     return f"Best validation: {measured(best)}, at step {best['step']:,}, {held_out(settings)}."
 
 
 def evaluated(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of evaluations."""
-    return [row for row in rows if isinstance(row.get("val/loss"), float) and isinstance(row.get("step"), int)]
+    return [row for row in rows if isinstance(row.get(METRIC), float) and isinstance(row.get("step"), int)]
 
 
 def measured(row: dict[str, Any]) -> str:
     """An evaluation's figures."""
     bits = f", {row['val/bpb']:.4f} bits per byte" if isinstance(row.get("val/bpb"), float) else ""
     perplexity = f", perplexity {row['val/perplexity']:.2f}" if isinstance(row.get("val/perplexity"), float) else ""
-    return f"loss {row['val/loss']:.4f} nats per token{bits}{perplexity}"
+    return f"loss {row[METRIC]:.4f} nats per token{bits}{perplexity}"
 
 
 def held_out(settings: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt.config.schema import TrainConfig, WandbConfig
+from gpt.config.schema import METRIC, TrainConfig, WandbConfig
 from gpt.files.jsonl import RowFile
 from gpt.progress import Progress
 from gpt.runs import wandb_description, wandb_run
@@ -47,7 +47,7 @@ class Log:
 
     def finish(self, last_model: Path, progress: Progress) -> None:
         """The run has come to its end: sends its best values, and the weights that `wandb.log_model` asks for."""
-        self.summary({"best/val/loss": progress.best, "best/step": progress.best_step})
+        self.summary({f"best/{METRIC}": progress.best, "best/step": progress.best_step})
         best = self._run_dir / "checkpoints" / f"step_{progress.best_step:08d}"
         if self._log_model == "best" and best.is_dir():
             self.wandb_run.files("best-model", "model", sorted(best.iterdir()))
@@ -67,7 +67,7 @@ class Log:
         """Says what the columns mean, and sends what is on the disk and not in W&B."""
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
-        run.define_metric("val/loss", step_metric="step", summary="min,last")  # "min" alone drops the plain value
+        run.define_metric(METRIC, step_metric="step", summary="min,last")  # "min" alone drops the plain value
         self._first_step = run.starting_step  # 0 offline
         by_step: dict[int, list[dict[str, Any]]] = {}
         for sample in samples:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from gpt.config.schema import METRIC
 from gpt.sweeps.markup import text
 from gpt.terminal.figures import loss_range
 
@@ -40,7 +41,7 @@ class Scale:
 
 def points(rows: Iterable[dict[str, float]]) -> list[tuple[float, float]]:
     """(tokens, val/loss) of the evaluations among a job's rows; none if no loss is finite."""
-    found = [(row["tokens"], row["val/loss"]) for row in rows if "tokens" in row and "val/loss" in row]
+    found = [(row["tokens"], row[METRIC]) for row in rows if "tokens" in row and METRIC in row]
     found = [(tokens, loss) for tokens, loss in found if math.isfinite(tokens)]
     return found if any(math.isfinite(loss) for _, loss in found) else []
 

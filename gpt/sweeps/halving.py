@@ -8,12 +8,13 @@ has learned it keeps: it pauses at a rung and goes on from its checkpoint.
 import math
 from collections.abc import Sequence
 
+from gpt.config.schema import METRIC
 from gpt.sweeps.jobs import Job, grouped, varied_keys
 
 
 def loss_at(job: Job, rung: int) -> float | None:
     """val/loss of the first evaluation with at least `rung` tokens; None if the job has not come so far."""
-    reached = (row["val/loss"] for row in job.rows if "val/loss" in row and row.get("tokens", 0) >= rung)
+    reached = (row[METRIC] for row in job.rows if METRIC in row and row.get("tokens", 0) >= rung)
     return next(reached, None)
 
 

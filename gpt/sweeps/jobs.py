@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from gpt.config.schema import TrainConfig, flatten, nested
+from gpt.config.schema import METRIC, TrainConfig, flatten, nested
 from gpt.config.value_errors import holder, valid_keys
 from gpt.files import durable
 from gpt.files.directory import is_owned
@@ -34,7 +34,7 @@ LARGEST = 1e60  # beyond float32; its fourth power, in Welch's test, is a float
 NUMBERS = {
     "step": int,
     "tokens": int,
-    "val/loss": int | float,
+    METRIC: int | float,
     "val/bpb": int | float,
     "tokens_per_second": int | float,
 }
@@ -66,12 +66,12 @@ class Job:
     @cached_property
     def best(self) -> dict[str, Any]:
         """The row of the lowest val/loss; empty when there is none. NaN is never the lowest."""
-        evaluations = [row for row in self.rows if "val/loss" in row and row["val/loss"] == row["val/loss"]]
-        return min(evaluations, key=lambda row: row["val/loss"], default={})
+        evaluations = [row for row in self.rows if METRIC in row and row[METRIC] == row[METRIC]]
+        return min(evaluations, key=lambda row: row[METRIC], default={})
 
     @property
     def val_loss(self) -> float | None:
-        return self.best.get("val/loss")
+        return self.best.get(METRIC)
 
     @property
     def val_bpb(self) -> float | None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from gpt.config.schema import METRIC
 from gpt.sweeps.jobs import Job, grouped, is_number, shown, varied_keys
 from gpt.terminal.console import escape
 
@@ -236,7 +237,7 @@ def columns(entries: Sequence[Entry]) -> list[str]:
     """Of the closing table, for console.table; the last ones are left out first where the terminal is narrow."""
     keys = list(entries[0].settings) if entries else []
     seeds = ["std", "seeds"] if any(len(entry.jobs) > 1 for entry in entries) else []
-    return [*keys, "status", "val/loss", *seeds, "val/bpb", "tokens", "tokens/s", "seconds"]
+    return [*keys, "status", METRIC, *seeds, "val/bpb", "tokens", "tokens/s", "seconds"]
 
 
 def table_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -245,7 +246,7 @@ def table_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         {key: value if is_number(value) else shown(value) for key, value in entry.settings.items()}
         | {
             "status": entry.status,
-            "val/loss": entry.mean,
+            METRIC: entry.mean,
             "std": entry.std,
             "seeds": len(entry.counted),
             "val/bpb": entry.bpb,
@@ -262,7 +263,7 @@ def csv_text(entries: Sequence[Entry]) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     keys = list(entries[0].settings) if entries else []
-    results = ["val/loss", "std", "low", "high", "seeds", "val/bpb", "tokens", "seconds", "tokens_per_second"]
+    results = [METRIC, "std", "low", "high", "seeds", "val/bpb", "tokens", "seconds", "tokens_per_second"]
     writer.writerow(["rank", *map(escape, keys), *results, "status", "jobs"])
     for rank, entry in enumerate(entries, start=1):
         settings = [value if is_number(value) else shown(value) for value in entry.settings.values()]
@@ -283,7 +284,7 @@ def markdown(
 ) -> str:
     """leaderboard.md. Of a prediction its str() is shown; sections without content are left out."""
     keys = list(entries[0].settings) if entries else []
-    header = ["", *keys, "val/loss", "95 % interval", "seeds", "val/bpb", "tokens", "time", "tokens/s", "status"]
+    header = ["", *keys, METRIC, "95 % interval", "seeds", "val/bpb", "tokens", "time", "tokens/s", "status"]
     lines = [_line(header), "|" + " --- |" * len(header)]
     for rank, entry in enumerate(entries, start=1):
         interval = "" if entry.low is None else f"{entry.low:.4f} to {entry.high:.4f}"

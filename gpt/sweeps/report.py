@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt.config.schema import METRIC
 from gpt.files import durable
 from gpt.files.paths import PROJECT_ROOT
 from gpt.runs.model_card import DISCLAIMER
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 SCRIPT = ["python", str(PROJECT_ROOT / "train.py")]
 OPEN = 20  # jobs: with more, the table of all of them is folded
 LONGEST_SAMPLE = 5000  # characters
-HEADER = ["val/loss", "95 % interval", "seeds", "val/bpb", "tokens", "seconds", "tokens/s", "status"]
+HEADER = [METRIC, "95 % interval", "seeds", "val/bpb", "tokens", "seconds", "tokens/s", "status"]
 
 
 def write(
@@ -314,7 +315,7 @@ def _settings(jobs: Sequence[Job], numbers: dict[Path, int]) -> str:
         values = "".join(cell(job.setting(key)) for key in keys)
         result = cell(job.val_loss, 4) + cell(job.tokens, 0) + cell(job.status)
         rows.append(f'<tr data-jobs="{numbers[job.folder]}">{cell(job.id)}{values}{result}</tr>')
-    each = table(["job", *keys, "val/loss", "tokens", "status"], rows, "board")
+    each = table(["job", *keys, METRIC, "tokens", "status"], rows, "board")
     parts = [f"<details{' open' * (len(jobs) <= OPEN)}><summary>Every job ({len(jobs)})</summary>\n{each}</details>\n"]
     seen: dict[str, dict[str, int]] = defaultdict(dict)  # key: its values as shown, each once
     known = [job for job in jobs if job.config]

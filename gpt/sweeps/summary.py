@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt.config.schema import WandbConfig
+from gpt.config.schema import METRIC, WandbConfig
 from gpt.errors import UserError
 from gpt.files import durable
 from gpt.files.paths import PROJECT_ROOT
@@ -101,7 +101,7 @@ def mirror(results: Results, wandb: WandbConfig) -> None:
     columns = leaderboard.columns(results.entries)
     rows = [[row.get(column) for column in columns] for row in leaderboard.table_rows(results.entries)]
     best = next((entry for entry in results.entries if entry.losses), None)
-    values = {"val/loss": best.mean, "val/bpb": best.bpb, "settings": best.settings} if best else {}
+    values = {METRIC: best.mean, "val/bpb": best.bpb, "settings": best.settings} if best else {}
     configs, statuses = [job.config for job in results.jobs], [job.status for job in results.jobs]
     directory = results.directory
     track.sweep_summary(directory, directory.name, wandb, columns, rows, configs, statuses, values)
@@ -123,7 +123,7 @@ def csv_text(found: list[Job]) -> str:
     """sweep.csv: a line for each job, what was typed and what came of it, numbers with all their digits."""
     typed = list(dict.fromkeys(key for job in found for key in [*job.typed, *jobs.varied_keys(found)]))
     results = {
-        "val/loss": lambda job: job.val_loss,
+        METRIC: lambda job: job.val_loss,
         "val/bpb": lambda job: job.val_bpb,
         "tokens": lambda job: job.tokens,
         "tokens_per_second": lambda job: job.tokens_per_second,

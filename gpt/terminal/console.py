@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from gpt.config.schema import METRIC
+
 log = logging.getLogger(__name__)
 
 LONGEST_REFERENCE = 300  # characters
@@ -252,7 +254,7 @@ class ProgressBar:
 
     def update(self, row: dict[str, float | int]) -> None:
         """Shows one row of metrics; it needs the key `step`."""
-        is_evaluation = "val/loss" in row
+        is_evaluation = METRIC in row
         if self._bar is None or is_evaluation:
             log.info("  ".join([f"step {row['step']}/{self._total}", *_details(row)]))
         if self._bar is not None:
@@ -263,7 +265,7 @@ class ProgressBar:
 def _details(row: dict[str, float | int]) -> list[str]:
     formats = {
         "train/loss": "train/loss {:.3f}",
-        "val/loss": "val/loss {:.3f}",
+        METRIC: METRIC + " {:.3f}",
         "val/bpb": "val/bpb {:.3f}",
         "lr": "lr {:.1e}",
         "tokens_per_second": "{:,.0f} tokens/s",

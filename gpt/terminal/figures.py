@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt.config.schema import METRIC
+
 if TYPE_CHECKING:  # matplotlib takes 0.4 s to import: only when a figure is drawn
     from matplotlib.axes import Axes
     from matplotlib.patches import Rectangle
@@ -21,7 +23,7 @@ def loss_curve(rows: list[Row], path: Path, title: str) -> None:
     """train/loss and val/loss over tokens, from the rows of a metrics.jsonl."""
 
     def draw(axes: "Axes") -> None:
-        for key, style in (("train/loss", {"linewidth": 1}), ("val/loss", {"linewidth": 2, "marker": "o"})):
+        for key, style in (("train/loss", {"linewidth": 1}), (METRIC, {"linewidth": 2, "marker": "o"})):
             axes.plot(*_series(rows, key), label=key, markersize=4, **style)
         axes.set(title=_plain(title), xlabel="tokens", ylabel="loss (nats per token)")
         _tokens_axis(axes)
@@ -36,7 +38,7 @@ def curves(jobs: dict[str, list[Row]], path: Path, title: str) -> None:
     def draw(axes: "Axes") -> None:
         from matplotlib import colormaps
 
-        series = {label: _series(rows, "val/loss") for label, rows in jobs.items()}
+        series = {label: _series(rows, METRIC) for label, rows in jobs.items()}
         best = {label: _lowest(losses) for label, (_, losses) in series.items()}
         for number, label in enumerate(sorted(jobs, key=lambda label: (best[label], label))):
             # Ten colours, then the same ones dashed and dotted.

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from gpt import tokenizer
+from gpt.config.schema import METRIC
 from gpt.errors import UserError
 from gpt.files.hub import PINNED
 from gpt.files.jsonl import read_rows
@@ -138,8 +139,8 @@ def metrics(step: int, record: Record) -> str:
     evaluations = evaluated(record.rows)
     own = next((row for row in evaluations if row["step"] == step), None)
     if own is None and record.val_loss is not None:
-        own = {"val/loss": record.val_loss, "val/perplexity": math.exp(min(record.val_loss, 700))}
-    best = min(evaluations, key=lambda row: row["val/loss"], default=None)
+        own = {METRIC: record.val_loss, "val/perplexity": math.exp(min(record.val_loss, 700))}
+    best = min(evaluations, key=lambda row: row[METRIC], default=None)
     if own is None and best is None:
         return "No evaluation is on record."
     lines = [f"Validation of these weights, at step {step:,}: {measured(own) if own else UNKNOWN}."]
@@ -165,6 +166,9 @@ def usage(loaded: Loaded, settings: dict[str, Any]) -> str:
     room = loaded.model.config.context_length - len(tokenizer.load(loaded.tokenizer_name).encode(example))
     program = f"""\
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gpt.config.schema import METRIC
+
 
 path = "."  # this directory, or <user>/<name> on the hub
 tokenizer = AutoTokenizer.from_pretrained(path)
