@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -39,6 +40,7 @@ NOT_COMPOSED = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeD
 T = TypeVar("T")
 
 hydra_patches.install()
+setup_globals()  # Hydra's own resolvers, which --experimental-rerun would lack
 environment.install()
 OmegaConf.register_new_resolver("project_root", lambda: str(PROJECT_ROOT), replace=True)
 OmegaConf.register_new_resolver("absolute", lambda path: str(absolute(path)), replace=True)

@@ -28,7 +28,8 @@ def is_known(config: DictConfig) -> bool:
 def axes(config: DictConfig, loader: ConfigLoader) -> list[Override]:
     """What varies from job to job and what does not, of an experiment's file and of the command line."""
     lines = [f"{key}={axis}" for key, axis in (config.hydra.sweeper.params or {}).items()]
-    return OverridesParser.create(config_loader=loader).parse_overrides([*lines, *config.hydra.overrides.task])
+    typed = OmegaConf.to_container(config.hydra.overrides.task)  # ${oc.env:NAME} stays as it was typed
+    return OverridesParser.create(config_loader=loader).parse_overrides([*lines, *typed])
 
 
 def all_jobs(config: DictConfig, loader: ConfigLoader) -> list[list[str]]:

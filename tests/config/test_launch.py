@@ -69,3 +69,13 @@ def test_an_output_path_that_cannot_be_written_is_an_environment_error(tmp_path)
     result = run_script(f"out_dir={tmp_path / 'file' / 'run'}")
     assert result.returncode == 5
     assert len(result.stderr.splitlines()) == 1 and str(tmp_path / "file") in result.stderr
+
+
+def test_the_pickle_of_a_job_is_run_again_as_anywhere_in_hydra(tmp_path):
+    small = ["device=cpu", "debug=fast", "data.tokenizer=bytes", f"data.prepared_dir={tmp_path}/data"]
+    small += ["model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.context_length=64", "train.max_steps=1"]
+    pickle = "+hydra.callbacks.pickle._target_=hydra.experimental.callbacks.PickleJobInfoCallback"
+    first = run_script(*small, pickle, "hydra.output_subdir=.hydra", f"out_dir={tmp_path}/run")
+    assert first.returncode == 0, first.stderr
+    again = run_script("--experimental-rerun", str(tmp_path / "run" / ".hydra" / "config.pickle"))
+    assert again.returncode == 0 and "already at step 1 of 1" in again.stdout, again

@@ -123,3 +123,13 @@ def test_an_error_of_the_script_is_the_answer_too(tmp_path, grid):
     cfg = composition.compose(*grid, [*composition.all_jobs(*grid)[0], "model.n_head=5"], 0)
     with pytest.raises(UserError, match=r"not divisible by model\.n_head 5"):
         composition.cost(main, cfg, tmp_path / "job")
+
+
+def test_a_job_is_known_by_the_name_of_a_variable_and_not_by_what_is_in_it(monkeypatch):
+    monkeypatch.setenv("TOKEN", "s3cret")
+    config, loader = sweep("sweep.name=x", "init.revision=${oc.env:TOKEN}", "seed=1,2")
+    for number, overrides in enumerate(composition.all_jobs(config, loader)):
+        job_config = composition.compose(config, loader, overrides, number)
+        job = composition.as_job(job_config, number, {"seed"})
+        assert job_config.init.revision == "s3cret" and job.config["init.revision"] == "${oc.env:TOKEN}"
+        assert "s3cret" not in str(job)
