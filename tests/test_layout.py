@@ -120,10 +120,10 @@ def test_every_module_has_its_tests():
 
 def test_files_read_in_one_sitting():
     for path in MODULES:
-        assert len(path.read_text().splitlines()) <= 351, path.name
+        assert len(path.read_text().splitlines()) <= 350, path.name
     for path in SCRIPTS:
-        assert len(path.read_text().splitlines()) <= 105, path.name
-    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+        assert len(path.read_text().splitlines()) <= 101, path.name
+    assert len((ROOT / "README.md").read_text().splitlines()) < 180
 
 
 def test_every_requirement_is_pinned_to_a_range_and_installed_for_something_that_is_imported():

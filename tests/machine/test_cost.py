@@ -1,4 +1,4 @@
-"""What a run is said to cost against what is counted and measured. Its memory: tests/test_memory.py."""
+"""What a run is said to cost against what is counted and measured. Its memory: test_memory.py."""
 
 from dataclasses import replace
 
