@@ -1,4 +1,4 @@
-"""What ends a process without a traceback: an error that a person can mend, or a signal; each with its exit code."""
+"""Defines the errors that end a process without a traceback: one that a person can mend, and a signal."""
 
 import signal
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Optimizers, the groups that weight decay applies to, and the learning rate as a function of the step."""
+"""Builds optimizers and the groups that weight decay applies to, and gives the learning rate of each step."""
 
 import inspect
 import math

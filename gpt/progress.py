@@ -1,4 +1,4 @@
-"""How long a run is, how far it is, and what follows from that: what is due, how good it was, whether it is over."""
+"""Tells how long a run is, how far it has come, what is due, which step was the best, and whether it is over."""
 
 import math
 from dataclasses import dataclass, replace

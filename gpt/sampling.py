@@ -1,4 +1,4 @@
-"""From logits to text: which token comes next, how a text goes on, and the cache that makes it quick.
+"""Turns logits into text: draws the next token, goes on with a text, and keeps the cache that makes it quick.
 
 Letters in shape comments are those of gpt/model.py: B rows, T tokens, V vocabulary, H heads, D width of a head.
 

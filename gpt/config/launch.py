@@ -116,7 +116,7 @@ def launch(main: Callable[[], Any], script: str) -> None:
     console.setup()
     code = run(main, script)
     if callback.running():
-        failed = callback.close(hurry=code >= 128)
+        failed = callback.close(interrupted=code >= 128)
         code = code or failed
     console.flush_and_exit(code)
 

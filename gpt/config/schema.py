@@ -1,4 +1,4 @@
-"""The type and the allowed range of every configuration value. Values themselves live in conf/ only.
+"""Defines the type and the allowed range of every configuration value. Values themselves live in conf/ only.
 
 Nothing here imports torch, so that a wrong value is reported before the two seconds that torch takes to load. The
 modules import their section from here; gpt/config/launch.py turns a composed Hydra config into one of the three

@@ -1,4 +1,4 @@
-"""The directory of a run: one process at a time, writable, and with room for its checkpoints."""
+"""Locks the directory of a run for one process, and checks that it can be written and has room."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""Files that are on the disk whole, or not at all, whatever happens to the process or the machine."""
+"""Writes files that are on the disk whole or not at all, whatever happens to the process or the machine."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Rows in a JSONL file, one object a line: they outlive a killed process and wait for a full disk.
+"""Appends rows to a JSONL file and reads them: they outlive a killed process and wait for a full disk.
 
 JSON has no NaN and no infinity: they are written as the strings that W&B uses for them, and read back as numbers.
 """

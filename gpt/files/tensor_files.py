@@ -1,4 +1,4 @@
-"""Tensors in files: read without ever executing what is in them, and given to a model only if they fit.
+"""Reads tensors from files without ever executing what is in them, and gives them to a model only if they fit.
 
 What is read is mapped into memory, not copied: a file takes room as its tensors are looked at, until `forget`.
 """

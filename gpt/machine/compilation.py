@@ -1,4 +1,4 @@
-"""Whether the blocks of a model are compiled for training (torch.compile), decided once for a run.
+"""Decides once for a run whether the blocks of its model are compiled (torch.compile), and compiles them.
 
 Compiling costs about a minute when a run starts, less when the files of an earlier one are found, and makes each step
 somewhat faster: worth it for long runs only. How much faster: experiments/speed/README.md.

@@ -1,4 +1,4 @@
-"""Where a run computes, in which precision, and how exactly it can be repeated there."""
+"""Chooses device and precision of a run, and says how exactly it can be repeated there."""
 
 import ctypes
 import logging

@@ -1,4 +1,4 @@
-"""How much memory a process may still take: what the machine has free, and what its limits leave."""
+"""Reads how much memory a process may still take: what the machine has free, and what its limits leave."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""Whether and how a run goes on: from which checkpoint, with which settings, and as exactly as this machine can."""
+"""Finds the checkpoint that a run goes on from, and refuses settings with which it would be another run."""
 
 import json
 import logging

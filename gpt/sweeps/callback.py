@@ -1,7 +1,7 @@
-"""What Hydra tells of a sweep and its jobs (conf/hydra/callbacks/sweep.yaml), and what follows from it.
+"""Records the jobs of a sweep when Hydra starts and ends them (conf/hydra/callbacks/sweep.yaml).
 
 Hydra prints only the first failed job of a sweep, starts all of them again each time, and knows no closing step when
-one has failed. So gpt/sweeps/dispatch.py decides which jobs its launcher gets, the callback below records each of them
+one has failed. So gpt/sweeps/selection.py decides which jobs its launcher gets, the callback below records each of them
 in the process in which it runs, and gpt/config/launch.py's `launch` calls `close` at the end.
 """
 
@@ -25,14 +25,14 @@ from omegaconf import DictConfig, OmegaConf
 from gpt.config.schema import WandbConfig
 from gpt.errors import UserError
 from gpt.sweeps import composition, hydra_patches, jobs, plugins, workers
-from gpt.sweeps.dispatch import Dispatch
 from gpt.sweeps.jobs import Job
+from gpt.sweeps.selection import SelectingLauncher
 from gpt.terminal import console
 
 _running: tuple[Path, WandbConfig] | None = None  # the sweep of this process, from its first job on
 
 
-class Instead(BaseException):
+class OtherRequest(BaseException):
     """No run but something else is asked for. Raised before Hydra makes a directory; of an Exception in a callback
     Hydra makes a warning."""
 
@@ -40,16 +40,16 @@ class Instead(BaseException):
         self.config, self.loader = config, loader
 
 
-class DryRun(Instead):
+class DryRun(OtherRequest):
     """dry_run=true: what it would cost."""
 
 
-class Report(Instead):
+class Report(OtherRequest):
     """sweep.report=<name>: what has come of a sweep."""
 
 
 class Refused(BaseException):
-    """A sweep cannot start. It carries the UserError through Hydra, like `Instead`."""
+    """A sweep cannot start. It carries the UserError through Hydra, like `OtherRequest`."""
 
     def __init__(self, error: UserError) -> None:
         self.error = error
@@ -78,11 +78,11 @@ class SweepCallback(Callback):
         loader = GlobalHydra.instance().config_loader()
         hydra_patches.freeze(loader)
 
-        def dispatch(launcher: Launcher, task: Callable[[DictConfig], Any]) -> Launcher:
+        def select(launcher: Launcher, task: Callable[[DictConfig], Any]) -> Launcher:
             plugins.silence()
-            return Dispatch(launcher, config, loader, task, lambda directory: _begin(directory, config))
+            return SelectingLauncher(launcher, config, loader, task, lambda directory: _begin(directory, config))
 
-        hydra_patches.wrap_launcher(dispatch)
+        hydra_patches.wrap_launcher(select)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN:
@@ -101,12 +101,12 @@ class SweepCallback(Callback):
         if config.hydra.mode != RunMode.MULTIRUN:
             return
         result = job_return._return_value  # `return_value` raises the job's exception again
-        begun = _recorded(config)
-        job = replace(begun, seconds=round(begun.seconds + time.monotonic() - self._started, 3))
+        started = _recorded(config)
+        job = replace(started, seconds=round(started.seconds + time.monotonic() - self._started, 3))
         if job_return.status == JobStatus.COMPLETED:
             jobs.write(_ended(job, config))
         elif isinstance(result, workers.Ended):
-            jobs.write(replace(job, status="interrupted") if begun.status == "running" else begun)
+            jobs.write(replace(job, status="interrupted") if started.status == "running" else started)
         else:
             where = str(_log_of(result, job.folder))
             job = replace(job, status="failed", code=getattr(result, "code", 1), error=_explain(result), log=where)
@@ -124,16 +124,16 @@ def running() -> bool:
     return _running is not None
 
 
-def close(hurry: bool) -> int:
-    """Writes and prints what has come of the sweep of this process; in a `hurry`, nothing goes to W&B. Returns the exit
-    code: 1 if a job failed or did not end, else 0."""
+def close(interrupted: bool) -> int:
+    """Writes and prints the result of the sweep of this process; nothing goes to W&B when it was `interrupted`. Returns
+    the exit code: 1 if a job failed or did not end, else 0."""
     global _running
     if _running is None:
         raise RuntimeError("no sweep is running")
     from gpt.sweeps import summary  # which takes numpy and more
 
     (directory, wandb), _running = _running, None
-    return summary.close(directory, None if hurry else wandb)
+    return summary.close(directory, None if interrupted else wandb)
 
 
 def _begin(directory: Path, config: DictConfig) -> None:

@@ -1,4 +1,4 @@
-"""Curves of val/loss over tokens as an SVG that is complete without a script, and the data with which report.js
+"""Draws curves of val/loss over tokens as an SVG that is complete without a script, and the data with which report.js
 shows what one points at.
 
 The text around the SVG is HTML: on a narrow page the picture is compressed and the letters are not.

@@ -1,4 +1,4 @@
-"""The jobs of a sweep as Hydra composes them, and what each would cost, before any of them runs."""
+"""Composes the jobs of a sweep as Hydra does, and what each would cost, before any of them runs."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`dry_run=true`: what a run, or each job of a sweep, will cost, in place of the run. Nothing is written."""
+"""Prints what a run, or each job of a sweep, will cost, in place of it (`dry_run=true`). Nothing is written."""
 
 import logging
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Successive halving: all jobs get a small budget, the best of them a larger one, and so on.
+"""Chooses the jobs that go on in successive halving: all get a small budget, the best a larger one, and so on.
 
 Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", 2016, algorithm 1,
 over the jobs of a sweep: a rung is a budget in tokens, and `keep` the part of the jobs that goes beyond it. What a job

@@ -1,4 +1,4 @@
-"""The jobs of a sweep as their folders tell of them: which job a folder is of, how far it is, what came of it.
+"""Reads and writes the jobs of a sweep, a folder each: its settings, how far it is, what came of it.
 
 A job is known by its resolved settings, and its folder is named after them: the same settings are the same job, other
 ones another. Each job's process writes its own folder only, so it does not matter where it runs.

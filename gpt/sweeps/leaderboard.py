@@ -1,4 +1,4 @@
-"""The leaderboard of a sweep: which settings reach the lowest val/loss, and whether that is more than chance.
+"""Ranks the settings of a sweep by val/loss, and says whether the best one is more than chance.
 
 Jobs that differ in nothing but the seed are one entry, and a sample of what its settings lead to. Only jobs that have
 come to their end are compared: val/loss falls with the tokens read.

@@ -1,4 +1,4 @@
-"""HTML from texts that are not trusted: escaped, with control characters shown, and long ones shortened."""
+"""Makes HTML from texts that are not trusted: escaped, with control characters shown, and long ones shortened."""
 
 import html
 import re

@@ -1,4 +1,4 @@
-"""The learning rate at which a sweep predicts its lowest val/loss, and where to look next.
+"""Predicts the learning rate of the lowest val/loss from the jobs of a sweep, and where to look next.
 
 For each combination of the other varied settings, val/loss of the completed jobs is fitted as a parabola in log10 of
 the learning rate. Around its best value that is what any smooth curve looks like; over many decades it is not, which

@@ -1,4 +1,4 @@
-"""report.html: all of a sweep on one page that needs no network, no server and no other file.
+"""Writes report.html: all of a sweep on one page that needs no network, no server and no other file.
 
 What comes from files and from models is not trusted: it is escaped, and the page's own policy lets a browser fetch
 nothing and run no script but report.js. The same jobs give the same bytes.

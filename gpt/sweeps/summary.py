@@ -1,4 +1,4 @@
-"""What has come of a sweep, made from its jobs' folders: the files beside them, and what is printed."""
+"""Closes a sweep: writes the files beside its jobs' folders, and prints what has come of it."""
 
 import csv
 import io

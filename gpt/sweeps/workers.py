@@ -1,4 +1,4 @@
-"""The processes in which the jobs of a sweep run: the launching one, or those of a launcher of several at once."""
+"""Prepares the processes in which jobs run, that of the sweep or those of a launcher, and ends them."""
 
 import contextlib
 import os

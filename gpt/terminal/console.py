@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: log lines, errors, the progress bar and tables.
+"""Prints what a person sees in the terminal: log lines, errors, the progress bar and tables.
 
 Results and ordinary lines go to stdout, warnings and errors to stderr. Colours and the bar appear on a terminal only.
 """

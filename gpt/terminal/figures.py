@@ -1,4 +1,4 @@
-"""PNG figures: the loss of a run, the curves and the heatmap of a sweep, the token lengths of prepared data.
+"""Draws PNG figures: the loss of a run, the curves and the heatmap of a sweep, the token lengths of prepared data.
 
 The same numbers give the same bytes on the same machine. Figures are made without pyplot, which keeps state.
 """

@@ -1,4 +1,4 @@
-"""A model as a Hugging Face directory: what transformers, the hub and llama.cpp's converter read.
+"""Writes a model as a Hugging Face directory, which transformers, the hub and llama.cpp's converter read.
 
 Names, shapes and settings are those of GPT2LMHeadModel. llama.cpp asks for some things more: `n_ctx` in config.json,
 which transformers 5 no longer writes, one file model*.safetensors, and a tokenizer that cuts texts as GPT-2's does.

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: front matter for the Hugging Face hub, then a card for people.
+"""Writes the README.md of an exported model: front matter for the Hugging Face hub, then a card for people.
 
 It says what the checkpoint and its run have on record. What they have not is "not recorded", and never guessed.
 """

@@ -1,4 +1,4 @@
-"""How other projects name the tensors of a GPT-2, and how these become ours. No file is read here.
+"""Translates the names that other projects give the tensors of a GPT-2. No file is read here.
 
 Ours are the names of OpenAI's code, as transformers and nanoGPT have them too (wte, wpe, h.0.attn.c_attn, ...), and our
 matrices are (out, in). A tensor of ours may consist of several of theirs, one below the other: `Parts`.

@@ -1,4 +1,4 @@
-"""TensorFlow checkpoints read without TensorFlow: its tensor bundles, in which OpenAI published GPT-2.
+"""Reads TensorFlow checkpoints without TensorFlow: its tensor bundles, in which OpenAI published GPT-2.
 
 `model.ckpt.index` is a table in LevelDB's format: blocks of sorted keys and values, an index of the blocks, a footer.
 Under the empty key it holds a BundleHeaderProto, under each variable's name a BundleEntryProto, which says where in

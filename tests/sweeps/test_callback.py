@@ -328,7 +328,7 @@ def test_a_single_run_leaves_no_record_of_a_sweep(tmp_path, starts):
 def test_no_sweep_runs_in_a_process_that_did_not_start_one():
     assert not callback.running()
     with pytest.raises(RuntimeError):
-        callback.close(hurry=False)
+        callback.close(interrupted=False)
 
 
 def test_user_errors_keep_their_text_and_bugs_name_their_type():

@@ -1,7 +1,7 @@
-"""Which jobs of a sweep there is something to do for, found out and said before the first one starts.
+"""Selects the jobs of a sweep that are not done, and says so before the first one starts.
 
-Hydra's sweepers make the jobs and its launchers run them. `Dispatch` stands between the two: it knows each job by its
-resolved settings, leaves out those that are done, and refuses all when one of them cannot run.
+Hydra's sweepers make the jobs and its launchers run them. `SelectingLauncher` stands between the two: it knows each job
+by its resolved settings, leaves out those that are done, and refuses all when one of them cannot run.
 """
 
 import contextlib
@@ -41,18 +41,24 @@ class Planned:
     job: Job
 
 
-class Dispatch(Launcher):
+class SelectingLauncher(Launcher):
     """A launcher that hands on to another one the jobs that are not done, and knows what came of the others."""
 
     def __init__(
         self, launcher: Launcher, config: DictConfig, loader: ConfigLoader, task: Callable[[DictConfig], Any],
-        begun: Callable[[Path], None],
+        on_begin: Callable[[Path], None],
     ) -> None:  # fmt: skip
-        """`task` runs a job; `begun` is told the sweep's directory before the first one.
+        """`task` runs a job; `on_begin` is called with the sweep's directory before the first one.
 
         Raises UserError when another process runs this sweep (6), or when another version of this project made it.
         """
-        self._launcher, self._config, self._loader, self._task, self._begun = launcher, config, loader, task, begun
+        self._launcher, self._config, self._loader, self._task, self._on_begin = (
+            launcher,
+            config,
+            loader,
+            task,
+            on_begin,
+        )
         self._directory = Path(str(config.hydra.sweep.dir)).absolute()
         self._planned: dict[tuple[str, ...], Planned] = {}
         self._lock = contextlib.ExitStack()  # held until the process ends
@@ -103,7 +109,7 @@ class Dispatch(Launcher):
                 jobs.write(job)
         if not self._planned:
             _write_facts(self._directory)
-            self._begun(self._directory)
+            self._on_begin(self._directory)
         self._planned |= planned
 
     def _fingerprint(self, one: Planned) -> str:
@@ -225,9 +231,9 @@ def describe(mine: list[Job], n_others: int) -> str:
 
     counts: dict[str, list[Job]] = {}
     for job in mine:
-        begun = job.status in ("interrupted", "paused", "running") and listed(job.folder / "checkpoints")
+        has_steps = job.status in ("interrupted", "paused", "running") and listed(job.folder / "checkpoints")
         kind = {"completed": "done", "stopped": "stopped", "failed": "failed", "halved": "halved"}.get(job.status)
-        counts.setdefault(kind or ("resumes" if begun else "new"), []).append(job)
+        counts.setdefault(kind or ("resumes" if has_steps else "new"), []).append(job)
     steps = [str(int(listed(job.folder / "checkpoints")[-1].name.split("_")[1])) for job in counts.get("resumes", [])]
     shown = ", ".join(steps[:8]) + (", ..." if len(steps) > 8 else "")
     texts = {

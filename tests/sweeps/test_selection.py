@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from gpt.errors import ENVIRONMENT, UserError
-from gpt.sweeps import dispatch
-from gpt.sweeps.dispatch import Planned
+from gpt.sweeps import selection
 from gpt.sweeps.jobs import Job
+from gpt.sweeps.selection import Planned
 
 
 def planned(*jobs, axes=("lr",)):
@@ -35,26 +35,26 @@ def test_the_first_line_of_a_sweep_counts_what_is_done_what_goes_on_and_what_is_
         job(tmp_path, "killed before its first checkpoint", status="interrupted"),
         *(job(tmp_path, f"new{i}") for i in range(2)),
     ]
-    assert dispatch.describe(mine, 0) == "12 jobs: 7 done, 1 resumes at step 120, 1 failed (again), 3 new"
+    assert selection.describe(mine, 0) == "12 jobs: 7 done, 1 resumes at step 120, 1 failed (again), 3 new"
 
 
 def test_the_first_line_names_the_steps_of_several_and_the_jobs_that_it_leaves_alone(tmp_path):
     mine = [job(tmp_path, f"{i}", steps=(i,), status="paused") for i in range(1, 11)]
     mine += [job(tmp_path, "s", status="stopped"), job(tmp_path, "h", steps=(5,), status="halved")]
-    assert dispatch.describe(mine, 4) == (
+    assert selection.describe(mine, 4) == (
         "12 jobs: 1 stopped from W&B, 1 halved, 10 resume at steps 1, 2, 3, 4, 5, 6, 7, 8, ...; "
         "4 more of this sweep are as they were"
     )
-    assert dispatch.describe(mine[-2:-1], 0) == "1 job: 1 stopped from W&B"
+    assert selection.describe(mine[-2:-1], 0) == "1 job: 1 stopped from W&B"
 
 
 def test_an_axis_changes_nothing_when_no_job_differs_by_it_whatever_the_other_axes_are(tmp_path):
     a, b, c = (job(tmp_path, name) for name in "abc")
-    dispatch.check_axes(planned((a, 1), (b, 2)))
-    dispatch.check_axes(planned((a, 1, 1), (a, 1, 2), (b, 2, 1), (c, 2, 2), axes=("lr", "decay")))  # sometimes it does
-    dispatch.check_axes(planned((a, 1)))  # one value is no axis
+    selection.check_axes(planned((a, 1), (b, 2)))
+    selection.check_axes(planned((a, 1, 1), (a, 1, 2), (b, 2, 1), (c, 2, 2), axes=("lr", "decay")))  # sometimes it does
+    selection.check_axes(planned((a, 1)))  # one value is no axis
     with pytest.raises(UserError, match="the axis decay=1, decay=2 changes nothing; leave it out"):
-        dispatch.check_axes(planned((a, 1, 1), (a, 1, 2), (b, 2, 1), (b, 2, 2), axes=("lr", "decay")))
+        selection.check_axes(planned((a, 1, 1), (a, 1, 2), (b, 2, 1), (b, 2, 2), axes=("lr", "decay")))
 
 
 def ask(faults, are_elsewhere=False, **jobs):
@@ -65,7 +65,7 @@ def ask(faults, are_elsewhere=False, **jobs):
             raise faults[one.job.id]
         return "now"
 
-    dispatch.check_jobs({(name,): Planned([], None, one) for name, one in jobs.items()}, fingerprint_of, are_elsewhere)
+    selection.check_jobs({(name,): Planned([], None, one) for name, one in jobs.items()}, fingerprint_of, are_elsewhere)
 
 
 def test_all_jobs_that_cannot_run_are_listed_each_fault_and_each_remedy_once(tmp_path):
@@ -115,9 +115,9 @@ def test_a_sweep_of_another_version_is_told_from_a_damaged_one(tmp_path, name, c
     (tmp_path / name).write_text(content)
     if is_other:
         with pytest.raises(UserError, match=r"another version.*untouched"):
-            dispatch.check_format(tmp_path)
+            selection.check_format(tmp_path)
     else:
-        dispatch.check_format(tmp_path)
+        selection.check_format(tmp_path)
     assert (tmp_path / name).read_text() == content
 
 
@@ -125,16 +125,16 @@ def test_the_processes_of_jobs_are_told_the_name_of_the_sweep_and_the_folder_of_
     config = SimpleNamespace(sweep=SimpleNamespace(name=None), hydra=SimpleNamespace(sweep=SimpleNamespace(dir="/x/y")))
     known = job(tmp_path, "a")
     folder = f"hydra.sweep.subdir='{known.id}'"
-    assert dispatch._named(config, ["seed=1"], known) == ["seed=1", "sweep.name=y", folder]
+    assert selection._named(config, ["seed=1"], known) == ["seed=1", "sweep.name=y", folder]
     config.sweep.name = "y"
-    assert dispatch._named(config, ["seed=1"], known) == ["seed=1", folder]
+    assert selection._named(config, ["seed=1"], known) == ["seed=1", folder]
 
 
 def test_jobs_that_come_twice_are_one_warning(tmp_path, caplog):
     a, b, c = (job(tmp_path, name) for name in "abc")
-    dispatch.warn_of_doubles([a, b, a, c, c, c])
+    selection.warn_of_doubles([a, b, a, c, c, c])
     assert [record.getMessage() for record in caplog.records] == [
         "3 of 6 jobs are doubles, and run once: name=a, name=c"
     ]
-    dispatch.warn_of_doubles([a, b, c])
+    selection.warn_of_doubles([a, b, c])
     assert len(caplog.records) == 1
