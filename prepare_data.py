@@ -12,11 +12,11 @@ from gpt.files import paths
 def main(cfg: DictConfig) -> None:
     data = launch.load(cfg, PrepareConfig).data
 
-    from gpt.data import data_card, preparation
+    from gpt.data import data_card, preparation, prepared
     from gpt.terminal import console  # after the configuration is known to be right: errors in it show at once
 
     directory = preparation.prepare(data, paths.PROJECT_ROOT)
-    print(data_card.summary(preparation.read_meta(directory)))
+    print(data_card.summary(prepared.read_meta(directory)))
     print(console.escape(str(directory)))
 
 

@@ -16,7 +16,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
         return cost.estimate(cfg, PROJECT_ROOT)  # which gpt/config/launch.py prints
     import torch  # here, because it takes seconds: --help and a misspelt key do not wait for it
 
-    from gpt import finetune, loop, optim, references, sampling
+    from gpt import finetune, loop, optim, prompts, sampling
     from gpt.machine import compilation, device
     from gpt.objective import NextToken
     from gpt.progress import is_finished
@@ -31,7 +31,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
         batches = run.open_batches(machine)
         machine = run.decide_compilation(machine, batches)
         objective = NextToken(torch.from_numpy(tokens.bytes_per_token()).to(machine.device))
-        questions = references.questions(cfg.data, cfg.sample.references, batches.prepared)
+        questions = prompts.questions(cfg.data, cfg.sample.references, batches.prepared)
 
         torch.manual_seed(cfg.seed)
         model = loading.build(cfg.model, tokens.n_vocab, weights).to(machine.device)

@@ -1,6 +1,11 @@
-"""The instruction templates. One function serves training, evaluation and generation."""
+"""Puts the template around an instruction: one function for training, evaluation and generation."""
 
+import itertools
+import json
 from dataclasses import dataclass
+from pathlib import Path
+
+from gpt.config.data import DataConfig
 
 ALPACA_HEADER = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -43,3 +48,13 @@ class Question:
     instruction: str
     input: str = ""
     reference: str | None = None
+
+
+def questions(cfg: DataConfig, n_references: int, prepared: Path) -> list[Question]:
+    """The prompts of `cfg`, then the first `n_references` records of the validation split, which is in random order."""
+    questions = [Question(prompt) for prompt in cfg.prompts]
+    if n_references:
+        with open(prepared / "val.jsonl", encoding="utf-8") as file:
+            records = [json.loads(line) for line in itertools.islice(file, n_references)]
+        questions += [Question(record["instruction"], record["input"], record["output"]) for record in records]
+    return questions

@@ -128,6 +128,12 @@ def logger():
     logger.handlers[:], logger.level, logger.propagate = before
 
 
+@pytest.fixture
+def lines(caplog):
+    caplog.set_level(logging.INFO, logger="gpt")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
 LONGEST = [
     f"test_{name}.py"
     for name in ("kill", "callback", "train", "signals", "config_fuzz", "hostile_files", "track", "damage", "loading")

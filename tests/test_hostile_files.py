@@ -35,7 +35,7 @@ from torch import nn
 from generate import generate
 from gpt.config import launch
 from gpt.config.schema import GenerateConfig, TrainConfig
-from gpt.data import preparation, sources
+from gpt.data import preparation, prepared, sources
 from gpt.runs import checkpoint, wandb_description
 from train import train
 
@@ -282,14 +282,14 @@ def sign(step: Path, **changes: Any) -> None:
     (step / "manifest.json").write_text(json.dumps(manifest))
 
 
-def sign_data(prepared: Path, **more: Any) -> None:
+def sign_data(folder: Path, **more: Any) -> None:
     """Writes the meta.json of prepared data anew."""
-    meta = json.loads((prepared / "meta.json").read_text())
+    meta = json.loads((folder / "meta.json").read_text())
     for name, file in meta["files"].items():
-        if (prepared / name).is_file():
-            file |= {"bytes": (prepared / name).stat().st_size, "sha256": sources.sha256(prepared / name)}
+        if (folder / name).is_file():
+            file |= {"bytes": (folder / name).stat().st_size, "sha256": sources.sha256(folder / name)}
     meta["files"] |= more
-    (prepared / "meta.json").write_text(json.dumps(meta | {"fingerprint": preparation._fingerprint(meta)}))
+    (folder / "meta.json").write_text(json.dumps(meta | {"fingerprint": prepared.fingerprint_of(meta)}))
 
 
 def in_checkpoint(name: str, write: Callable[[Path, Any], None]) -> Callable[[Place], None]:

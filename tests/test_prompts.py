@@ -1,7 +1,10 @@
+import json
+
 import pytest
+from conftest import data_config
 
 from gpt import tokenizer
-from gpt.prompts import ALPACA_HEADER, TEMPLATES, format_prompt
+from gpt.prompts import ALPACA_HEADER, TEMPLATES, Question, format_prompt, questions
 
 
 def test_the_alpaca_prompt_is_exactly_this_text():
@@ -52,3 +55,19 @@ def test_the_alpaca_header_has_24_tokens_with_the_instruction_line_and_the_respo
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_braces_and_percent_signs_in_a_prompt_stay_as_they_are(template):
     assert "100 % of {input} and {0}" in format_prompt(template, "100 % of {input} and {0}")
+
+
+def test_held_out_questions_come_with_their_answers_after_the_prompts_of_the_data(tmp_path):
+    records = [{"instruction": f"q{i}", "input": "", "output": f"a{i}"} for i in range(3)]
+    (tmp_path / "val.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    cfg = data_config(prompts=["What is Croup ?"])
+    assert questions(cfg, 2, tmp_path) == [
+        Question("What is Croup ?"),
+        Question("q0", "", "a0"),
+        Question("q1", "", "a1"),
+    ]
+    assert len(questions(cfg, 9, tmp_path)) == 4
+
+
+def test_without_references_no_file_is_needed(tmp_path):
+    assert questions(data_config(prompts=["a", "b"]), 0, tmp_path) == [Question("a"), Question("b")]

@@ -140,19 +140,19 @@ def estimate(cfg: TrainConfig, root: Path) -> Cost:
     Raises UserError for what would stop the run itself: a device, data or a budget that do not suit it.
     """
     from gpt import optim, tokenizer
-    from gpt.data import batching, preparation, sources
+    from gpt.data import batching, prepared, sources
     from gpt.machine import compilation, counting, device
 
     where, dtype, environment = device.choose(cfg.device, cfg.train, {})
     vocab_size = tokenizer.load(cfg.data.tokenizer).n_vocab
-    prepared = preparation.find(cfg.data, root)
+    directory = prepared.find(cfg.data, root)
     rows = cfg.train.micro_batch
     if rows == "auto":
         rows = memory.rows_that_fit(cfg, vocab_size, where, dtype)
     steps = tokens = seconds = None
     length, note, work = None, "", Work.expected(cfg.train)
-    if prepared:
-        batches = batching.open_batches(prepared, memory.with_micro_batch(cfg, rows), vocab_size)
+    if directory:
+        batches = batching.open_batches(directory, memory.with_micro_batch(cfg, rows), vocab_size)
         length, work = (batches.total_steps, batches.budget), Work.of(batches.train, batches.validation)
     else:
         sources.find(cfg.data, root)

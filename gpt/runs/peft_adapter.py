@@ -1,4 +1,4 @@
-"""Adapters alone, without the model that they are for, in the two files of the peft library (0.4 and later).
+"""Writes and reads adapters without the model that they are for, in the two files of the peft library (0.4 and later).
 
 In peft's names a model is transformers' GPT2LMHeadModel: our h.0.attn.c_attn.lora_a, (rank, in), is there
 base_model.model.transformer.h.0.attn.c_attn.lora_A.weight, of the same shape.
@@ -22,7 +22,7 @@ from gpt import lora
 from gpt.config.schema import LoRAConfig
 from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError, unusable
 from gpt.files import durable
-from gpt.files.tensor_files import describe, read_safetensors
+from gpt.files.tensor_files import read_safetensors
 from gpt.finetune import LINEAR
 from gpt.model import LanguageModel
 
@@ -83,36 +83,23 @@ def save(directory: Path, model: LanguageModel, cfg: LoRAConfig, base: str | Non
         raise UserError(f"adapter not written: {error.strerror or error}", str(directory), code=ENVIRONMENT) from error
 
 
-def load(directory: Path, model: LanguageModel) -> LoRAConfig:
-    """Gives a plain model the adapters that `save` or peft wrote. Raises UserError (3) when they do not fit."""
-    adapter = read(directory)
-    lora.add(model, adapter.lora)
-    own = lora.adapters(model)
-    for name in sorted(own.keys() | adapter.tensors.keys()):
-        found, wanted = (describe(tensors.get(name)) for tensors in (adapter.tensors, own))
-        if found != wanted:
-            raise unusable(directory / WEIGHTS, f"tensor {name}: {found} in the file, {wanted} for this model")
-    model.load_state_dict(adapter.tensors, strict=False)
-    return adapter.lora
-
-
 def read(directory: Path) -> Adapter:
     """Raises UserError (3) for files that are damaged, and for kinds of adapters that gpt/lora.py does not have."""
     path = directory / WEIGHTS
     config = read_config(directory / CONFIG)
     if not path.is_file():
         raise unusable(directory, f"{WEIGHTS}: missing")
-    tensors, targets, strangers = {}, set(), []
+    tensors, targets, others = {}, set(), []
     for name, tensor in sorted(read_safetensors(path).items()):
         if match := NAME.fullmatch(name):
             layer, target, letter = match.groups()
             tensors[f"{layer}.lora_{letter.lower()}"] = tensor.to(torch.float32)
             targets.add(target)
         else:
-            strangers.append(name)
-    if strangers:
-        more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
-        raise unsupported(path, f"not an adapter of a linear layer of GPT-2: {', '.join(strangers[:3])[:300]}{more}")
+            others.append(name)
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise unsupported(path, f"not an adapter of a linear layer of GPT-2: {', '.join(others[:3])[:300]}{more}")
     if not tensors:
         raise unusable(path, "no adapter in it")
     try:

@@ -215,14 +215,14 @@ def check_jobs(
 
 def fingerprint(task: Callable[[DictConfig], Any], config: DictConfig, folder: Path) -> str:
     """Of the data that a job would train on. Raises UserError for what would stop the job."""
-    from gpt.data import preparation  # later than a word on a wrong command line
+    from gpt.data import preparation, prepared  # later than a word on a wrong command line
 
     cost = composition.cost(task, config, folder)
-    prepared = preparation.find(cost.cfg.data, PROJECT_ROOT)
-    if prepared is None:
-        prepared = preparation.ensure(cost.cfg.data, PROJECT_ROOT)
+    directory = prepared.find(cost.cfg.data, PROJECT_ROOT)
+    if directory is None:
+        directory = preparation.ensure(cost.cfg.data, PROJECT_ROOT)
         composition.cost(task, config, folder)  # now that there is data, does it suit the job?
-    return preparation.read_meta(prepared)["fingerprint"]
+    return prepared.read_meta(directory)["fingerprint"]
 
 
 def describe(mine: list[Job], n_others: int) -> str:

@@ -1,4 +1,4 @@
-"""The first weights of a model: random ones, or those of a file that fit it."""
+"""Gives a model its first weights: random ones, or those of a file that fit it."""
 
 import logging
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from gpt.model import LanguageModel
 from gpt.runs.checkpoint import Identity
 from gpt.runs.model_file import Loaded
 from gpt.terminal.console import escape
-from gpt.weights import locate, tensor_names, weight_files
+from gpt.weights import adapters, locate, tensor_names
 from gpt.weights.tensor_names import Parts
 from gpt.weights.weight_files import Adapters, Weights, same
 
@@ -43,7 +43,7 @@ def find(cfg: InitConfig, model: ModelConfig, named: str, root: Path) -> First |
     if cfg.from_ is None:
         return None
     source = locate.find(cfg.from_, cfg.revision, root)
-    found = weight_files.read(source)
+    found = adapters.read(source, root)
     locate.check_tokenizer(source, named)
     log.info(f"weights from {found.path}: {found.about}")
     origin = {"from": cfg.from_, "about": found.about, "revision": source.revision, "sha256": found.hashes()}
@@ -53,7 +53,9 @@ def find(cfg: InitConfig, model: ModelConfig, named: str, root: Path) -> First |
 def load(name: str, root: Path, device: torch.device) -> Loaded:
     """The model that is called `name`, in evaluation mode, whatever its format. Raises UserError."""
     source = locate.find(name, None, root)
-    found = weight_files.read(source)
+    found = adapters.read(source, root)
+    if source.kind == "adapter":
+        log.info(f"weights from {found.path}: {found.about}")
     identity = found.identity or identity_of(found, name)
     locate.check_tokenizer(source, identity.tokenizer)
     model = filled(First(*fit(found, identity.model, identity.vocab_size), found.path, {}, found.adapters))

@@ -1,50 +1,27 @@
-"""What `init.from` and `checkpoint` name: where the weights are, of which kind, and of which architecture. No torch."""
+"""Finds the weights that `init.from` and `checkpoint` name, on the disk or on the hub. No torch."""
 
-import json
 import logging
 import os
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt.errors import CHECKPOINT, UserError, unusable
+from gpt.errors import CHECKPOINT, UserError
 from gpt.files import hub
+from gpt.terminal.console import escape
+from gpt.weights.source import Architecture, Source, of_transformers, read_json
 
 log = logging.getLogger(__name__)
 
-LARGEST_JSON = 2**26  # bytes; a tokenizer's file has some millions
 UNDERSTOOD = (
-    "a run or checkpoint of this project, a directory of transformers, one of OpenAI's TensorFlow files, "
+    "a run or checkpoint of this project, a directory of transformers, one of OpenAI's TensorFlow files, an adapter of "
+    "peft's, "
     f"a .safetensors, .pt or .pth file; or from the hub: {', '.join(hub.PINNED)}, <owner>/<name>"
 )
 
+ADAPTER, LAST_MODEL = "adapter_config.json", "last_model.pt"
 # Files that a person may name and mean the directory that they are a part of; so are a TensorFlow checkpoint's.
 PARTS = ("model.safetensors", "pytorch_model.bin", "config.json", "manifest.json", "hparams.json", "checkpoint")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Weights that have been found, but not read. `kind` "file" is one whose content says what it is."""
-
-    name: str  # as it was typed
-    path: Path
-    kind: Literal["own", "transformers", "tensorflow", "file"]
-    revision: str | None = None  # of the hub
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The shape of a GPT-2. `stated`: what the file says itself; the rest follows from shapes, or is what is usual."""
-
-    n_layer: int
-    n_head: int
-    n_embd: int
-    context_length: int
-    vocab_size: int
-    tie_weights: bool = True
-    gelu: Literal["tanh", "exact"] | None = "tanh"  # None: of another family
-    stated: tuple[str, ...] = ("n_head",)
 
 
 def find(name: str, revision: str | None, root: Path) -> Source:
@@ -75,10 +52,12 @@ def fetched(name: str, revision: str | None, by_hand: Path) -> Path:
     return hub.fetch(name, revision, by_hand, of_transformers)
 
 
-def kind_of(directory: Path) -> Literal["own", "transformers", "tensorflow"] | None:
+def kind_of(directory: Path) -> Literal["own", "transformers", "tensorflow", "adapter"] | None:
     """By the files that only one kind of directory has."""
     if (directory / "manifest.json").exists() or (directory / "checkpoints").is_dir():
         return "own"
+    if (directory / ADAPTER).exists():
+        return "adapter"
     if (directory / "config.json").exists():
         return "transformers"
     if (directory / "hparams.json").exists() or any(directory.glob("*.index")):
@@ -92,23 +71,39 @@ def nothing_in(directory: Path) -> UserError:
     if not entries:
         return UserError("an empty directory", str(directory), UNDERSTOOD, CHECKPOINT)
     below = [entry.name for entry in entries if entry.is_dir() and kind_of(entry)]
-    if (directory / "adapter_config.json").exists():
-        what = "adapters alone, without the weights that they belong to"
-    else:
-        what = "no weights: " + ", ".join(entry.name for entry in entries[:5]) + (", ..." if entries[5:] else "")
+    what = "no weights: " + ", ".join(entry.name for entry in entries[:5]) + (", ..." if entries[5:] else "")
     remedy = f"did you mean {directory / below[0]}?" if below else UNDERSTOOD
     return UserError(what, str(directory), remedy, CHECKPOINT)
 
 
-def architecture(source: Source) -> Architecture:
+def architecture(source: Source, root: Path) -> Architecture:
     """What the weights are, by their own configuration, or by the weights themselves (which loads torch)."""
-    if source.kind == "transformers":
-        return of_transformers(source.path / "config.json")
-    if source.kind == "tensorflow":
-        return of_openai(source.path / "hparams.json")
+    if source.kind == "adapter":
+        return architecture(base_of(source, root), root)
+    if stated := source.stated():
+        return stated
     from gpt.weights import weight_files
 
     return weight_files.read(source).architecture
+
+
+def base_of(source: Source, root: Path) -> Source:
+    """The weights that an adapter of peft's is for. Raises UserError (3), (5) with what to do where they are not."""
+    config = source.path / ADAPTER
+    name = read_json(config).get("base_model_name_or_path")
+    beside = source.path.parent / LAST_MODEL
+    remedy = f"the merged model is {beside}" if beside.exists() else f"name the model in {config}"
+    if not isinstance(name, str) or not name:
+        raise UserError("an adapter that does not say which model it is for", str(source.path), remedy, CHECKPOINT)
+    near = source.path / name
+    try:
+        base = find(str(near) if near.exists() else name, None, root)
+    except UserError as error:
+        what = f"the model that the adapter is for, {escape(name)}: {error.what}"
+        raise UserError(what, error.where, remedy, error.code) from error
+    if base.kind == "adapter":
+        raise UserError("the model that the adapter is for is an adapter", str(base.path), remedy, CHECKPOINT)
+    return base
 
 
 @cache  # each of a sweep's jobs asks for each of its values
@@ -123,66 +118,7 @@ def setting(name: str | None, revision: str | None, root: Path, key: str) -> Any
 
 @cache
 def _architecture(name: str, revision: str | None, root: Path) -> Architecture:
-    return architecture(find(name, revision, root))
-
-
-def of_openai(path: Path) -> Architecture:
-    """From OpenAI's hparams.json."""
-    n = integers(path, read_json(path), "n_layer", "n_head", "n_embd", "n_ctx", "n_vocab")
-    return Architecture(n["n_layer"], n["n_head"], n["n_embd"], n["n_ctx"], n["n_vocab"])
-
-
-# What transformers' configuration can say that is not in our model; its own values where it does not say anything.
-FIXED = {
-    "layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-}  # fmt: skip
-GELU = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh", "gelu": "exact", "gelu_python": "exact"}
-
-
-def of_transformers(path: Path) -> Architecture:
-    """From transformers' config.json. Raises UserError (3) for another family, and for another kind of GPT-2."""
-    config = read_json(path)
-    family = config.get("model_type")
-    if family != "gpt2":
-        classes = config.get("architectures")
-        named = f" ({', '.join(map(str, classes))})" if isinstance(classes, list) and classes else ""
-        raise UserError(f"a {family} model{named}, not GPT-2", str(path), "only GPT-2 can be read", CHECKPOINT)
-    n = integers(path, config, "n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
-    wanted = FIXED | {"n_inner": 4 * n["n_embd"]}
-    found = {key: config.get(key, value) for key, value in wanted.items()}
-    found["n_inner"] = found["n_inner"] or wanted["n_inner"]
-    others = [f"{key} {found[key]}, not {value}" for key, value in wanted.items() if found[key] != value]
-    activation = config.get("activation_function", "gelu_new")
-    if not isinstance(activation, str) or activation not in GELU:
-        others.append(f"activation_function {activation}, not gelu_new")
-    if others:
-        raise UserError("another kind of GPT-2: " + "; ".join(others), str(path), "", CHECKPOINT)
-    return Architecture(
-        n["n_layer"], n["n_head"], n["n_embd"], n["n_positions"], n["vocab_size"],
-        bool(config.get("tie_word_embeddings", True)), GELU[activation], ("n_head", "gelu"),
-    )  # fmt: skip
-
-
-def integers(path: Path, content: dict[str, Any], *keys: str) -> dict[str, int]:
-    """The values of some keys, each a whole number from 1 on. Raises UserError (3)."""
-    for key in keys:
-        if type(content.get(key)) is not int or not 1 <= content[key] < 2**31:
-            raise unusable(path, f"{key} is {content.get(key)!r}, not a whole number from 1 on")
-    return {key: content[key] for key in keys}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file. Raises UserError (3)."""
-    try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"more than {LARGEST_JSON} bytes")
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError("no object")
-        return content
-    except (OSError, ValueError, RecursionError) as error:
-        raise unusable(path, getattr(error, "strerror", None) or f"not JSON: {error}") from error
+    return architecture(find(name, revision, root), root)
 
 
 # Where a directory keeps its vocabulary, token -> id: a file and the keys that lead to it.

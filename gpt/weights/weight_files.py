@@ -1,5 +1,5 @@
-"""Weights in files, of any kind that `pretrained.find` finds: mapped into memory, verified where the format has
-checksums, and under our names. Nothing is copied, and nothing in a file is executed.
+"""Reads weights from files of any kind: mapped into memory, verified where the format has checksums, and renamed to
+those of gpt/model.py. Nothing is copied, and nothing in a file is executed.
 """
 
 import logging
@@ -19,8 +19,8 @@ from gpt.files.tensor_files import forget, read_safetensors, read_torch
 from gpt.runs import model_file
 from gpt.runs.checkpoint import WEIGHTS, Identity
 from gpt.terminal.console import escape
-from gpt.weights import locate, tensor_names, tf_bundle
-from gpt.weights.locate import Architecture, Source
+from gpt.weights import tensor_names, tf_bundle
+from gpt.weights.source import Architecture, Source, read_json
 from gpt.weights.tensor_names import Parts
 
 log = logging.getLogger(__name__)
@@ -59,9 +59,9 @@ def read(source: Source) -> Weights:
     path = source.path
     settings: dict[str, Any] = {}
     if source.kind == "own":
-        return ours(*model_file.read_directory(path))
+        return of_this_project(*model_file.read_directory(path))
     files = [path]
-    stated = locate.architecture(source) if source.kind != "file" else None  # before gigabytes of another family
+    stated = source.stated()  # before gigabytes of another family
     if source.kind == "transformers":
         verify(path / "config.json")
         tensors, files = read_directory(path)
@@ -73,7 +73,7 @@ def read(source: Source) -> Weights:
     else:
         content = read_torch(path)
         if model_file.is_model(content):
-            return ours(*model_file.read_content(content, path))
+            return of_this_project(*model_file.read_content(content, path))
         tensors, settings = unwrapped(content, path)
     check_types(tensors, path)
     recognised = tensor_names.recognise(tensors)
@@ -85,7 +85,7 @@ def read(source: Source) -> Weights:
     return Weights(path, files, about, stated or architecture_of(parts, settings, path), parts)
 
 
-def ours(identity: Identity, step: int, tensors: dict[str, Tensor], path: Path) -> Weights:
+def of_this_project(identity: Identity, step: int, tensors: dict[str, Tensor], path: Path) -> Weights:
     """A model of this project."""
     m = identity.model
     check_types(tensors, path)
@@ -129,7 +129,7 @@ def read_directory(directory: Path) -> tuple[dict[str, Tensor], list[Path]]:
             verify(directory / file)
             tensors |= read_one(directory / file)
         if index.exists() and files != [name]:
-            lost = sorted(locate.read_json(index)["weight_map"].keys() - tensors.keys())
+            lost = sorted(read_json(index)["weight_map"].keys() - tensors.keys())
             if lost:
                 raise unusable(index, f"tensor {escape(lost[0])} is in none of its {len(files)} files")
         return tensors, [directory / file for file in files]
@@ -139,7 +139,7 @@ def read_directory(directory: Path) -> tuple[dict[str, Tensor], list[Path]]:
 def shards(index: Path) -> list[str]:
     """The files that an index names, all of the same directory. Raises UserError (3)."""
     try:
-        return hub.shards_in(locate.read_json(index))
+        return hub.shards_in(read_json(index))
     except ValueError as error:
         raise unusable(index, "no weight_map of tensors to files beside it") from error
 

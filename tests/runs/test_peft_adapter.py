@@ -5,14 +5,18 @@ import json
 
 import pytest
 import torch
-from conftest import model_config
+from conftest import ROOT, model_config
 from test_lora import TOKENS, adapted, build
 
+from gpt import lora
 from gpt.config.schema import LoRAConfig
 from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError
 from gpt.finetune import LINEAR
 from gpt.model import GPT
 from gpt.runs import peft_adapter
+from gpt.runs.checkpoint import Identity
+from gpt.runs.model_file import save_model
+from gpt.weights import loading
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(is_gradient_checkpointing|have invalid shape)")
 
@@ -59,6 +63,22 @@ def by_peft(gpt2, tmp_path):
     return make
 
 
+def write_base(directory, model):
+    """The model that an adapter is for, beside it and named by it."""
+    save_model(directory / "base.pt", model, Identity(model.config, 50, "bytes", None), 0)
+    with_settings(base_model_name_or_path="base.pt")(directory)
+
+
+def load(directory):
+    """The merged model of an adapter, as generate.py loads it."""
+    return loading.load(str(directory), ROOT, torch.device("cpu")).model
+
+
+def merged(directory, model):
+    write_base(directory, model)
+    return load(directory)
+
+
 @pytest.mark.parametrize(
     ("rank", "alpha", "targets"),
     [(4, 8, ["attn.c_attn"]), (3, 2.5, ["mlp.c_proj"]), (1, 1, ["attn.c_proj", "mlp.c_fc"]), (2, 4, list(LINEAR))],
@@ -83,15 +103,13 @@ def test_peft_computes_with_a_saved_adapter_what_we_do(rank, alpha, targets, gpt
         {"r": 3, "lora_alpha": 16, "target_modules": ["c_proj"], "lora_dropout": 0.1},
         {"r": 2, "lora_alpha": 5, "target_modules": r".*\.mlp\.c_(fc|proj)", "init_lora_weights": "gaussian"},
         {"r": 4, "lora_alpha": 3, "target_modules": "all-linear", "use_rslora": True},
+        {"r": 4, "lora_alpha": 64, "target_modules": ["c_attn", "c_fc"], "layers_to_transform": [1]},
     ],
-    ids=["c_attn", "c_proj", "regex", "rslora"],
+    ids=["c_attn", "c_proj", "regex", "rslora", "one layer"],
 )
 def test_we_compute_with_an_adapter_of_pefts_what_it_does(settings, by_peft):
     directory, logits = by_peft(**settings)
-    model = build()
-    cfg = peft_adapter.load(directory, model)
-    assert cfg.rank == settings["r"]
-    assert near(model(TOKENS), logits) and not near(build()(TOKENS), logits, 0.01)
+    assert near(merged(directory, build())(TOKENS), logits) and not near(build()(TOKENS), logits, 0.01)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +124,6 @@ def test_we_compute_with_an_adapter_of_pefts_what_it_does(settings, by_peft):
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights pissa, with which the weights of the model change"),
         ({"target_modules": ["c_attn", "wte"]}, "not an adapter of a linear layer of GPT-2: .*wte.lora_embedding_A"),
-        ({"layers_to_transform": [1]}, r"tensor h.0.attn.c_attn.lora_a: missing in the file, \[8, 16\] float32"),
         ({"kind": "IA3Config", "feedforward_modules": []}, "peft_type IA3, not LORA"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -114,7 +131,7 @@ def test_we_compute_with_an_adapter_of_pefts_what_it_does(settings, by_peft):
 def test_what_pefts_adapters_can_and_ours_cannot_is_refused_with_the_reason(settings, reason, by_peft):
     directory, _ = by_peft(**{"target_modules": ["c_attn"], **settings})
     with pytest.raises(UserError, match=reason) as caught:
-        peft_adapter.load(directory, build())
+        merged(directory, build())
     assert caught.value.code == CHECKPOINT
 
 
@@ -122,17 +139,38 @@ def test_what_pefts_adapters_can_and_ours_cannot_is_refused_with_the_reason(sett
 def saved(tmp_path):
     cfg = LoRAConfig(4, 8, ["attn.c_attn"])
     model = adapted(cfg)
-    peft_adapter.save(tmp_path, model, cfg, None)
-    return tmp_path, model
+    directory = tmp_path / "run" / "adapter"
+    peft_adapter.save(directory, model, cfg, None)
+    write_base(directory, build())
+    return directory, model
 
 
-def test_what_is_saved_is_read_back_bit_for_bit(saved):
+def test_what_is_saved_is_read_back(saved):
     directory, model = saved
-    other = build()
-    assert peft_adapter.load(directory, other) == LoRAConfig(4, 8, ["attn.c_attn"])
-    assert torch.equal(other(TOKENS), model(TOKENS))
-    assert peft_adapter.read(directory).base is None
-    assert sorted(path.name for path in directory.iterdir()) == [peft_adapter.CONFIG, peft_adapter.WEIGHTS]
+    adapter = peft_adapter.read(directory)
+    assert (adapter.lora, adapter.base) == (LoRAConfig(4, 8, ["attn.c_attn"]), "base.pt")
+    assert all(torch.equal(tensor, adapter.tensors[name]) for name, tensor in lora.adapters(model).items())
+    assert near(load(directory)(TOKENS), model(TOKENS))
+    assert {path.name for path in directory.iterdir()} == {peft_adapter.CONFIG, peft_adapter.WEIGHTS, "base.pt"}
+
+
+@pytest.mark.parametrize("base", [None, ""])
+def test_an_adapter_that_does_not_name_its_model_says_what_to_do(base, saved):
+    directory, _ = saved
+    with_settings(base_model_name_or_path=base)(directory)
+    with pytest.raises(UserError, match=r"does not say which model it is for .*; name the model in") as caught:
+        load(directory)
+    assert caught.value.code == CHECKPOINT
+    (directory.parent / "last_model.pt").touch()
+    with pytest.raises(UserError, match=r"the merged model is .*last_model.pt"):
+        load(directory)
+
+
+def test_a_model_that_is_not_there_is_named(saved):
+    with_settings(base_model_name_or_path="./gone")(saved[0])
+    with pytest.raises(UserError, match=r"the model that the adapter is for, ./gone: no such file") as caught:
+        load(saved[0])
+    assert caught.value.code == CHECKPOINT
 
 
 def with_settings(**changes):
@@ -151,7 +189,10 @@ def cut(name, n_bytes):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda directory: (directory / peft_adapter.CONFIG).unlink(), "adapter_config.json: missing"),
+        (
+            lambda directory: (directory / peft_adapter.CONFIG).unlink(),
+            "no weights: adapter_model.safetensors, base.pt",
+        ),
         (lambda directory: (directory / peft_adapter.WEIGHTS).unlink(), "adapter_model.safetensors: missing"),
         (cut(peft_adapter.CONFIG, 20), "adapter_config.json damaged"),
         (cut(peft_adapter.WEIGHTS, 100), "adapter_model.safetensors damaged"),
@@ -174,14 +215,17 @@ def cut(name, n_bytes):
 def test_damaged_and_hostile_files_are_refused_with_the_reason(damage, reason, saved):
     damage(saved[0])
     with pytest.raises(UserError, match=reason) as caught:
-        peft_adapter.load(saved[0], build())
+        load(saved[0])
     assert caught.value.code == CHECKPOINT
 
 
 def test_an_adapter_of_a_model_of_another_shape_is_refused_with_both_shapes(saved):
-    model = GPT(model_config(n_embd=32), 50)
-    with pytest.raises(UserError, match=r"h.0.attn.c_attn.lora_a: \[4, 16\] float32 in the file, \[4, 32\] float32"):
-        peft_adapter.load(saved[0], model)
+    write_base(saved[0], GPT(model_config(n_embd=32), 50))
+    with pytest.raises(
+        UserError, match=r"h.0.attn.c_attn: for a weight of \[48, 16\], which is \[96, 32\] in"
+    ) as caught:
+        load(saved[0])
+    assert caught.value.code == CHECKPOINT
 
 
 def test_an_adapter_that_cannot_be_written_leaves_the_one_before_and_no_other_file(saved, tmp_path):
@@ -193,4 +237,4 @@ def test_an_adapter_that_cannot_be_written_leaves_the_one_before_and_no_other_fi
         peft_adapter.save(directory, model, LoRAConfig(4, 16, ["attn.c_attn"]), None)
     assert caught.value.code == ENVIRONMENT
     assert (directory / peft_adapter.CONFIG).read_bytes() == before
-    assert sorted(path.name for path in directory.iterdir()) == [peft_adapter.CONFIG, peft_adapter.WEIGHTS]
+    assert sorted(path.name for path in directory.iterdir()) == [peft_adapter.CONFIG, peft_adapter.WEIGHTS, "base.pt"]

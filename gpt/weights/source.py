@@ -1,0 +1,99 @@
+"""Describes weights before they are read: where they are, and of which architecture. No torch."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gpt.errors import CHECKPOINT, UserError, unusable
+
+LARGEST_JSON = 2**26  # bytes; a tokenizer's file has some millions
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights that are there, but have not been read. `kind` "file" is one whose content says what it is."""
+
+    name: str  # as it was typed
+    path: Path
+    kind: Literal["own", "transformers", "tensorflow", "adapter", "file"]
+    revision: str | None = None  # of the hub
+
+    def stated(self) -> "Architecture | None":
+        """The architecture by the configuration beside the weights; None where there is none."""
+        if self.kind == "transformers":
+            return of_transformers(self.path / "config.json")
+        return of_openai(self.path / "hparams.json") if self.kind == "tensorflow" else None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a GPT-2. `stated`: what the file says itself; the rest follows from shapes, or is what is usual."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    context_length: int
+    vocab_size: int
+    tie_weights: bool = True
+    gelu: Literal["tanh", "exact"] | None = "tanh"  # None: of another family
+    stated: tuple[str, ...] = ("n_head",)
+
+
+def of_openai(path: Path) -> Architecture:
+    """From OpenAI's hparams.json."""
+    n = integers(path, read_json(path), "n_layer", "n_head", "n_embd", "n_ctx", "n_vocab")
+    return Architecture(n["n_layer"], n["n_head"], n["n_embd"], n["n_ctx"], n["n_vocab"])
+
+
+# What transformers' configuration can say that is not in our model; its own values where it does not say anything.
+FIXED = {
+    "layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}  # fmt: skip
+GELU = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh", "gelu": "exact", "gelu_python": "exact"}
+
+
+def of_transformers(path: Path) -> Architecture:
+    """From transformers' config.json. Raises UserError (3) for another family, and for another kind of GPT-2."""
+    config = read_json(path)
+    family = config.get("model_type")
+    if family != "gpt2":
+        classes = config.get("architectures")
+        named = f" ({', '.join(map(str, classes))})" if isinstance(classes, list) and classes else ""
+        raise UserError(f"a {family} model{named}, not GPT-2", str(path), "only GPT-2 can be read", CHECKPOINT)
+    n = integers(path, config, "n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
+    wanted = FIXED | {"n_inner": 4 * n["n_embd"]}
+    found = {key: config.get(key, value) for key, value in wanted.items()}
+    found["n_inner"] = found["n_inner"] or wanted["n_inner"]
+    others = [f"{key} {found[key]}, not {value}" for key, value in wanted.items() if found[key] != value]
+    activation = config.get("activation_function", "gelu_new")
+    if not isinstance(activation, str) or activation not in GELU:
+        others.append(f"activation_function {activation}, not gelu_new")
+    if others:
+        raise UserError("another kind of GPT-2: " + "; ".join(others), str(path), "", CHECKPOINT)
+    return Architecture(
+        n["n_layer"], n["n_head"], n["n_embd"], n["n_positions"], n["vocab_size"],
+        bool(config.get("tie_word_embeddings", True)), GELU[activation], ("n_head", "gelu"),
+    )  # fmt: skip
+
+
+def integers(path: Path, content: dict[str, Any], *keys: str) -> dict[str, int]:
+    """The values of some keys, each a whole number from 1 on. Raises UserError (3)."""
+    for key in keys:
+        if type(content.get(key)) is not int or not 1 <= content[key] < 2**31:
+            raise unusable(path, f"{key} is {content.get(key)!r}, not a whole number from 1 on")
+    return {key: content[key] for key in keys}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file. Raises UserError (3)."""
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"more than {LARGEST_JSON} bytes")
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+        return content
+    except (OSError, ValueError, RecursionError) as error:
+        raise unusable(path, getattr(error, "strerror", None) or f"not JSON: {error}") from error
