@@ -74,8 +74,9 @@ def count_operations(cfg: TrainConfig, vocab_size: int, checkpointing: bool = Fa
     """Those of a step. With checkpointing, what is computed twice counts twice."""
     from gpt import loss
     from gpt.machine import counting
+    from gpt.machine.sizes import count_sizes
 
-    sizes = counting.sizes(cfg.model, cfg.finetune, vocab_size)
+    sizes = count_sizes(cfg.model, cfg.finetune, vocab_size)
     step = counting.step(cfg.model, cfg.finetune, vocab_size, checkpointing=checkpointing)
     n_tokens = cfg.model.context_length
     return Operations(
@@ -88,6 +89,20 @@ def count_operations(cfg: TrainConfig, vocab_size: int, checkpointing: bool = Fa
 def run_operations(cfg: TrainConfig, vocab_size: int, steps: int) -> float:
     """Those of all steps of a run, what checkpointing computes twice counted once."""
     return steps * cfg.train.tokens_per_step * count_operations(cfg, vocab_size).total
+
+
+def operations_to_compile(
+    cfg: TrainConfig, vocab_size: int, steps: int, device: "torch.device", dtype: "torch.dtype"
+) -> float:
+    """`run_operations`; for a run that is short at four times the operations of its weights, that bound, which takes
+    half a second less to know."""
+    from gpt.machine import compilation
+    from gpt.machine.sizes import count_sizes
+
+    held = count_sizes(cfg.model, cfg.finetune, vocab_size).held
+    bound = 4 * 6 * held * steps * cfg.train.tokens_per_step
+    is_long = compilation.is_long(device, str(dtype).removeprefix("torch."), bound)
+    return run_operations(cfg, vocab_size, steps) if is_long else bound
 
 
 @cache
@@ -141,7 +156,8 @@ def estimate(cfg: TrainConfig, root: Path) -> Cost:
     """
     from gpt import optim, tokenizer
     from gpt.data import batching, prepared, sources
-    from gpt.machine import compilation, counting, device
+    from gpt.machine import compilation, device
+    from gpt.machine.sizes import count_sizes
 
     where, dtype, environment = device.choose(cfg.device, cfg.train, {})
     vocab_size = tokenizer.load(cfg.data.tokenizer).n_vocab
@@ -165,13 +181,13 @@ def estimate(cfg: TrainConfig, root: Path) -> Cost:
         steps = length[0]
         optim.check_schedule(cfg.schedule, steps)
         tokens = round(steps * work.tokens)
-        operations = run_operations(cfg, vocab_size, steps)
+        operations = operations_to_compile(cfg, vocab_size, steps, where, dtype)
         environment["compile"] = compilation.decide(cfg.train, {}, where, dtype, operations)
         seconds = run_seconds(cfg, work, steps, probe(where, dtype, cfg.model.n_embd, vocab_size), vocab_size)
         if environment["compile"]:
             saved = compilation.SAVED[str(dtype).removeprefix("torch.")]  # tf32 is a float32
             seconds = compilation.COST + seconds * (1 - saved)
-    sizes = counting.sizes(cfg.model, cfg.finetune, vocab_size)
+    sizes = count_sizes(cfg.model, cfg.finetune, vocab_size)
     return Cost(
         cfg=cfg,
         parameters=sizes.parameters,
@@ -220,9 +236,9 @@ class Work:
 
 def run_seconds(cfg: TrainConfig, work: Work, steps: int, rates: Rates, vocab_size: int) -> float:
     """The whole run: its start, its steps, its evaluations and its samples. Checkpoints come on top."""
-    from gpt.machine import counting
+    from gpt.machine.sizes import count_sizes
 
-    train, sizes = cfg.train, counting.sizes(cfg.model, cfg.finetune, vocab_size)
+    train, sizes = cfg.train, count_sizes(cfg.model, cfg.finetune, vocab_size)
     count = count_operations(cfg, vocab_size, train.gradient_checkpointing)
     in_step = work.slots * count.blocks / rates.block_flops + work.targets * count.head / rates.head_flops
     in_evaluation = work.eval_slots * count.forward / rates.block_flops

@@ -1,6 +1,6 @@
 """Counts what a model and its steps take by running them on tensors that have a shape and a device, and no content.
 
-So an architecture needs no second description: parameters, operations and bytes are those of its own module.
+So an architecture needs no second description: operations and bytes are those of its own module.
 """
 
 import contextlib
@@ -18,21 +18,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from gpt import finetune
-from gpt.config.families import ModelConfig, model_class
+from gpt.config.families import ModelConfig
 from gpt.config.schema import FinetuneConfig
+from gpt.machine.sizes import ByValue, build
 from gpt.model import LanguageModel
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Numbers in the weights of a model."""
-
-    parameters: int  # adapters not counted
-    held: int  # adapters counted
-    trained: int
-    head: int
-    head_is_trained: bool
 
 
 @dataclass(frozen=True)
@@ -44,34 +33,7 @@ class StepCounts:
     backward: int  # what gradient checkpointing computes again included
 
 
-class _ByValue:
-    """Remembers the results of a function by what its arguments say: a section with a list in it has no hash."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.results = function, {}
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        key = repr((arguments, named))
-        if key not in self.results:
-            self.results[key] = self.function(*arguments, **named)
-        return self.results[key]
-
-
-@_ByValue
-def sizes(cfg: ModelConfig, chosen: FinetuneConfig | None, vocab_size: int) -> Sizes:
-    """Sizes of the model of which `chosen` is trained."""
-    with fake_tensors():
-        model = build(cfg, chosen, vocab_size)
-        return Sizes(
-            parameters=finetune.n_plain(model),
-            held=model.n_parameters(),
-            trained=finetune.n_trained(model),
-            head=model.head.numel(),
-            head_is_trained=model.head.requires_grad,
-        )
-
-
-@_ByValue
+@ByValue
 def step(
     cfg: ModelConfig, chosen: FinetuneConfig | None, vocab_size: int, rows: int = 1, is_later: bool = False,
     masked: bool = False, kind: str = "cpu", dtype: torch.dtype = torch.float32, checkpointing: bool = False,
@@ -89,13 +51,6 @@ def step(
 
 def is_here(kind: str) -> bool:
     return {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(kind, lambda: True)()
-
-
-def build(cfg: ModelConfig, chosen: FinetuneConfig | None, vocab_size: int) -> LanguageModel:
-    """The model as it is trained."""
-    model = model_class(cfg.family)(cfg, vocab_size)
-    finetune.prepare(model, chosen, seed=0)
-    return model
 
 
 def run(model: LanguageModel, rows: int, is_later: bool, masked: bool, dtype: torch.dtype) -> StepCounts:

@@ -40,10 +40,11 @@ def estimate(cfg: TrainConfig, vocab_size: int, rows: int, kind: str, dtype: "to
     """For micro-batches of `rows` rows on a device of a `kind` ("cpu", "cuda", "mps")."""
     from gpt import loss, optim
     from gpt.machine import counting
+    from gpt.machine.sizes import count_sizes
 
     rows_in_step = cfg.train.rows_per_step(cfg.model.context_length)
     rows = min(rows, rows_in_step)
-    sizes = counting.sizes(cfg.model, cfg.finetune, vocab_size)
+    sizes = count_sizes(cfg.model, cfg.finetune, vocab_size)
     step = counting.step(
         cfg.model, cfg.finetune, vocab_size, rows, is_later=rows < rows_in_step,
         masked=cfg.data.kind != "text" and cfg.data.batching == "packed", kind=kind, dtype=dtype,

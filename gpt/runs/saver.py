@@ -8,7 +8,7 @@ from gpt import optim
 from gpt.config.schema import TrainConfig
 from gpt.errors import ENVIRONMENT, NUMERICAL, UserError
 from gpt.files import directory
-from gpt.machine import counting
+from gpt.machine.sizes import count_sizes
 from gpt.model import LanguageModel
 from gpt.optim import Optimizer
 from gpt.progress import Progress
@@ -69,7 +69,7 @@ class Saver:
 def check_space(run_dir: Path, cfg: TrainConfig, vocab_size: int) -> None:
     """Raises UserError (5) when the disk has no room for the checkpoints that a run will keep and the one being
     written, less those that are there."""
-    sizes = counting.sizes(cfg.model, cfg.finetune, vocab_size)
+    sizes = count_sizes(cfg.model, cfg.finetune, vocab_size)
     size = 4 * (sizes.held + sizes.trained * optim.TENSORS_PER_PARAMETER[cfg.optimizer.name])
     n_wanted = cfg.train.keep_checkpoints + 1 - len(listed(run_dir / "checkpoints"))
     directory.check_space(run_dir, max(1, n_wanted), size)

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from gpt import lora, tokenizer
 from gpt.config.families import GPT2Config, ModelConfig, model_class
 from gpt.config.schema import InitConfig
 from gpt.errors import CHECKPOINT, UserError, unusable
 from gpt.files.tensor_files import copy
+from gpt.machine.sizes import NotDrawn
 from gpt.model import LanguageModel
 from gpt.runs.checkpoint import Identity
 from gpt.runs.model_file import Loaded
@@ -92,21 +92,12 @@ def filled(first: First) -> LanguageModel:
     return first.model
 
 
-class _NotDrawn(TorchFunctionMode):
-    """Leaves out random initial weights, which take seconds. Memory that nobody writes to is not even taken."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
-            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
-        return function(*args, **(kwargs or {}))
-
-
 def empty(cfg: ModelConfig, n_vocab: int, found: Weights) -> LanguageModel:
     """A model without weights. Raises UserError (3) for one that cannot be."""
     if cfg.n_layer > len(found.tensors):  # which would take long even so
         raise unusable(found.path, f"{len(found.tensors)} tensors, and {cfg.n_layer} layers")
     try:
-        with _NotDrawn():
+        with NotDrawn():
             return model_class(cfg.family)(cfg, n_vocab)
     except (ValueError, RuntimeError, OverflowError, TypeError, MemoryError) as error:
         raise unusable(found.path, f"not a model that can be: {str(error).splitlines()[0]}") from error

@@ -26,26 +26,6 @@ def built(chosen, **shape):
     return cfg, model
 
 
-@pytest.mark.parametrize("tie_weights", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("choice", CHOICES)
-def test_the_sizes_are_those_of_the_model(choice, tie_weights):
-    cfg, model = built(CHOICES[choice], tie_weights=tie_weights)
-    sizes = counting.sizes(cfg, CHOICES[choice], VOCABULARY)
-    assert sizes.held == model.n_parameters() == sum(p.numel() for p in model.parameters())
-    assert sizes.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert sizes.parameters == GPT(cfg, VOCABULARY).n_parameters()
-    assert (sizes.head, sizes.head_is_trained) == (VOCABULARY * 32, model.head.requires_grad)
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters"), [("small", 124_439_808), ("medium", 354_823_168), ("xl", 1_557_611_200)]
-)
-def test_the_parameters_of_gpt2_are_the_published_ones(name, parameters):
-    from test_conf import loaded
-
-    assert counting.sizes(loaded(f"model={name}").model, None, 50257).parameters == parameters
-
-
 @pytest.mark.parametrize("choice", CHOICES)
 def test_the_operations_are_those_that_torch_counts_in_a_real_step(choice):
     """With dropout attention is made of plain products on a CPU, which torch's own table has."""
@@ -80,8 +60,3 @@ def test_a_later_micro_batch_finds_gradients_there():
     cfg, _ = built(None)
     first, later = (counting.step(cfg, None, VOCABULARY, is_later=later) for later in (False, True))
     assert later.bytes > first.bytes and later.forward == first.forward
-
-
-def test_counting_leaves_torch_as_it_was():
-    counting.sizes(model_config(n_layer=1, n_embd=8), None, 11)
-    assert torch.ones(1).item() == 1.0

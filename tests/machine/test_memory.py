@@ -11,7 +11,8 @@ from conftest import ROOT, finetune_config, run_config
 from test_train import in_directory, rows, settings
 
 from gpt import finetune
-from gpt.machine import counting, memory
+from gpt.machine import memory
+from gpt.machine.sizes import count_sizes
 from gpt.runs import checkpoint
 from train import train
 
@@ -117,11 +118,11 @@ def test_only_what_is_trained_has_optimizer_state_and_gradients():
     full = memory.estimate(cfg, 50257, 1, "cpu", F32)
     for chosen in (LORA, LAST_BLOCK):
         cfg.finetune = chosen
-        trained = counting.sizes(cfg.model, chosen, 50257).trained
+        trained = count_sizes(cfg.model, chosen, 50257).trained
         frozen = memory.estimate(cfg, 50257, 1, "cpu", F32)
         assert frozen.optimizer == 2 * 4 * trained
         assert full.head - frozen.head == 4 * 50257 * 128  # the gradient of the head
-        gradients = 4 * counting.sizes(cfg.model, None, 50257).parameters + 4 * 50257 * 128
+        gradients = 4 * count_sizes(cfg.model, None, 50257).parameters + 4 * 50257 * 128
         assert full.activations_and_gradients - frozen.activations_and_gradients > 0.9 * gradients
         assert frozen.weights - full.weights == (4 * trained if chosen is LORA else 0)
     cfg.finetune = finetune_config()

@@ -9,7 +9,7 @@ from test_conf import loaded
 
 from gpt.errors import UserError
 from gpt.files import directory
-from gpt.machine import counting
+from gpt.machine.sizes import count_sizes
 from gpt.progress import Progress
 from gpt.runs import checkpoint, saver
 
@@ -74,7 +74,7 @@ def test_room_for_the_checkpoints_is_asked_for_before_anything_is_built(tmp_path
 @pytest.mark.parametrize("name", ["lora", "last_blocks"])
 def test_room_for_the_optimizers_state_is_asked_for_what_is_trained_only(name, tmp_path):
     cfg = loaded("model=xl", "train.keep_checkpoints=1000", f"finetune={name}")
-    trained = counting.sizes(cfg.model, cfg.finetune, 50257).trained
+    trained = count_sizes(cfg.model, cfg.finetune, 50257).trained
     numbers = 1_557_611_200 + 2 * trained + (trained if name == "lora" else 0)  # weights, two moments, adapters
     with pytest.raises(UserError, match=f"1001 checkpoints of {4 * numbers / 1e9:.1f} GB need"):
         saver.check_space(tmp_path, cfg, 50257)

@@ -13,7 +13,8 @@ from test_conf import loaded
 from test_train import SMALL
 
 from gpt.data import preparation
-from gpt.machine import cost, counting, memory
+from gpt.machine import cost, memory
+from gpt.machine.sizes import count_sizes
 from gpt.sweeps import dry_run
 
 # One process for all command lines, as torch takes seconds to load. An audit hook sees every file that is opened for
@@ -163,7 +164,7 @@ def test_without_prepared_data_the_steps_are_known_unless_epochs_decide(answers)
 def test_what_is_fine_tuned_is_said_with_the_number_of_weights_trained(chosen, text, caplog):
     caplog.set_level("INFO", "gpt")
     cfg = loaded("model=small", *chosen)
-    sizes = counting.sizes(cfg.model, cfg.finetune, 50257)
+    sizes = count_sizes(cfg.model, cfg.finetune, 50257)
     dry_run.show(
         cost.Cost(
             cfg=cfg, parameters=sizes.parameters, trained=sizes.trained,
