@@ -36,8 +36,9 @@ def read(source: Source, root: Path) -> Weights:
         table[f"{layer}.weight"] = a, b, adapter.lora.alpha / adapter.lora.rank
     if 2 * len(table) != len(adapter.tensors):
         raise unusable(source.path / peft_adapter.WEIGHTS, "an adapter of which one half is missing")
-    weights = replace(base, files=[*base.files, source.path / peft_adapter.WEIGHTS], adapters=table,
-                      about=f"{base.about}, with the adapters of {source.path}")  # fmt: skip
+    files = [*base.files, source.path / peft_adapter.WEIGHTS]
+    about = f"adapters of {base.path}, {base.about}"
+    weights = replace(base, path=source.path, files=files, about=about, adapters=table)
     return of_run(weights, source.path.parent)
 
 

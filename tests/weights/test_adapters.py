@@ -50,7 +50,8 @@ def test_its_architecture_is_that_of_its_base(model, tmp_path):
 
 def test_what_it_is_says_both_parts(model, tmp_path):
     weights = adapters.read(locate.find("adapter", None, tmp_path), tmp_path)
-    assert weights.about == f"a model of this project, with the adapters of {tmp_path / 'adapter'}"
+    assert weights.path == tmp_path / "adapter"
+    assert weights.about == f"adapters of {tmp_path / 'base' / 'model.pt'}, a model of this project"
     assert [path.name for path in weights.files] == ["model.pt", "adapter_model.safetensors"]
 
 
