@@ -1,4 +1,4 @@
-"""Text <-> token ids: GPT-2's byte-pair encoding without network, and a byte tokenizer for tests."""
+"""Turns text into token ids and back: GPT-2's byte-pair encoding without network, and a byte tokenizer for tests."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Prepared tokens -> batches, for training and for validation.
+"""Makes batches of prepared tokens, for training and for validation.
 
 A document is one record (prompt, response, end of text) or one long text. A segment is what one row may see of it: all
 of it, or a piece of at most context_length tokens. A batch is a pure function of (seed, epoch, step): nothing is drawn

@@ -1,4 +1,4 @@
-"""What is said about data, for people: the data card and the summary in the terminal."""
+"""Describes prepared data for people: the data card, and the summary in the terminal."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which segments of the training data are read together, and when: the plan of an epoch.
+"""Plans which segments of the training data are read together, and when, in an epoch.
 
 The plan for records is arrays, a few numbers for each segment. That for running text, whose segments are all windows
 of one length, is computed: it takes no memory and no time, however long the text is.

@@ -1,4 +1,4 @@
-"""Batches ready before they are needed: those of the next step are made while the present one computes."""
+"""Makes the batches of the next step while the present one computes."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future

@@ -1,4 +1,4 @@
-"""Strict reading of CSV, JSON, JSON Lines and plain text, gzipped or not, one row at a time.
+"""Reads CSV, JSON, JSON Lines and plain text strictly, gzipped or not, one row at a time.
 
 Nothing is guessed or mended: what cannot be read as it stands is reported with its file and line, and counted if the
 configuration says that such rows may be left out. Strict means RFC 4180 for CSV (lines may also end in a lone \\n) and

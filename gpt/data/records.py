@@ -1,4 +1,4 @@
-"""Rows as publishers name and write them -> clean records: instruction, input, output."""
+"""Cleans rows as publishers name and write them into records: instruction, input, output."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Where raw data is: in files, or on the Hugging Face hub."""
+"""Finds raw data, in files or on the Hugging Face hub."""
 
 import contextlib
 import glob

@@ -1,4 +1,4 @@
-"""Records -> train, val and test, such that what is tested has not been seen in training; and how far that holds."""
+"""Splits records so that what is tested has not been seen in training, and measures how far that holds."""
 
 import random
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Files as strict UTF-8 text, gzipped or not, by rows or by pieces; memory is bounded by what is asked for."""
+"""Reads files as strict UTF-8 text, gzipped or not, by rows or by pieces, in memory bounded by their length."""
 
 import codecs
 import contextlib

@@ -1,4 +1,4 @@
-"""Texts -> token ids -> files that gpt/data/batching.py maps into memory, and back from files that nobody vouches for.
+"""Encodes texts into files of token ids, which gpt/data/batching.py maps into memory, and checks those of others.
 
 <split>.bin holds the ids of all documents one after the other, uint16; <split>.index.npy one row per document: start,
 response_start, end, as offsets into it.

@@ -1,4 +1,4 @@
-"""Weights of the Hugging Face hub: downloaded once, resumed after an interruption, and never used unchecked.
+"""Downloads weights of the Hugging Face hub once, resumes after an interruption, and never uses them unchecked.
 
 They lie in the hub's cache, in its layout (https://huggingface.co/docs/huggingface_hub/guides/manage-cache), so that
 other programs find them too. The transfer is here because huggingface_hub 2 starts an interrupted file again from its

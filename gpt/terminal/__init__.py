@@ -1,1 +1,1 @@
-"""What a person sees: lines, progress, escaped text, figures."""
+"""Shows what a person sees: lines, progress, escaped text, figures."""
