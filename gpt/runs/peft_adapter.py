@@ -50,12 +50,14 @@ class Adapter:
     base: str | None  # the model that it is for, as whoever trained it called that
 
 
-def save(directory: Path, model: LanguageModel, cfg: LoRAConfig, base: str | None) -> None:
-    """Writes the adapters of a model. Raises UserError (5)."""
+def save(directory: Path, model: LanguageModel, cfg: LoRAConfig, base: str | None, revision: str | None = None) -> None:
+    """Writes the adapters of a model; `base` is the model that they are for, `revision` its commit on the hub. Raises
+    UserError (5)."""
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
+        "revision": revision,
         "r": cfg.rank,
         "lora_alpha": int(cfg.alpha) if cfg.alpha.is_integer() else cfg.alpha,
         "target_modules": list(cfg.targets),  # peft takes all modules whose names end so

@@ -20,7 +20,7 @@ def write(run: Run, model: LanguageModel, progress: Progress, prepared: Path) ->
     cfg, identity, path = run.cfg, run.identity, run.directory / LAST_MODEL
     model_file.save_model(path, model, identity, progress.step)
     if identity.lora:
-        peft_adapter.save(run.directory / "adapter", model, identity.lora, cfg.init.from_)
+        peft_adapter.save(run.directory / "adapter", model, identity.lora, cfg.init.from_, cfg.init.revision)
     rows = read_rows(run.directory / "metrics.jsonl")
     figures.loss_curve(rows, run.directory / "loss.png", title=f"{cfg.model.name} on {cfg.data.name}")
     model_card.write(run.directory / "README.md", cfg, rows, finetune.n_plain(model), prepared)

@@ -21,7 +21,10 @@ UNDERSTOOD = (
 
 ADAPTER, LAST_MODEL = "adapter_config.json", "last_model.pt"
 # Files that a person may name and mean the directory that they are a part of; so are a TensorFlow checkpoint's.
-PARTS = ("model.safetensors", "pytorch_model.bin", "config.json", "manifest.json", "hparams.json", "checkpoint")
+PARTS = (
+    "model.safetensors", "pytorch_model.bin", "config.json", "manifest.json", "hparams.json", "checkpoint", ADAPTER,
+    "adapter_model.safetensors",
+)  # fmt: skip
 
 
 def find(name: str, revision: str | None, root: Path) -> Source:
@@ -56,12 +59,12 @@ def kind_of(directory: Path) -> Literal["own", "transformers", "tensorflow", "ad
     """By the files that only one kind of directory has."""
     if (directory / "manifest.json").exists() or (directory / "checkpoints").is_dir():
         return "own"
-    if (directory / ADAPTER).exists():
-        return "adapter"
     if (directory / "config.json").exists():
         return "transformers"
     if (directory / "hparams.json").exists() or any(directory.glob("*.index")):
         return "tensorflow"
+    if (directory / ADAPTER).exists():
+        return "adapter"
     return None
 
 
@@ -90,14 +93,15 @@ def architecture(source: Source, root: Path) -> Architecture:
 def base_of(source: Source, root: Path) -> Source:
     """The weights that an adapter of peft's is for. Raises UserError (3), (5) with what to do where they are not."""
     config = source.path / ADAPTER
-    name = read_json(config).get("base_model_name_or_path")
+    content = read_json(config)
+    name, revision = content.get("base_model_name_or_path"), content.get("revision")
     beside = source.path.parent / LAST_MODEL
     remedy = f"the merged model is {beside}" if beside.exists() else f"name the model in {config}"
     if not isinstance(name, str) or not name:
         raise UserError("an adapter that does not say which model it is for", str(source.path), remedy, CHECKPOINT)
     near = source.path / name
     try:
-        base = find(str(near) if near.exists() else name, None, root)
+        base = find(str(near) if near.exists() else name, revision if isinstance(revision, str) else None, root)
     except UserError as error:
         what = f"the model that the adapter is for, {escape(name)}: {error.what}"
         raise UserError(what, error.where, remedy, error.code) from error

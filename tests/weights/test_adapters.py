@@ -73,3 +73,25 @@ def test_half_an_adapter_is_refused(model, tmp_path):
         loading.load("adapter", tmp_path, CPU)
     assert caught.value.code == 3
     assert json.loads((tmp_path / "adapter" / peft_adapter.CONFIG).read_text())["r"] == 2
+
+
+def test_a_base_of_the_hub_is_that_of_the_revision_that_the_adapter_was_trained_on(model, tmp_path, monkeypatch):
+    requested = []
+
+    def fetched(name, revision, by_hand):
+        requested.append((name, revision))
+        return tmp_path
+
+    monkeypatch.setattr(locate, "fetched", fetched)
+    peft_adapter.save(tmp_path / "adapter", model, CFG, "gpt2", "abc")
+    locate.base_of(locate.find("adapter", None, tmp_path), tmp_path)
+    assert requested == [("gpt2", "abc")]
+
+
+def test_a_file_of_an_adapter_means_the_adapter_and_whole_weights_beside_one_are_the_model(model, tmp_path):
+    for name in (peft_adapter.CONFIG, peft_adapter.WEIGHTS):
+        assert locate.find(f"adapter/{name}", None, tmp_path) == locate.Source(
+            f"adapter/{name}", tmp_path / "adapter", "adapter"
+        )
+    (tmp_path / "adapter" / "config.json").write_text("{}")
+    assert locate.find("adapter", None, tmp_path).kind == "transformers"
