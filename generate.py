@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from gpt.config import launch
 from gpt.config.schema import GenerateConfig
 from gpt.data import readers
-from gpt.errors import UserError, unusable
+from gpt.errors import UserError
 from gpt.files import paths
 from gpt.prompts import format_prompt
 from gpt.runs.model_card import DISCLAIMER
@@ -28,9 +28,6 @@ def generate(cfg: GenerateConfig) -> None:
 
     loaded = loading.load(cfg.checkpoint, paths.PROJECT_ROOT, device.choose_device(cfg.device))
     tokens = tokenizer.load(loaded.tokenizer_name)
-    if tokens.n_vocab != loaded.model.vocab_size:
-        reason = f"vocabulary {loaded.model.vocab_size}, its tokenizer {tokens.name} has {tokens.n_vocab}"
-        raise unusable(loaded.path, reason)
     if cfg.export is not None:
         directory = paths.absolute(cfg.export)
         export.write(loaded, directory)

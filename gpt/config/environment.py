@@ -26,9 +26,8 @@ def unresolved(node: Any, prefix: str = "") -> dict[str, str]:
             continue
         if _reads > before:
             text = OmegaConf.to_container(node, resolve=False)[key]
-            if "oc.env" in text or not isinstance(
-                value, int | float
-            ):  # a number of a file's that the environment names
+            # Not a number that stands in a file which the environment only names.
+            if "oc.env" in text or not isinstance(value, int | float):
                 texts[name] = text
         elif OmegaConf.is_config(value) and name.count(".") < DEEPEST:
             texts |= unresolved(value, f"{name}.")

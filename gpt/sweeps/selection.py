@@ -52,13 +52,8 @@ class SelectingLauncher(Launcher):
 
         Raises UserError when another process runs this sweep (6), or when another version of this project made it.
         """
-        self._launcher, self._config, self._loader, self._task, self._on_begin = (
-            launcher,
-            config,
-            loader,
-            task,
-            on_begin,
-        )
+        self._launcher, self._config, self._loader = launcher, config, loader
+        self._task, self._on_begin = task, on_begin
         self._directory = Path(str(config.hydra.sweep.dir)).absolute()
         self._planned: dict[tuple[str, ...], Planned] = {}
         self._lock = contextlib.ExitStack()  # held until the process ends

@@ -58,7 +58,12 @@ def load(name: str, root: Path, device: torch.device) -> Loaded:
         log.info(f"weights from {found.path}: {found.about}")
     identity = found.identity or identity_of(found, name)
     locate.check_tokenizer(source, identity.tokenizer)
-    model = filled(First(*fit(found, identity.model, identity.vocab_size), found.path, {}, found.adapters))
+    n_vocab = tokenizer.load(identity.tokenizer).n_vocab
+    if n_vocab != identity.vocab_size:
+        raise unusable(
+            found.path, f"vocabulary {identity.vocab_size}, its tokenizer {identity.tokenizer} has {n_vocab}"
+        )
+    model = filled(First(*fit(found, identity.model, n_vocab), found.path, {}, found.adapters))
     return Loaded(model.to(device).eval(), identity.tokenizer, identity.template, found.step, found.path)
 
 
