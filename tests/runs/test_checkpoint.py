@@ -18,7 +18,7 @@ from gpt.runs.checkpoint import Identity
 from gpt.weights import loading
 
 CPU = torch.device("cpu")
-IDENTITY = Identity(model_config(), 50, "bytes", "alpaca")
+IDENTITY = Identity(model_config(), 257, "bytes", "alpaca")
 MUON = MuonConfig(name="muon", lr=0.02, weight_decay=0.1, momentum=0.9, adamw_lr=1e-3, beta1=0.9, beta2=0.95, eps=1e-8)
 SGD = SGDConfig(name="sgd", lr=0.1, weight_decay=0.0, momentum=0.9)
 
@@ -33,7 +33,7 @@ def train(model, optimizer, steps):
 
 def made(cfg=None, steps=3, seed=0):
     torch.manual_seed(seed)
-    model = GPT(model_config(), 50)
+    model = GPT(model_config(), 257)
     optimizer = optim.build(model, cfg or adamw_config())
     train(model, optimizer, steps)
     return model, optimizer

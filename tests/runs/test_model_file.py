@@ -72,8 +72,8 @@ def test_a_state_dict_of_something_else_is_refused(tmp_path):
 
 def test_weights_that_do_not_fit_name_the_first_tensor_and_both_shapes(tmp_path):
     model, _ = made()
-    model_file.save_model(tmp_path / "x.pt", model, Identity(model_config(n_embd=32), 50, "bytes", None), 1)
-    with pytest.raises(UserError, match=r"tensor wte.weight: \[50, 16\] in the file, \[50, 32\] in the model"):
+    model_file.save_model(tmp_path / "x.pt", model, Identity(model_config(n_embd=32), 257, "bytes", None), 1)
+    with pytest.raises(UserError, match=r"tensor wte.weight: \[257, 16\] in the file, \[257, 32\] in the model"):
         loading.load(str(tmp_path / "x.pt"), ROOT, CPU)
 
 
@@ -89,7 +89,7 @@ def test_absurd_sizes_cost_neither_memory_nor_time(tmp_path):
     """A file may claim anything: nothing is allocated before the tensors in it have been compared."""
     model, _ = made()
     for changes in ({"n_layer": 10**9}, {"n_embd": 2 * 10**9}, {"context_length": 10**12}, {"n_head": 7}):
-        claimed = Identity(model_config(**changes), 50, "bytes", None)
+        claimed = Identity(model_config(**changes), 257, "bytes", None)
         model_file.save_model(tmp_path / "x.pt", model, claimed, 1)
         with pytest.raises(UserError) as caught:
             loading.load(str(tmp_path / "x.pt"), ROOT, CPU)
