@@ -14,7 +14,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.launcher import Launcher
 
 from gpt.files.paths import PROJECT_ROOT
@@ -69,6 +69,10 @@ class FrozenRepository(ConfigRepository):
 
     def group_exists(self, config_path: str) -> bool:
         return self._remembered("group_exists", config_path)
+
+    def get_schema_source(self) -> ConfigSource:
+        _prefer_files_of_conf()  # again, because plugins register anew in each process that a launcher starts
+        return super().get_schema_source()
 
     def _remembered(self, method: str, config_path: str) -> Any:
         if (method, config_path) not in self._answers:

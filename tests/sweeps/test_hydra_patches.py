@@ -11,6 +11,7 @@ import yaml
 from conftest import ROOT
 from hydra import initialize_config_dir
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
@@ -18,6 +19,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+import gpt.config.launch  # noqa: F401 - the resolvers that conf/train.yaml uses
 from gpt.sweeps import hydra_patches
 
 FILES = {
@@ -27,6 +29,7 @@ FILES = {
     "study/x.yaml": "# @package _global_\ndefaults:\n  - override /model: b\nseed: 70\n",
     "elsewhere/extra/e.yaml": "depth: 30\n",
 }
+JOBS = [["seed=1"], ["model=b", "seed=2"], ["+study=x"], ["+extra=e", "lr=5"]]
 
 
 @pytest.fixture
@@ -38,18 +41,17 @@ def conf(tmp_path):
     return tmp_path / "conf"
 
 
-def opened(conf, frozen=True):
-    """(loader, configuration of the sweep), after the jobs JOBS have been composed once."""
+def opened(conf, frozen=True, jobs=JOBS):
+    """(loader, configuration of the sweep), after the jobs have been composed once."""
     with initialize_config_dir(str(conf), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
     if frozen:
         hydra_patches.freeze(loader)
     config = loader.load_configuration("train", ["seed=1,2"], RunMode.MULTIRUN)
-    compositions(loader, config)
+    compositions(loader, config, jobs)
     return loader, config
 
 
-JOBS = [["seed=1"], ["model=b", "seed=2"], ["+study=x"], ["+extra=e", "lr=5"]]
 EXPECTED = [
     {"seed": 1, "lr": 0.1, "model": {"name": "a", "width": 80}},
     {"seed": 2, "lr": 0.1, "model": {"name": "b", "width": 80}},
@@ -58,8 +60,8 @@ EXPECTED = [
 ]
 
 
-def compositions(loader, config):
-    found = [OmegaConf.to_container(loader.load_sweep_config(config, job)) for job in JOBS]
+def compositions(loader, config, jobs=JOBS):
+    found = [OmegaConf.to_container(loader.load_sweep_config(config, job)) for job in jobs]
     return [{key: value for key, value in one.items() if key != "hydra"} for one in found]
 
 
@@ -129,6 +131,14 @@ def test_a_choice_that_appears_after_the_start_can_still_be_made(conf):
     assert loader.load_sweep_config(config, ["model=late"]).model.name == "late"
 
 
+def test_files_of_conf_count_alone_in_a_process_in_which_plugins_register_anew():
+    """As in those of joblib: Hydra would refuse conf/hydra/sweeper/optuna.yaml beside what the plugin registers."""
+    loader, _ = opened(ROOT / "conf", jobs=[])
+    ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node={"defaults": [], "n_trials": 1})
+    composed = loader.load_configuration("train", ["hydra/sweeper=optuna"], RunMode.MULTIRUN)
+    assert composed.hydra.sweeper.n_trials == 20
+
+
 def test_installing_twice_is_installing_once():
     hydra_patches.install()
     before = vars(Plugins)["instantiate_launcher"], vars(JobReturn)["return_value"].fset
@@ -145,6 +155,7 @@ REPLACED = {  # what gpt/sweeps/hydra_patches.py replaces or builds on, and its 
     "ConfigRepository.load_config": (ConfigRepository.load_config, ["self", "config_path"]),
     "ConfigRepository.config_exists": (ConfigRepository.config_exists, ["self", "config_path"]),
     "ConfigRepository.group_exists": (ConfigRepository.group_exists, ["self", "config_path"]),
+    "ConfigRepository.get_schema_source": (ConfigRepository.get_schema_source, ["self"]),
     "CachingConfigRepository": (CachingConfigRepository, ["delegate"]),
 }  # fmt: skip
 
