@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from gpt.config import launch
 from gpt.config.schema import GenerateConfig
-from gpt.data import readers
+from gpt.data import rows, text_files
 from gpt.errors import UserError
 from gpt.files import paths
 from gpt.prompts import format_prompt
@@ -73,19 +73,21 @@ def read_prompts(cfg: GenerateConfig) -> list[tuple[str, str]]:
 
 
 def prompts_in(path: Path, given: str) -> list[tuple[str, str]]:
-    """(instruction, input) of every line of a text file or row of a JSON one; `given` is the input of those without."""
-    if path.suffix not in (".json", ".jsonl"):
-        return [(line.strip(), given) for line in readers.text(path).split("\n") if line.strip()]
-    bad = readers.BadRows("skip")
+    """(instruction, input) of every row of a file in one of rows.FORMATS, or of every line of a text file; `given` is
+    the input of those without."""
+    if rows.format_of(path) is None:
+        return [(line.strip(), given) for line in text_files.read_text(path).split("\n") if line.strip()]
+    bad = rows.BadRows("skip")
     prompts = []
-    for row in readers.rows(path, bad):
-        prompt = row.values.get("instruction"), row.values.get("input", given)
+    for row in rows.read(path, bad):
+        own = row.values.get("input")
+        prompt = row.values.get("instruction"), given if own is None else own
         if all(isinstance(part, str) for part in prompt):
             prompts.append(prompt)
         else:
             bad.report(row.where, row.line, "instruction, and input where there is one, must be texts")
-    if bad.found:
-        raise UserError("; ".join(bad.found[:5]), str(path), "correct the file")
+    if bad.left_out:
+        raise UserError("; ".join(bad.left_out[:5]), str(path), "correct the file")
     return prompts
 
 

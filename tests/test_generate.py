@@ -141,6 +141,20 @@ class TestText:
         text = capsys.readouterr().out.split("\n")[3]
         assert from_file.split("\n")[4] == text
 
+    @pytest.mark.parametrize(
+        "name, content",
+        [
+            ("p.JSONL", '{"instruction": "Sort.", "input": "b, a"}\n{"instruction": "Croup", "input": null}\n'),
+            ("p.json", '[{"instruction": "Sort.", "input": "b, a"},\n {"instruction": "Croup"}]'),
+            ("p.csv", 'instruction,input\nSort.,"b, a"\nCroup,\n'),
+        ],
+    )
+    def test_records_may_come_in_each_format_of_data(self, run_dir, tmp_path, capsys, name, content):
+        (tmp_path / name).write_text(content)
+        generate.generate(settings(run_dir, prompts=str(tmp_path / name)))
+        out = capsys.readouterr().out
+        assert "prompt: Sort.\ninput: b, a\n" in out and "prompt: Croup\n" in out and out.count("input: ") == 1
+
     def test_the_last_model_and_a_checkpoint_directory_work_like_a_run_directory(self, run_dir, capsys):
         texts = []
         for path in [run_dir, run_dir / "checkpoints" / "step_00000006", run_dir / "last_model.pt"]:

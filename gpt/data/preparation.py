@@ -19,7 +19,7 @@ import numpy as np
 
 from gpt import tokenizer
 from gpt.config.data import DataConfig
-from gpt.data import data_card, prepared, readers, records, sources, splits, text_files, token_files
+from gpt.data import data_card, prepared, records, rows, sources, splits, text_files, token_files
 from gpt.data.records import Record
 from gpt.data.sources import Source
 from gpt.errors import UserError
@@ -105,12 +105,12 @@ def _finish(meta: dict[str, Any], directory: Path) -> None:
 
 def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str, Any]:
     """Records of any kind; returns their part of meta.json."""
-    bad = readers.BadRows(cfg.on_bad_row)
+    bad = rows.BadRows(cfg.on_bad_row)
     if source.hub:
-        revision, rows = sources.hub_rows(source)
+        revision, raw = sources.hub_rows(source)
         origin: dict[str, Any] = {"hub": source.hub, "revision": revision}
     else:
-        rows = chain.from_iterable(readers.rows(path, bad) for path in source.files)
+        raw = chain.from_iterable(rows.read(path, bad) for path in source.files)
         origin = {"files": source.identity()}
     encoding = tokenizer.load(cfg.tokenizer)
     cleaned = records.Cleaned()
@@ -118,7 +118,7 @@ def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str
 
     def read() -> Iterator[Record]:
         """What is done here is done while what was read before is being encoded."""
-        for record in records.clean(rows, cfg, bad, cleaned):
+        for record in records.clean(raw, cfg, bad, cleaned):
             lines.append(JSON.encode({name: getattr(record, name) for name in COLUMNS}) + "\n")
             yield record
         import matplotlib.backends.backend_agg  # noqa: F401  0.5 s; the figure needs it
@@ -158,17 +158,17 @@ def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str
         },
         "leaks": leaks,
         "publisher_splits": sorted({record.split for record in kept_records if record.split}),
-        "oddities": {"bad rows left out": len(bad.found), **records.oddities(cleaned)},
+        "oddities": {"bad rows left out": len(bad.left_out), **records.oddities(cleaned)},
         "scores": records.score_statistics(cleaned.scores),
     }
 
 
-def _report_bad_rows(bad: readers.BadRows, directory: Path) -> None:
-    if bad.found:
-        _write_lines(directory / "bad_rows.txt", [line + "\n" for line in bad.found])
-        more = f", the first {N_SHOWN} are" if len(bad.found) > N_SHOWN else ""
-        log.warning(f"{len(bad.found):,} bad rows left out, all listed in bad_rows.txt of the prepared data{more}:")
-        for line in bad.found[:N_SHOWN]:
+def _report_bad_rows(bad: rows.BadRows, directory: Path) -> None:
+    if bad.left_out:
+        _write_lines(directory / "bad_rows.txt", [line + "\n" for line in bad.left_out])
+        more = f", the first {N_SHOWN} are" if len(bad.left_out) > N_SHOWN else ""
+        log.warning(f"{len(bad.left_out):,} bad rows left out, all listed in bad_rows.txt of the prepared data{more}:")
+        for line in bad.left_out[:N_SHOWN]:
             log.warning(line)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpt.config.data import DataConfig
-from gpt.data.readers import BadRows, Row
+from gpt.data.rows import BadRows, Row
 from gpt.errors import UserError
 from gpt.terminal.console import escape
 
@@ -97,7 +97,7 @@ def clean(rows: Iterable[Row], cfg: DataConfig, bad: BadRows, result: Cleaned) -
             seen.add(key)
             result.records.append(record)
             yield record
-    steps = [("rows", n_rows + len(bad.found)), ("well-formed", n_rows), ("with a question", n_asked),
+    steps = [("rows", n_rows + len(bad.left_out)), ("well-formed", n_rows), ("with a question", n_asked),
              ("with an answer", n_answered), ("without exact duplicates", len(result.records))]  # fmt: skip
     always = {"rows", "with an answer", "without exact duplicates"}
     result.ladder = [steps[0]] + [
@@ -105,7 +105,7 @@ def clean(rows: Iterable[Row], cfg: DataConfig, bad: BadRows, result: Cleaned) -
     ]
     if not result.records:
         counts = ", ".join(f"{n:,} {label}" for label, n in result.ladder)
-        raise UserError(f"no record is left: {counts}", remedy=(bad.found or [""])[0])
+        raise UserError(f"no record is left: {counts}", remedy=(bad.left_out or [""])[0])
 
 
 def find_columns(names: Iterable[str], cfg: DataConfig) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.config.data import DataConfig
-from gpt.data.readers import Row
+from gpt.data.rows import Row
 from gpt.errors import ENVIRONMENT, UserError
 from gpt.files import durable
 from gpt.files.hub import described, why_unreachable

@@ -19,7 +19,7 @@ ROW_LIMIT = 64 << 20  # bytes: a quote that is never closed must not draw the re
 
 
 class BadLine(Exception):
-    """A line that is no text."""
+    """What is wrong with a line of a file, such as a byte that is no text."""
 
     def __init__(self, line: int, problem: str) -> None:
         super().__init__(problem)
@@ -34,26 +34,29 @@ class TextFile:
         self.first = 1  # the line where the row that was read last starts
         self.quotes = 0  # in that row
         self._lines = 0  # line ends read
-        self._offset = 0  # bytes read; in a gzipped file, after decompression
+        self.n_bytes = 0  # that were read; in a gzipped file, after decompression
         self._cut = b""  # the first bytes of a character whose others are in the next piece
 
     def row(self, multiline: bool = False) -> str:
         """The next line with its line end, "" after the last one. With `multiline` a line end between quotes does not
         end the row."""
         parts: list[str] = []
-        self.first, self.quotes, start = self._lines + 1, 0, self._offset
+        self.first, self.quotes, start = self._lines + 1, 0, self.n_bytes
         while not parts or (multiline and self.quotes % 2):
             raw = self.file.readline(ROW_LIMIT + 1)
             if not raw:
                 break
-            if self._offset + len(raw) - start > ROW_LIMIT:
-                self.refuse_long_row(self.first)
+            if self.n_bytes + len(raw) - start > ROW_LIMIT:
+                raise UserError(
+                    f"{escape(str(self.path))}:{self.first}: this row does not end within {ROW_LIMIT:,} bytes",
+                    remedy="is a quote never closed? If not, cut the row into several",
+                )
             self.quotes += raw.count(b'"')
             parts.append(self._decode(raw, is_end=True)[0])
         return "".join(parts)
 
-    def read(self, size: int = -1) -> str:
-        """The next `size` bytes, or the rest; "" at the end."""
+    def read(self, size: int) -> str:
+        """The next `size` bytes, or the rest when that is -1; "" at the end."""
         new = self.file.read(size)
         raw = self._cut + new
         text, used = self._decode(raw, is_end=len(new) != size)
@@ -70,21 +73,15 @@ class TextFile:
         if held:
             yield held
 
-    def refuse_long_row(self, line: int) -> None:
-        raise UserError(
-            f"{escape(str(self.path))}:{line}: this row does not end within {ROW_LIMIT:,} bytes",
-            remedy="is a quote never closed? If not, cut the row into several",
-        )
-
     def _decode(self, raw: bytes, is_end: bool) -> tuple[str, int]:
         """Text and the number of bytes that it took: all, unless a character is cut at an end that is not the last."""
-        start, line, mark = self._offset, self._lines + 1, 0
+        start, line, mark = self.n_bytes, self._lines + 1, 0
         if start == 0:
             if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in raw[:2]:
                 raise UserError(f"{escape(str(self.path))} is UTF-16", remedy="save it as UTF-8")
             mark = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
         self._lines += raw.count(b"\n")
-        self._offset += len(raw)
+        self.n_bytes += len(raw)
         at = raw.find(b"\0")
         if at >= 0:
             raise BadLine(line + raw.count(b"\n", 0, at), f"NUL character at byte {start + at} of the file")
@@ -94,7 +91,7 @@ class TextFile:
             at = mark + error.start
             problem = f"not UTF-8 at byte {start + at} of the file: 0x{raw[at]:02x}"
             raise BadLine(line + raw.count(b"\n", 0, at), problem) from None
-        self._offset += mark + used - len(raw)
+        self.n_bytes += mark + used - len(raw)
         return text, mark + used
 
 
@@ -125,11 +122,17 @@ def open_text(path: Path, digest: Any = None) -> Iterator[TextFile]:
                 file = stack.enter_context(io.BufferedReader(gzip.GzipFile(fileobj=file)))
             yield TextFile(path, file)
     except BadLine as error:
-        raise UserError(f"{escape(str(path))}:{error.line}: {error}", remedy="correct it") from None
+        raise UserError(f"{escape(str(path))}:{error.line}: {escape(str(error))}", remedy="correct it") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{escape(str(path))} is damaged: {error}", remedy="get the file again") from error
     except OSError as error:
         raise UserError(f"cannot read {escape(str(path))}", error.strerror or str(error), code=ENVIRONMENT) from error
+
+
+def read_text(path: Path) -> str:
+    """A whole text file, its line ends as \\n. Raises UserError."""
+    with open_text(path) as file:
+        return "".join(file.characters())
 
 
 def measure(path: Path) -> tuple[int, str]:

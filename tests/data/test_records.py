@@ -4,7 +4,7 @@ import pytest
 from conftest import data_config
 
 from gpt.data import records
-from gpt.data.readers import BadRows, Row
+from gpt.data.rows import BadRows, Row
 from gpt.errors import UserError
 
 

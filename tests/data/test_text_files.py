@@ -2,11 +2,12 @@
 
 import gzip
 import hashlib
+from pathlib import Path
 
 import pytest
 
 from gpt.data import text_files
-from gpt.data.text_files import BadLine, measure, open_text, portions, shorten
+from gpt.data.text_files import BadLine, measure, open_text, portions, read_text, shorten
 from gpt.errors import UserError
 
 
@@ -122,3 +123,24 @@ def test_a_name_cannot_reach_the_terminal_unescaped(tmp_path):
 
 def test_long_texts_are_shortened_for_messages():
     assert (shorten("a" * 40), shorten("a" * 41), shorten("abc", 2)) == ("a" * 40, "a" * 40 + "...", "ab...")
+
+
+def test_text_comes_with_unix_line_ends_and_without_a_byte_order_mark(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\n")
+    assert read_text(path) == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("content", [b"one\ntwo \xff", b"one\ntwo \0"])
+def test_a_byte_that_is_not_text_is_named_by_line_and_offset(tmp_path, content):
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a.txt:2: .* at byte 8 of the file"):
+        read_text(path)
+
+
+def test_a_file_that_cannot_be_read_is_an_error_of_the_environment():
+    """Reading a process's own memory from its start fails for everyone, the superuser included."""
+    with pytest.raises(UserError, match="cannot read /proc/self/mem") as caught:
+        read_text(Path("/proc/self/mem"))
+    assert caught.value.code == 5

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, model_config
 
 from gpt import tokenizer
-from gpt.data.readers import BadRows, rows
+from gpt.data import rows
 from gpt.errors import UserError
 from gpt.model import GPT
 from gpt.notebook import train_model_simple
@@ -141,10 +141,10 @@ def test_names_that_are_not_utf8_and_errors_about_files(tmp_path, capsysbinary, 
         path = tmp_path / f"{start}{name}.csv"
         path.write_bytes(content)
         with pytest.raises(UserError) as caught:
-            list(rows(path, BadRows("error")))
+            list(rows.read(path, rows.BadRows("error")))
         console.error(str(caught.value))
     with pytest.raises(UserError) as caught:
-        list(rows(tmp_path / name, BadRows("error")))
+        list(rows.read(tmp_path / name, rows.BadRows("error")))
     console.error(str(caught.value))
     out, err = capsysbinary.readouterr()
     assert harmful_in(err) == [] and out == b""

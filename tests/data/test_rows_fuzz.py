@@ -1,6 +1,6 @@
 """Random damage to CSV, JSON and JSON Lines: every file gives the rows that its bytes say, or one line of error.
 
-What the bytes say is read a second time here, by other means than gpt/data/readers.py uses: CSV by a state machine on
+What the bytes say is read a second time here, by other means than gpt/data/rows.py uses: CSV by a state machine on
 bytes, JSON by a tokenizer and a recursive descent, UTF-8 by the table of the Unicode standard. Both must agree on
 every row, on every line left out by on_bad_row=skip, and on what is refused.
 """
@@ -13,7 +13,7 @@ from collections import Counter
 
 import pytest
 
-from gpt.data import readers
+from gpt.data import json_rows, rows
 from gpt.errors import UserError
 
 N_FILES = 5_000  # of each shard
@@ -240,7 +240,7 @@ JSON_TOKEN = re.compile(
     r'|"((?:[^"\\\x00-\x1f]++|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*)"|(NaN|-?Infinity))'
 )  # fmt: skip
 JSON_ESCAPE = re.compile(r"\\(?:u(....)|(.))")
-MAX_DEPTH = 200  # gpt/data/readers.py can go deeper: what lies between is not checked
+MAX_DEPTH = 200  # gpt/data/json_rows.py can go deeper: what lies between is not checked
 
 
 class TooDeep(Exception):
@@ -388,16 +388,16 @@ UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066
 
 
 def found(path, policy: str) -> Found:
-    """What gpt/data/readers.py makes of a file. Any exception but a UserError of one line fails the test."""
-    bad = readers.BadRows(policy)
+    """What gpt/data/rows.py makes of a file. Any exception but a UserError of one line fails the test."""
+    bad = rows.BadRows(policy)
     try:
-        rows = [(row.line, row.values) for row in readers.rows(path, bad)]
+        good = [(row.line, row.values) for row in rows.read(path, bad)]
     except UserError as error:
         assert error.code in (2, 5) and not UNPRINTABLE.search(str(error)) and len(str(error)) < 1000, ascii(str(error))
         return None
-    lines = [re.fullmatch(r"[^:]*:(\d+): (.+)", text) for text in bad.found]
-    assert all(line and not UNPRINTABLE.search(line[2]) for line in lines), ascii(bad.found)
-    return rows, [int(line[1]) for line in lines]
+    lines = [re.fullmatch(r"[^:]*:(\d+): (.+)", text) for text in bad.left_out]
+    assert all(line and not UNPRINTABLE.search(line[2]) for line in lines), ascii(bad.left_out)
+    return good, [int(line[1]) for line in lines]
 
 
 def check_one(seed: int, folder, counts: Counter, wrong: list[str]) -> None:
@@ -448,7 +448,7 @@ def test_no_row_is_silently_changed_and_no_file_makes_a_traceback(shard, tmp_pat
     counts: Counter = Counter()
     wrong: list[str] = []
     for seed in range(shard * N_FILES, (shard + 1) * N_FILES):
-        monkeypatch.setattr(readers, "PIECE", [4, 40, 65_536][seed // 3 % 3])  # so that values are cut everywhere
+        monkeypatch.setattr(json_rows, "PIECE", [4, 40, 65_536][seed // 3 % 3])  # so that characters are cut too
         check_one(seed, tmp_path, counts, wrong)
     described = "; ".join(
         f"{kind} {counts[kind, 'error', 'accepted']} accepted, {counts[kind, 'error', 'refused']} refused, with skip "

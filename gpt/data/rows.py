@@ -1,0 +1,63 @@
+"""Reads the rows of a file in any of the formats that are known, gzipped or not, one at a time.
+
+Nothing is guessed or mended: what cannot be read as it stands is reported with its file and line, and counted if the
+configuration says that such rows may be left out.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpt.data import csv_rows, json_rows
+from gpt.errors import UserError
+from gpt.terminal.console import escape
+
+# What a file's name ends in -> the function that gives (line, values, what is wrong with the row) of each of its rows.
+FORMATS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any], str | None]]]] = {
+    ".csv": csv_rows.read,
+    ".json": json_rows.read,
+    ".jsonl": json_rows.read,
+    ".ndjson": json_rows.read,
+}
+
+
+class Row(NamedTuple):
+    """One row as it stands in its file: `line` is where it starts, counted from 1."""
+
+    where: str
+    line: int
+    values: dict[str, Any]
+    split: str | None = None  # the split that the publisher put it into, if any
+
+
+class BadRows:
+    """What happens to a row that cannot be used: "error" stops with a UserError, "skip" describes it in `left_out`.
+
+    `setting` is what a person sets to have such rows left out, if there is such a setting.
+    """
+
+    def __init__(self, policy: str, setting: str | None = "data.on_bad_row=skip") -> None:
+        self.policy, self.setting = policy, setting
+        self.left_out: list[str] = []
+
+    def report(self, where: str, line: int, problem: str, cure: str = "correct it") -> None:
+        if self.policy == "error":
+            remedy = cure + (f", or leave such rows out with {self.setting}" if self.setting else "")
+            raise UserError(f"{escape(where)}:{line}: {escape(problem)}", remedy=remedy)
+        self.left_out.append(f"{escape(Path(where).name)}:{line}: {escape(problem)}")
+
+
+def format_of(path: Path) -> str | None:
+    """The key in FORMATS of a file, by its name; None for a name that says nothing."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
+
+
+def read(path: Path, bad: BadRows, default: str = ".csv") -> Iterator[Row]:
+    """The rows of a file; `default` is the format of one whose name says nothing. Raises UserError for what is wrong
+    with the file or, unless `bad` takes it, with a row."""
+    for line, values, problem in FORMATS[format_of(path) or default](path):
+        if problem:
+            bad.report(str(path), line, problem)
+        else:
+            yield Row(str(path), line, values)
