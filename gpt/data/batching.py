@@ -89,25 +89,37 @@ class Split:
 
 
 class Cut:
-    """The segments that documents are cut into, numbered from 0. They are computed when asked for, never stored, so
-    that a text takes no more memory than its one row in the index, however long it is."""
+    """The segments of at most `context_length` inputs that the documents of a split are cut into, numbered from 0. They
+    are computed when asked for, never stored, so that a text takes no more memory than its one row in the index.
 
-    def __init__(self, documents: np.ndarray, context_length: int, mask: str, overflow: str) -> None:
-        self.documents, self.context_length, self.mask = documents, context_length, mask
-        start, response, end = documents.T
+    overflow: "split" makes pieces that follow each other, so that every token is a target once; "truncate" keeps the
+    first piece; "drop" keeps none of a longer document. Segments without a scored target (prompts, when mask is
+    "response") are left out. `counts` tells of how many. Raises UserError when no segment remains.
+    """
+
+    def __init__(self, split: Split, context_length: int, mask: str, overflow: str) -> None:
+        self.documents, self.context_length, self.mask = split.documents, context_length, mask
+        start, response, end = self.documents.T
         pieces = -(-(end - start - 1) // context_length)  # ceil; 0 for a document of one token, which predicts nothing
-        self.n_longer = int((pieces > 1).sum())
+        n_longer = int((pieces > 1).sum())
         if overflow == "drop":
             pieces[pieces > 1] = 0
         elif overflow == "truncate":
             pieces = np.minimum(pieces, 1)
+        self.skipped = np.zeros_like(pieces)
         if mask == "response":  # pieces that end before the response does begin predict nothing that is scored
             skipped = np.where(response < end, np.maximum(0, response - start - 1) // context_length, pieces)
             self.skipped = np.minimum(skipped, pieces)
-        else:
-            self.skipped = np.zeros_like(pieces)
-        self.n_unscored = int(self.skipped.sum())
         self.ends = np.cumsum(pieces - self.skipped)  # number of segments of each document and all before it
+        self.counts = {"documents": len(start), "longer": n_longer, "segments": len(self)}
+        self.counts["unscored"] = int(self.skipped.sum())
+        if not len(self):
+            raise UserError(
+                f"no segment of split {split.name} has a token to predict: {len(start)} documents, the longest of "
+                f"{int((end - start).max(initial=0))} tokens, at model.context_length {context_length} with "
+                f"data.overflow={overflow}, data.mask={mask}",
+                remedy="raise model.context_length, or set data.overflow=split",
+            )
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -130,32 +142,6 @@ class Cut:
         return Segments(first, scored_from, np.minimum(end, first + self.context_length + 1))
 
 
-def cut(split: Split, context_length: int, mask: str, overflow: str) -> tuple[Cut, dict[str, int]]:
-    """Documents -> segments of at most `context_length` inputs, and a count of what happened to longer ones.
-
-    overflow: "split" makes pieces that follow each other, so that every token is a target once; "truncate" keeps the
-    first piece; "drop" keeps none. Segments without a scored target (prompts, when mask is "response") are left out
-    and counted. Raises UserError when nothing remains.
-    """
-    segments = Cut(split.documents, context_length, mask, overflow)
-    counts = {
-        "documents": len(split.documents),
-        "longer": segments.n_longer,
-        "segments": len(segments),
-        "unscored": segments.n_unscored,
-    }
-    if not len(segments):
-        start, _, end = split.documents.T
-        longest = int((end - start).max(initial=0))
-        raise UserError(
-            f"no segment of split {split.name} has a token to predict: {len(start)} documents, the longest of "
-            f"{longest} tokens, at model.context_length {context_length} with data.overflow={overflow}, "
-            f"data.mask={mask}",
-            remedy="raise model.context_length, or set data.overflow=split",
-        )
-    return segments, counts
-
-
 class TrainBatches:
     """The training batches of every step of a run; iterate over nothing, ask for a step."""
 
@@ -166,7 +152,7 @@ class TrainBatches:
                 remedy="give more text or a shorter context",
             )
         self.split, self.seed, self.context_length = split, seed, context_length
-        self.segments, self.counts = cut(split, context_length, cfg.mask, cfg.overflow)
+        self.segments = Cut(split, context_length, cfg.mask, cfg.overflow)
         self.is_text, self.overflow = cfg.kind == "text", cfg.overflow
         self.batching = "packed" if self.is_text else cfg.batching  # windows of text fill their rows in any case
         self.tokens_per_step, self.micro_batch = train.tokens_per_step, train.micro_batch
@@ -196,12 +182,13 @@ class TrainBatches:
 
     def describe(self) -> str:
         """What training reads, and what became of documents that are longer than the context."""
-        text = f"{self.counts['documents']:,} documents as {self.counts['segments']:,} segments of at most "
+        counts = self.segments.counts
+        text = f"{counts['documents']:,} documents as {counts['segments']:,} segments of at most "
         text += f"{self.context_length} tokens, {self.steps_per_epoch} {self.batching} steps an epoch"
-        if self.counts["longer"]:
-            text += f"; {self.counts['longer']:,} documents longer than the context: {PAST_TENSE[self.overflow]}"
-        if self.counts["unscored"]:
-            text += f"; {self.counts['unscored']:,} segments without a response token left out"
+        if counts["longer"]:
+            text += f"; {counts['longer']:,} documents longer than the context: {PAST_TENSE[self.overflow]}"
+        if counts["unscored"]:
+            text += f"; {counts['unscored']:,} segments without a response token left out"
         return text
 
     def _rows(self, step: int) -> list[np.ndarray]:
@@ -298,15 +285,6 @@ def eval_batches(split: Split, cfg: DataConfig, context_length: int, train: Trai
     return [collate(split.ids, segments, [[i] for i in group]) for group in groups]
 
 
-def check_vocabulary(name: str, largest: int, vocab_size: int) -> None:
-    """Raises UserError when the largest token id of the split called `name` is outside 0..vocab_size-1."""
-    if largest >= vocab_size:
-        raise UserError(
-            f"token id {largest} in split {name} is outside the vocabulary of {vocab_size}",
-            remedy="prepare the data with the model's tokenizer",
-        )
-
-
 @dataclass(frozen=True)
 class Batches:
     """What a run trains on and is scored on, and how long it is."""
@@ -322,7 +300,11 @@ def open_batches(prepared: Path, cfg: TrainConfig, vocab_size: int) -> Batches:
     """The batches of a run, from a directory of prepared data. Raises UserError for data that does not suit it."""
     train, val = (Split.open(prepared, name) for name in ("train", "val"))
     for split in (train, val):
-        check_vocabulary(split.name, token_files.largest_id(prepared, split.name), vocab_size)
+        if (largest := token_files.largest_id(prepared, split.name)) >= vocab_size:
+            raise UserError(
+                f"token id {largest} in split {split.name} is outside the vocabulary of {vocab_size}",
+                remedy="prepare the data with the model's tokenizer",
+            )
     context_length = cfg.model.context_length
     batches = TrainBatches(train, cfg.data, context_length, cfg.train, cfg.seed)
     validation = eval_batches(val, cfg.data, context_length, cfg.train)
@@ -333,7 +315,7 @@ def count_steps(cfg: TrainSection, batches: TrainBatches) -> tuple[int, str]:
     """The length of a run in optimizer steps, and the key that decides it. Padding counts in no budget of tokens, so
     that runs have equal ones whatever their context length leaves of a row."""
     epoch_steps = None if cfg.max_epochs is None else cfg.max_epochs * batches.steps_per_epoch
-    found = budget(cfg.max_steps, epoch_steps, cfg.max_tokens, batches.tokens_in_step)
-    if found is None:
+    steps_and_key = budget(cfg.max_steps, epoch_steps, cfg.max_tokens, batches.tokens_in_step)
+    if steps_and_key is None:
         raise UserError("a run needs a budget", remedy="set train.max_steps, train.max_epochs or train.max_tokens")
-    return found
+    return steps_and_key

@@ -66,15 +66,17 @@ def _prepare(cfg: DataConfig, root: Path, directory: Path, reason: str = "") -> 
             shutil.rmtree(leftover, ignore_errors=True)
         new.mkdir()
         try:
+            write = _write_texts if cfg.kind == "text" else _write_records
             meta = {
                 "format": prepared.FORMAT,
                 "name": cfg.name,
                 "kind": cfg.kind,
                 "settings": prepared.settings_of(cfg),
+                "tokenizer": cfg.tokenizer,
+                "n_vocab": tokenizer.load(cfg.tokenizer).n_vocab,
+                "template": cfg.template,
+                **write(cfg, source, new),
             }
-            meta |= {"tokenizer": cfg.tokenizer, "n_vocab": tokenizer.load(cfg.tokenizer).n_vocab}
-            write = _write_texts if cfg.kind == "text" else _write_records
-            meta |= {"template": cfg.template} | write(cfg, source, new)
             _finish(meta, new)
             if directory.exists():
                 os.rename(directory, old)
@@ -174,12 +176,12 @@ def _report_bad_rows(bad: rows.BadRows, directory: Path) -> None:
 
 def _warn_of_leaks(cfg: DataConfig, leaks: dict[str, dict[str, float]]) -> None:
     if cfg.split != "grouped":
-        said = "; ".join(
+        shares = "; ".join(
             f"{100 * leak['question']:.1f} % of the {name} questions occur in train, "
             f"{100 * leak['focus']:.1f} % of the {name} rows share their focus with train"
             for name, leak in leaks.items()
         )
-        log.warning(f"data.split={cfg.split}: {said}; data.split=grouped keeps them apart")
+        log.warning(f"data.split={cfg.split}: {shares}; data.split=grouped keeps them apart")
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:

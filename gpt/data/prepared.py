@@ -106,8 +106,8 @@ def why_unready(cfg: DataConfig, root: Path, directory: Path) -> str | None:
         for name, value in settings_of(cfg).items():
             before = meta["settings"].get(name)
             if before != value:
-                told = "" if isinstance(value, dict) else f" from {escape(str(before)[:80])} to {value}"
-                return f"data.{name} changed{told}"
+                change = "" if isinstance(value, dict) else f" from {escape(str(before)[:80])} to {value}"
+                return f"data.{name} changed{change}"
         token_files.check(directory, meta["files"])
     except UserError as error:
         return error.what

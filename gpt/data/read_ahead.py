@@ -1,9 +1,8 @@
 """Makes the batches of the next step while the present one computes."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Thread
 
 import torch
 
@@ -35,20 +34,9 @@ class ReadAhead:
         if number is None:
             yield
             return
-        future: Future = Future()
-        thread = Thread(target=self._fulfil, args=(future, number), name=f"batches of step {number}")
-        thread.start()
-        try:
+        with ThreadPoolExecutor(1, f"batches of step {number}") as thread:
+            self._ahead = number, thread.submit(self._ready, number)
             yield
-        finally:
-            thread.join()
-            self._ahead = number, future
-
-    def _fulfil(self, future: Future, number: int) -> None:
-        try:
-            future.set_result(self._ready(number))
-        except BaseException as error:  # whatever it is, it belongs to whoever asks for the batches
-            future.set_exception(error)
 
     def _ready(self, number: int) -> list[Batch]:
         """In page-locked memory for a GPU: a copy from anywhere else would wait for the GPU, see Batch.to."""

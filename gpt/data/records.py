@@ -51,11 +51,11 @@ class Cleaned:
 
 
 class NoColumn(ValueError):
-    """A column that is needed and not there; `cure` names the key to set."""
+    """A column that is needed and not there; `remedy` names the key to set."""
 
-    def __init__(self, problem: str, cure: str) -> None:
+    def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem)
-        self.cure = cure
+        self.remedy = remedy
 
 
 def clean(rows: Iterable[Row], cfg: DataConfig, bad: BadRows, result: Cleaned) -> Iterator[Record]:
@@ -70,16 +70,16 @@ def clean(rows: Iterable[Row], cfg: DataConfig, bad: BadRows, result: Cleaned) -
         raise UserError(f"data.columns: {sorted(unknown)[0]} is not one of {', '.join(COLUMNS[cfg.kind])}")
     columns: dict[tuple[str, ...], dict[str, str]] = {}  # rows of JSON Lines need not have the same keys
     seen: set[tuple[str, str, str]] = set()
-    n_rows = n_asked = n_answered = 0
+    n_rows = n_questions = n_answers = 0
     for row in rows:
         try:
             keys = tuple(row.values)
             if keys not in columns:
                 columns[keys] = find_columns(keys, cfg)
-            cells = {name: _text(name, row.values[theirs]) for name, theirs in columns[keys].items()}
+            cells = {name: _text(name, row.values[column]) for name, column in columns[keys].items()}
             scores = _scores(row.values) if cfg.kind == "helpsteer" else {}
         except ValueError as error:
-            bad.report(row.where, row.line, str(error), cure=getattr(error, "cure", "correct it"))
+            bad.report(row.where, row.line, str(error), remedy=getattr(error, "remedy", "correct it"))
             continue
         n_rows += 1
         for name, score in scores.items():
@@ -87,18 +87,18 @@ def clean(rows: Iterable[Row], cfg: DataConfig, bad: BadRows, result: Cleaned) -
         record = _record(cells, cfg.kind, row.split)
         if not record.instruction.strip():
             continue
-        n_asked += 1
+        n_questions += 1
         if not record.output.strip():
             continue
-        n_answered += 1
+        n_answers += 1
         result.changed_whitespace += cfg.kind == "qa" and record.output != cells["answer"]
         key = (record.instruction, record.input, record.output)
         if key not in seen:
             seen.add(key)
             result.records.append(record)
             yield record
-    steps = [("rows", n_rows + len(bad.left_out)), ("well-formed", n_rows), ("with a question", n_asked),
-             ("with an answer", n_answered), ("without exact duplicates", len(result.records))]  # fmt: skip
+    steps = [("rows", n_rows + len(bad.left_out)), ("well-formed", n_rows), ("with a question", n_questions),
+             ("with an answer", n_answers), ("without exact duplicates", len(result.records))]  # fmt: skip
     always = {"rows", "with an answer", "without exact duplicates"}
     result.ladder = [steps[0]] + [
         step for step, before in zip(steps[1:], steps, strict=False) if step[0] in always or step[1] < before[1]
@@ -116,18 +116,18 @@ def find_columns(names: Iterable[str], cfg: DataConfig) -> dict[str, str]:
     by_name: dict[str, str] = {}
     for name in names:
         by_name.setdefault(name.strip().casefold(), name)
-    found = {}
-    for ours, aliases in COLUMNS[cfg.kind].items():
-        chosen = cfg.columns.get(ours)
-        wanted = [chosen] if chosen else aliases
-        theirs = next((by_name[w.strip().casefold()] for w in wanted if w.strip().casefold() in by_name), None)
-        if theirs is not None:
-            found[ours] = theirs
-        elif chosen or ours not in OPTIONAL:
-            columns = ", ".join(escape(name) for name in by_name.values()) or "none"
-            problem = f"no column {chosen or ' or '.join(aliases)} among {columns}"
-            raise NoColumn(problem, f"data.columns.{ours}=<its name here>")
-    return found
+    columns = {}
+    for name, aliases in COLUMNS[cfg.kind].items():
+        chosen = cfg.columns.get(name)
+        keys = [alias.strip().casefold() for alias in ([chosen] if chosen else aliases)]
+        column = next((by_name[key] for key in keys if key in by_name), None)
+        if column is not None:
+            columns[name] = column
+        elif chosen or name not in OPTIONAL:
+            present = ", ".join(map(escape, by_name.values())) or "none"
+            problem = f"no column {chosen or ' or '.join(aliases)} among {present}"
+            raise NoColumn(problem, f"data.columns.{name}=<its name here>")
+    return columns
 
 
 def _record(cells: dict[str, str], kind: str, split: str | None) -> Record:

@@ -40,9 +40,10 @@ class BadRows:
         self.policy, self.setting = policy, setting
         self.left_out: list[str] = []
 
-    def report(self, where: str, line: int, problem: str, cure: str = "correct it") -> None:
+    def report(self, where: str, line: int, problem: str, remedy: str = "correct it") -> None:
+        """Raises UserError unless the row may be left out."""
         if self.policy == "error":
-            remedy = cure + (f", or leave such rows out with {self.setting}" if self.setting else "")
+            remedy += f", or leave such rows out with {self.setting}" if self.setting else ""
             raise UserError(f"{escape(where)}:{line}: {escape(problem)}", remedy=remedy)
         self.left_out.append(f"{escape(Path(where).name)}:{line}: {escape(problem)}")
 

@@ -96,8 +96,8 @@ def _texts(path: Path) -> Source | None:
         return _table(path)
     if not path.is_dir() and not glob.has_magic(str(path)):
         return None
-    found = path.rglob("*.txt") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
-    files = sorted(file for file in found if file.is_file())
+    matches = path.rglob("*.txt") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
+    files = sorted(match for match in matches if match.is_file())
     return Source(files, Path(os.path.commonpath([file.parent for file in files]))) if files else None
 
 
@@ -151,8 +151,8 @@ def _load(name: str, offline: bool) -> Any:
 def _revision(dataset: Any) -> str | None:
     """The commit that the rows come from, as far as the library tells."""
     urls = " ".join(str(url) for part in dataset.values() for url in part.info.download_checksums or {})
-    found = re.search(r"@([0-9a-f]{40})/", urls)
-    return found[1] if found else None
+    commit = re.search(r"@([0-9a-f]{40})/", urls)
+    return commit[1] if commit else None
 
 
 def _rows(name: str, dataset: Any) -> Iterator[Row]:

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from gpt.config.data import DataConfig
-from gpt.data.records import Record
+from gpt.data.records import Record, normalise
 
 NAMES = ("train", "val", "test")
 IN_ORDER = ("train", "test", "val")  # where a split takes what follows each other: the book's order
@@ -86,16 +86,12 @@ METHODS: dict[str, Callable[..., dict[int, str]]] = {
 
 def question_key(record: Record) -> str:
     """Equal for questions that differ in case or whitespace only."""
-    return _fold(f"{record.instruction} \x00 {record.input}")
+    return normalise(f"{record.instruction} \x00 {record.input}".casefold())
 
 
 def focus_key(record: Record) -> str:
     """Equal for focus areas that differ in case or whitespace only; empty when there is none."""
-    return _fold(record.focus)
-
-
-def _fold(text: str) -> str:
-    return " ".join(text.casefold().split())
+    return normalise(record.focus.casefold())
 
 
 def groups(records: Sequence[Record]) -> list[list[int]]:

@@ -92,7 +92,7 @@ def encode_files(
 ) -> Iterator[tuple[str, bool, np.ndarray]]:
     """Running text as ids: the split they belong to, whether a file begins with them there, and some ids.
 
-    `measured` is what textfiles.measure says of the files, `borders` what splits.of_text says of all characters.
+    `measured` is what text_files.measure says of the files, `borders` what splits.of_text says of all characters.
     """
 
     def texts() -> Iterator[tuple[str, bool, str]]:

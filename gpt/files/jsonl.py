@@ -16,7 +16,7 @@ from gpt.files import durable
 log = logging.getLogger(__name__)
 
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-TEXTS = ("prompt", "text")  # a model may well write "NaN"
+TEXTS = {"prompt", "text"}  # a model may well write "NaN"
 
 
 class RowFile:
@@ -62,7 +62,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            rows.append({key: value if key in TEXTS else _number(value) for key, value in row.items()})
+            for key in row.keys() - TEXTS:
+                if isinstance(row[key], str):
+                    row[key] = NON_FINITE.get(row[key], row[key])
+            rows.append(row)
         except (ValueError, AttributeError, RecursionError):
             if number < len(lines):
                 log.warning(f"{path}:{number}: not a JSON object, left out")
@@ -83,15 +86,6 @@ def _append_whole(path: Path, text: str) -> None:
 
 
 def _line(row: dict[str, Any]) -> str:
-    values = {key: _as_text(value) if isinstance(value, float) else value for key, value in row.items()}
+    is_non_finite = {key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+    values = {key: json.dumps(value) if key in is_non_finite else value for key, value in row.items()}
     return json.dumps(values, allow_nan=False) + "\n"
-
-
-def _as_text(value: float) -> float | str:
-    if math.isnan(value):
-        return "NaN"
-    return value if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def _number(value: Any) -> Any:
-    return NON_FINITE.get(value, value) if isinstance(value, str) else value

@@ -13,20 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REAL_MEDQUAD, ROOT, data_config, made_split, model_config, train_section
+from conftest import REAL_MEDQUAD, ROOT, data_config, made_split, model_config, run_config, train_section
 from torch.nn import functional as F
 
 from gpt.data import preparation, token_files
 from gpt.data.batching import (
     IGNORE,
+    Cut,
     Split,
     TrainBatches,
-    check_vocabulary,
     collate,
     count_steps,
-    cut,
     eval_batches,
     eval_segments,
+    open_batches,
 )
 from gpt.errors import UserError
 from gpt.model import GPT
@@ -54,7 +54,7 @@ def epoch_pairs(batches, epoch=0):
 
 def test_targets_are_inputs_shifted_by_one_and_prompts_are_not_scored():
     split = made_split([6], prompt=3)
-    batch = collate(split.ids, cut(split, 16, "response", "split")[0], [[0]])
+    batch = collate(split.ids, Cut(split, 16, "response", "split"), [[0]])
     ids = split.ids.tolist()
     assert batch.inputs.tolist() == [ids[:5]]
     assert batch.targets.tolist() == [[IGNORE, IGNORE, *ids[3:]]]
@@ -144,7 +144,7 @@ def test_each_token_has_the_loss_that_it_has_in_a_row_of_its_own(batching, mask)
 def test_padding_changes_no_loss():
     split = made_split([5, 9, 4, 12])
     model = GPT(model_config(), 50).eval()
-    segments, _ = cut(split, 16, "all", "split")
+    segments = Cut(split, 16, "all", "split")
     together = collate(split.ids, segments, [[0], [1], [2], [3]])
     with torch.no_grad():
         alone = sum(NextToken().loss(model, collate(split.ids, segments, [[i]]))[0] for i in range(4))
@@ -237,17 +237,17 @@ def test_an_epoch_of_packed_batches_and_an_evaluation_compile_six_graphs_at_most
 def test_rows_longer_than_the_context_are_split_truncated_or_dropped_and_always_counted():
     split = made_split([40, 10], prompt=3)
     for overflow, lengths in {"split": [16, 16, 7, 9], "truncate": [16, 9], "drop": [9]}.items():
-        segments, counts = cut(split, 16, "all", overflow)
+        segments = Cut(split, 16, "all", overflow)
         assert segments.lengths.tolist() == lengths
-        assert counts["longer"] == 1
+        assert segments.counts["longer"] == 1
     description = batches_of(split, "packed", overflow="drop").describe()
     assert "1 documents longer than the context: dropped" in description
 
 
 def test_a_segment_that_holds_only_prompt_is_left_out_and_counted():
     split = made_split([40, 10], prompt=20)  # the first document's first 16 inputs predict nothing but prompt
-    segments, counts = cut(split, 16, "response", "split")
-    assert counts["unscored"] == 2  # that piece, and the second document, which is all prompt
+    segments = Cut(split, 16, "response", "split")
+    assert segments.counts["unscored"] == 2  # that piece, and the second document, which is all prompt
     every = segments.take(np.arange(len(segments)))
     assert (every.scored_from < every.end).all()
 
@@ -273,7 +273,7 @@ def test_computed_segments_are_those_that_cutting_one_by_one_gives(mask, overflo
         split = made_split(lengths.tolist())
         split.documents[:, 1] = split.documents[:, 0] + rng.integers(0, lengths + 1)  # prompts of any length
         expected = np.array(list(pieces_of(split.documents, context_length, mask, overflow)))
-        segments, _ = cut(split, context_length, mask, overflow)
+        segments = Cut(split, context_length, mask, overflow)
         assert len(segments) == len(expected)
         some = rng.permutation(len(expected))[:50]
         assert np.array_equal(np.stack(segments.take(some), axis=1), expected[some])
@@ -284,7 +284,7 @@ def test_computed_segments_are_those_that_cutting_one_by_one_gives(mask, overflo
 def test_a_batch_is_what_copying_segment_by_segment_into_its_rows_gives():
     rng = np.random.default_rng(0)
     split = made_split(rng.integers(2, 30, 40).tolist())
-    segments, _ = cut(split, 16, "response", "split")
+    segments = Cut(split, 16, "response", "split")
     rows = np.split(rng.permutation(len(segments))[:24], [1, 5, 6, 14])
     batch = collate(split.ids, segments, rows, 256)
     expected = {name: torch.full((5, 256), padding) for name, padding in
@@ -305,10 +305,10 @@ def test_a_batch_is_what_copying_segment_by_segment_into_its_rows_gives():
 
 def test_no_segment_left_is_an_error_that_names_both_numbers():
     with pytest.raises(UserError, match=r"longest of 40 tokens.*context_length 16") as caught:
-        cut(made_split([40, 30]), 16, "all", "drop")
+        Cut(made_split([40, 30]), 16, "all", "drop")
     assert caught.value.code == 2
     with pytest.raises(UserError, match="no segment"):
-        cut(made_split([10, 9], prompt=10), 16, "response", "split")
+        Cut(made_split([10, 9], prompt=10), 16, "response", "split")
 
 
 def test_a_text_shorter_than_one_window_is_an_error_that_names_both_numbers():
@@ -342,9 +342,11 @@ def test_eval_batches_hold_all_scored_tokens():
     assert sum(batch.n_targets for batch in batches) == 60
 
 
-def test_a_token_id_outside_the_vocabulary_is_an_error():
-    with pytest.raises(UserError, match=r"token id 4. .*vocabulary of 30"):
-        check_vocabulary("train", int(made_split(LENGTHS, vocab_size=50).ids.max()), 30)
+def test_a_token_id_outside_the_vocabulary_is_an_error(tmp_path):
+    for name, largest in (("train", 29), ("val", 30)):
+        token_files.write(tmp_path, name, [[np.array([1, largest, 2], np.uint16)]], response=None)
+    with pytest.raises(UserError, match=r"token id 30 in split val .*vocabulary of 30"):
+        open_batches(tmp_path, run_config({}, 1), 30)
 
 
 def sparse_text(directory, n_tokens):
@@ -429,7 +431,7 @@ cfg = data_config(kind="text", mask="all")
 imported = time.perf_counter()
 splits = [batching.Split.open(Path(sys.argv[1]), name) for name in ("train", "val")]
 for split in splits:
-    batching.check_vocabulary(split.name, token_files.largest_id(Path(sys.argv[1]), split.name), 257)
+    token_files.largest_id(Path(sys.argv[1]), split.name)
 validation = batching.eval_batches(splits[1], cfg, 128, train)
 batches = batching.Batches(batching.TrainBatches(splits[0], cfg, 128, train, 0), validation, None, 20, "")
 model = GPT(model_config(context_length=128, n_embd=64), 257)
