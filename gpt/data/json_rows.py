@@ -18,6 +18,7 @@ from gpt.terminal.console import escape
 
 ARRAY_LIMIT = 10**9  # bytes: in memory they may take eight times that, where one emoji makes each character 4 bytes
 SPACE = re.compile(r"[ \t\r\n]*")
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 KINDS = {list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number"}
 
 Rows = Iterator[tuple[int, Any, str | None]]  # the line where each begins, its value, what is wrong with it
@@ -157,11 +158,8 @@ def _problem(error: Exception) -> str:
 def _unwritable(key: str, cell: Any) -> str | None:
     """Why a value cannot be tokenized and written: JSON can spell what UTF-8 text cannot hold."""
     for part in (key, cell):
-        if isinstance(part, str) and not part.isascii():
-            try:
-                part.encode()
-            except UnicodeEncodeError as error:
-                return f"{shorten(key)!a}: lone surrogate \\u{ord(part[error.start]):04x}"
-        if isinstance(part, str) and "\0" in part:
-            return f"{shorten(key)!a}: NUL character"
+        is_suspect = isinstance(part, str) and ("\0" in part or not part.isascii())
+        if is_suspect and (match := UNWRITABLE.search(part)):
+            code = ord(match[0])
+            return f"{shorten(key)!a}: " + (f"lone surrogate \\u{code:04x}" if code else "NUL character")
     return None

@@ -1,7 +1,7 @@
 """Splits records so that what is tested has not been seen in training, and measures how far that holds."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from gpt.config.data import DataConfig
 from gpt.data.records import Record, normalise
@@ -19,7 +19,11 @@ def split(records: Sequence[Record], cfg: DataConfig) -> Splits:
     shares = {"val": cfg.val_fraction, "test": cfg.test_fraction}
     shares = {name: 0.0 if name in given else share for name, share in shares.items()}
     shares = {"train": 1 - sum(shares.values()), **shares}
-    chosen = METHODS[cfg.split](records, free, shares, random.Random(cfg.split_seed))
+    rng = random.Random(cfg.split_seed)
+    if cfg.split == "grouped":
+        chosen = _grouped(records, free, shares, rng)
+    else:
+        chosen = _in_order(rng.sample(free, len(free)) if cfg.split == "random" else free, shares)
     for i, record in enumerate(records):
         if record.split in given:
             chosen[i] = record.split
@@ -55,14 +59,7 @@ def _grouped(
     return chosen
 
 
-def _random(records: Sequence[Record], free: list[int], shares: dict[str, float], rng: random.Random) -> dict[int, str]:
-    shuffled = rng.sample(free, len(free))
-    return _sequential(records, shuffled, shares, rng)
-
-
-def _sequential(
-    records: Sequence[Record], free: list[int], shares: dict[str, float], rng: random.Random
-) -> dict[int, str]:
+def _in_order(free: list[int], shares: dict[str, float]) -> dict[int, str]:
     """In the order of IN_ORDER."""
     n_val, n_test = (round(shares[name] * len(free)) for name in ("val", "test"))
     n_rows = {"train": len(free) - n_val - n_test, "val": n_val, "test": n_test}
@@ -75,13 +72,6 @@ def of_text(n_chars: int, cfg: DataConfig) -> list[tuple[str, int, int]]:
     held_out = [cfg.val_fraction + cfg.test_fraction, cfg.val_fraction]  # what begins at each border, test or val
     borders = [0, *(int(n_chars * (1 - share)) for share in held_out), n_chars]
     return list(zip(IN_ORDER, borders, borders[1:], strict=False))
-
-
-METHODS: dict[str, Callable[..., dict[int, str]]] = {
-    "grouped": _grouped,
-    "random": _random,
-    "sequential": _sequential,
-}
 
 
 def question_key(record: Record) -> str:
