@@ -147,7 +147,11 @@ def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str
         if name != "train":  # its first documents shall be a fair sample of it
             random.Random(f"{cfg.split_seed} {name}").shuffle(order)
         _write_lines(directory / f"{name}.jsonl", [lines[i] for i in order])
-        counts[name] = token_files.write(directory, name, [(*ids[i], end) for i in order], response=1)
+        with token_files.Writer(directory, name) as writer:
+            for prompt, response in (ids[i] for i in order):
+                writer.add(np.concatenate([prompt, response, end]))
+                writer.end_document(len(prompt))
+            counts[name] = writer.finish()
     figures.length_histogram(lengths, cfg.max_tokens, directory / "token_lengths.png")
     return {
         "source": origin,

@@ -11,7 +11,7 @@ import stat
 import warnings
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -183,20 +183,10 @@ class Writer:
         return self._documents[-1] if self._documents else 0
 
 
-def write(directory: Path, split: str, documents: Iterable[Sequence[np.ndarray]], response: int | None) -> dict:
-    """Writes both files of a split and returns its counts. Each document is given as parts that are joined; its
-    response begins at part number `response`, or at its start when that is None."""
-    with Writer(directory, split) as writer:
-        for parts in documents:
-            writer.add(np.concatenate(parts))
-            writer.end_document(sum(map(len, parts[: response or 0])))
-        return writer.finish()
-
-
 def read(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """(ids, documents) of a split: all ids, mapped into memory, and (n, 3) offsets.
 
-    Raises UserError for files that `write` did not write: nothing in them is executed, no size they claim is believed.
+    Raises UserError for files that `Writer` did not write: nothing in them is executed, no size they claim is believed.
     """
     paths = [directory / name for name in names(split)]
     try:

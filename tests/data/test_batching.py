@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REAL_MEDQUAD, ROOT, data_config, made_split, model_config, run_config, train_section
+from test_token_files import write
 from torch.nn import functional as F
 
 from gpt.data import preparation, token_files
@@ -344,7 +345,7 @@ def test_eval_batches_hold_all_scored_tokens():
 
 def test_a_token_id_outside_the_vocabulary_is_an_error(tmp_path):
     for name, largest in (("train", 29), ("val", 30)):
-        token_files.write(tmp_path, name, [[np.array([1, largest, 2], np.uint16)]], response=None)
+        write(tmp_path, name, ([], [1, largest, 2]))
     with pytest.raises(UserError, match=r"token id 30 in split val .*vocabulary of 30"):
         open_batches(tmp_path, run_config({}, 1), 30)
 
@@ -551,9 +552,8 @@ def test_a_token_file_that_is_damaged_or_hostile_is_an_error_with_its_name(split
 
 
 def test_token_files_are_read_as_they_were_written_also_when_they_are_empty(tmp_path):
-    documents = [[np.array([5, 6], np.uint16), np.array([7], np.uint16)], [np.array([8, 9], np.uint16)]]
-    token_files.write(tmp_path, "val", documents, response=1)
-    token_files.write(tmp_path, "test", [], response=1)
+    write(tmp_path, "val", ([5, 6], [7]), ([8, 9], []))
+    write(tmp_path, "test")
     split = Split.open(tmp_path, "val")
     assert split.ids.tolist() == [5, 6, 7, 8, 9] and split.documents.tolist() == [[0, 2, 3], [3, 5, 5]]
     assert Split.open(tmp_path, "test").documents.shape == (0, 3)

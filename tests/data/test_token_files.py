@@ -105,9 +105,17 @@ def test_a_word_without_an_end_is_not_drawn_into_memory(monkeypatch, end):
         list(token_files.pieces(taken, GPT2.safe_cut, "a.txt"))
 
 
+def write(directory, split, *documents):
+    """The files of a split of documents, each a prompt and a response of ids. Returns its counts."""
+    with token_files.Writer(directory, split) as writer:
+        for prompt, response in documents:
+            writer.add(np.concatenate([prompt, response]).astype(np.uint16))
+            writer.end_document(len(prompt))
+        return writer.finish()
+
+
 def test_the_index_says_where_documents_and_responses_begin(tmp_path):
-    parts = [np.array(part, dtype=np.uint16) for part in ([1, 2], [3], [50256])]
-    counts = token_files.write(tmp_path, "train", [parts, parts[1:]], response=1)
+    counts = write(tmp_path, "train", ([1, 2], [3, 50256]), ([3], [50256]))
     ids = np.fromfile(tmp_path / "train.bin", dtype="<u2")
     assert ids.tolist() == [1, 2, 3, 50256, 3, 50256]
     assert np.load(tmp_path / "train.index.npy").tolist() == [[0, 2, 4], [4, 5, 6]]
@@ -115,9 +123,11 @@ def test_the_index_says_where_documents_and_responses_begin(tmp_path):
 
 
 def test_a_text_is_one_document_that_is_all_response_and_a_split_may_be_empty(tmp_path):
-    assert token_files.write(tmp_path, "val", [[np.arange(5, dtype=np.uint16)]], response=None)["response_tokens"] == 5
+    with token_files.Writer(tmp_path, "val") as writer:
+        writer.add(np.arange(5, dtype=np.uint16))
+        assert writer.finish()["response_tokens"] == 5
     assert np.load(tmp_path / "val.index.npy").tolist() == [[0, 0, 5]]
-    assert token_files.write(tmp_path, "test", [], response=None)["documents"] == 0
+    assert write(tmp_path, "test")["documents"] == 0
     assert np.load(tmp_path / "test.index.npy").shape == (0, 3)
 
 
@@ -141,22 +151,22 @@ def listed(directory):
 
 
 def test_the_largest_id_is_known_after_a_check_without_reading_the_file_again(tmp_path):
-    documents = [[np.array([5, 30_000, 2], dtype=np.uint16)], [np.array([4], dtype=np.uint16)]]
-    token_files.write(tmp_path, "train", documents, response=None)
-    token_files.write(tmp_path, "test", [], response=None)
+    documents = [([], [5, 30_000, 2]), ([], [4])]
+    write(tmp_path, "train", *documents)
+    write(tmp_path, "test")
     assert [token_files.largest_id(tmp_path, name) for name in ("train", "test")] == [30_000, 0]
-    token_files.write(tmp_path, "train", documents[1:], response=None)
+    write(tmp_path, "train", *documents[1:])
     token_files.check(tmp_path, listed(tmp_path))
     status = (tmp_path / "train.bin").stat()
     (tmp_path / "train.bin").write_bytes(b"\xff\xff")  # what reading it again would show
     os.utime(tmp_path / "train.bin", ns=(status.st_atime_ns, status.st_mtime_ns))
     assert token_files.largest_id(tmp_path, "train") == 4
-    token_files.write(tmp_path, "train", documents, response=None)  # another file of that name
+    write(tmp_path, "train", *documents)  # another file of that name
     assert token_files.largest_id(tmp_path, "train") == 30_000
 
 
 def test_a_check_of_token_files_maps_nothing_and_takes_no_memory(tmp_path):
-    token_files.write(tmp_path, "train", [[np.arange(8_000_000, dtype=np.uint16)]], response=None)
+    write(tmp_path, "train", ([], np.arange(8_000_000, dtype=np.uint16)))
     files = listed(tmp_path)
     tracemalloc.start()
     token_files.check(tmp_path, files)
