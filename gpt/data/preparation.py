@@ -95,12 +95,10 @@ def _finish(meta: dict[str, Any], directory: Path) -> None:
             "data.val_fraction, data.test_fraction", "more data or other fractions are needed",
         )  # fmt: skip
     (directory / "README.md").write_text(data_card.data_card(meta), encoding="utf-8")
-    known = meta.pop("sha256", {})  # of the files that were hashed while they were written
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": known.get(path.name) or sources.sha256(path)}
+    meta["files"] = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sources.sha256(path)}
         for path in sorted(directory.iterdir())
     }
-    meta["files"] = files
     meta["fingerprint"] = prepared.fingerprint_of(meta)
     (directory / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
@@ -200,7 +198,7 @@ def _write_texts(cfg: DataConfig, source: Source, directory: Path) -> dict[str, 
     end = np.array([encoding.eos], dtype=np.uint16)
     measured = [text_files.measure(path) for path in source.files]
     n_chars = sum(n for n, _ in measured)
-    parts = token_files.encode_files(source.files, measured, splits.of_text(n_chars, cfg), encoding)
+    parts = token_files.encode_files(source.files, measured, splits.text_ranges(n_chars, cfg), encoding)
     with contextlib.ExitStack() as stack:
         writers = {name: stack.enter_context(token_files.Writer(directory, name)) for name in splits.IN_ORDER}
         for name, is_first, ids in parts:
@@ -213,5 +211,4 @@ def _write_texts(cfg: DataConfig, source: Source, directory: Path) -> dict[str, 
         "source": {"files": list(map(source.described, source.files, (sha256 for _, sha256 in measured)))},
         "ladder": [("files", len(measured)), ("characters", n_chars), ("tokens", n_tokens)],
         "splits": counts,
-        "sha256": {writer.path.name: writer.sha256 for writer in writers.values()},
     }

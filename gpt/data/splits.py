@@ -67,7 +67,7 @@ def _in_order(free: list[int], shares: dict[str, float]) -> dict[int, str]:
     return dict(zip(free, names, strict=True))
 
 
-def of_text(n_chars: int, cfg: DataConfig) -> list[tuple[str, int, int]]:
+def text_ranges(n_chars: int, cfg: DataConfig) -> list[tuple[str, int, int]]:
     """The characters of running text that each split has: its name, the first one, and where the next split begins."""
     held_out = [cfg.val_fraction + cfg.test_fraction, cfg.val_fraction]  # what begins at each border, test or val
     borders = [0, *(int(n_chars * (1 - share)) for share in held_out), n_chars]

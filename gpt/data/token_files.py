@@ -92,7 +92,7 @@ def encode_files(
 ) -> Iterator[tuple[str, bool, np.ndarray]]:
     """Running text as ids: the split they belong to, whether a file begins with them there, and some ids.
 
-    `measured` is what text_files.measure says of the files, `borders` what splits.of_text says of all characters.
+    `measured` is what text_files.measure says of the files, `borders` what splits.text_ranges says of all characters.
     """
 
     def texts() -> Iterator[tuple[str, bool, str]]:
@@ -140,16 +140,10 @@ class Writer:
     document."""
 
     def __init__(self, directory: Path, split: str) -> None:
-        self.path, self._index_path = (directory / name for name in names(split))  # of the ids, and of the index
+        ids_path, self._index_path = (directory / name for name in names(split))
         self.n_tokens = 0
-        self._digest = hashlib.sha256()
-        self._file = open(self.path, "wb")  # noqa: SIM115  closed by __exit__
+        self._file = open(ids_path, "wb")  # noqa: SIM115  closed by __exit__
         self._documents = array("q")  # start, response_start, end of each
-
-    @property
-    def sha256(self) -> str:
-        """Of the file of ids, as far as it is written."""
-        return self._digest.hexdigest()
 
     def __enter__(self) -> "Writer":
         return self
@@ -159,9 +153,7 @@ class Writer:
 
     def add(self, ids: np.ndarray) -> None:
         """Ids of the current document."""
-        content = np.ascontiguousarray(ids, dtype="<u2")
-        self._file.write(content)
-        self._digest.update(content)
+        self._file.write(np.ascontiguousarray(ids, dtype="<u2"))
         self.n_tokens += len(ids)
 
     def end_document(self, n_prompt: int = 0) -> None:

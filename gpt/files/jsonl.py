@@ -86,6 +86,6 @@ def _append_whole(path: Path, text: str) -> None:
 
 
 def _line(row: dict[str, Any]) -> str:
-    is_non_finite = {key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
-    values = {key: json.dumps(value) if key in is_non_finite else value for key, value in row.items()}
+    non_finite = {key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+    values = {key: json.dumps(value) if key in non_finite else value for key, value in row.items()}
     return json.dumps(values, allow_nan=False) + "\n"

@@ -298,7 +298,7 @@ def test_texts_have_the_ids_of_each_split_at_once_however_they_are_read_and_cut(
         if sum(map(len, texts)) < 20:  # a split would be empty
             continue
         directory = preparation.prepare(cfg, tmp_path)
-        for name, first, last in splits.of_text(sum(map(len, texts)), cfg):
+        for name, first, last in splits.text_ranges(sum(map(len, texts)), cfg):
             expected, before = [], 0
             for text in texts:
                 piece = text[max(0, first - before) : max(0, last - before)]

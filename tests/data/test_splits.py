@@ -57,8 +57,8 @@ def test_sources_of_a_single_row_still_fill_every_split():
 
 def test_running_text_is_cut_in_the_order_train_test_val_without_a_gap():
     cfg = data_config(val_fraction=0.2, test_fraction=0.1)
-    assert splits.of_text(101, cfg) == [("train", 0, 70), ("test", 70, 80), ("val", 80, 101)]
-    assert splits.of_text(0, cfg) == [("train", 0, 0), ("test", 0, 0), ("val", 0, 0)]
+    assert splits.text_ranges(101, cfg) == [("train", 0, 70), ("test", 70, 80), ("val", 80, 101)]
+    assert splits.text_ranges(0, cfg) == [("train", 0, 0), ("test", 0, 0), ("val", 0, 0)]
 
 
 def test_rows_are_tied_by_topic_and_by_question_in_chains():
