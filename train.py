@@ -18,7 +18,6 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
 
     from gpt import finetune, loop, optim, prompts, sampling
     from gpt.machine import compilation, device
-    from gpt.objective import NextToken
     from gpt.progress import is_finished
     from gpt.runs import interrupt, results, run as runs, saver, track  # isort: skip
     from gpt.terminal import console
@@ -30,7 +29,6 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
         machine = run.choose_machine()
         batches = run.open_batches(machine)
         machine = run.decide_compilation(machine, batches)
-        objective = NextToken(torch.from_numpy(tokens.bytes_per_token()).to(machine.device))
         questions = prompts.questions(cfg.data, cfg.sample.references, batches.prepared)
 
         torch.manual_seed(cfg.seed)
@@ -61,7 +59,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
             saver.Saver(run.directory, model, optimizer, run.identity, settings, cfg.train.keep_checkpoints) as saves,
             interrupt.deferred(lambda: log.stop_requested) as stop,
         ):
-            for event in loop.fit(model, optimizer, objective, batches, cfg, machine, progress, stop):
+            for event in loop.fit(model, optimizer, cfg.objective, batches, cfg, machine, progress, stop):
                 samples = []
                 if event.sample_due:
                     samples = sampling.preview(model, tokens, questions, run.identity.template, cfg, stop)

@@ -20,7 +20,7 @@ from gpt.errors import UserError
 from gpt.loop import evaluate, train_step
 from gpt.machine.machine import Machine
 from gpt.model import GPT
-from gpt.objective import NextToken
+from gpt.objective import NEXT_TOKEN
 from gpt.prompts import format_prompt
 from gpt.sampling import eval_mode
 from gpt.terminal.console import escape
@@ -179,7 +179,7 @@ def train_model_simple(
     Evaluates after steps 0, eval_freq, 2 eval_freq, ... on the first `eval_iter` batches of each loader, unshuffled,
     so that measuring does not change the order of training; prints a sample after each epoch.
     """
-    machine, objective = Machine(torch.device(device)), NextToken()
+    machine, objective = Machine(torch.device(device)), NEXT_TOKEN
     model.to(device)
     train_losses, val_losses, tokens_seen = [], [], []
     seen, step = 0, -1

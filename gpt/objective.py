@@ -1,17 +1,23 @@
-"""Defines what training minimises: the loss of a batch, and the metrics of an evaluation."""
+"""Defines what training minimises: the loss of a batch, and the metrics of an evaluation.
+
+The fields of an objective are its settings, which conf/objective/ has the values of. They are checked before the
+seconds that torch takes to load, so torch is imported where it computes.
+"""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
-from torch import Tensor
-
+from gpt.config.fields import section
 from gpt.config.schema import METRIC
-from gpt.data.batching import Batch
-from gpt.loss import cross_entropy, cross_entropy_sum
-from gpt.model import LanguageModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gpt.data.batching import Batch
+    from gpt.model import LanguageModel
 
 
 class Objective(Protocol):
@@ -30,40 +36,46 @@ class Objective(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@section
 class NextToken:
-    """Next-token prediction: the cross-entropy of each target, weighted alike.
+    """Next-token prediction: the cross-entropy of each target, weighted alike."""
 
-    bytes_per_token: (V,) the length of each token in bytes of text; without it there are no bits per byte.
-    """
-
-    bytes_per_token: Tensor | None = None
+    name: Literal["next_token"]
 
     def loss(self, model: LanguageModel, batch: Batch) -> tuple[Tensor, int]:
+        from gpt.loss import cross_entropy_sum
+
         hidden, targets = scored_positions(model, batch)
         return cross_entropy_sum(hidden, model.head, targets), batch.n_targets
 
     def evaluate(self, model: LanguageModel, batches: Iterable[Batch]) -> dict[str, float]:
-        """Mean loss per target in nats, its perplexity, and bits per byte of text.
+        """Mean loss per target in nats, its perplexity, and bits per byte of text where batches know the bytes.
 
         Targets without bytes (the end of a text) count in the loss but not in the bits per byte.
         """
+        import torch
+
+        from gpt.loss import cross_entropy
+
         loss_sum, n_targets, nats, n_bytes = 0.0, 0, 0.0, 0
         for batch in batches:
             hidden, targets = scored_positions(model, batch)
             losses = cross_entropy(hidden, model.head, targets)
             loss_sum += losses.sum(dtype=torch.float64 if losses.device.type != "mps" else None).item()
             n_targets += len(targets)
-            if self.bytes_per_token is not None:
-                lengths = self.bytes_per_token[targets]
-                nats += losses[lengths > 0].sum().item()
-                n_bytes += int(lengths.sum())
+            if batch.target_bytes is not None:
+                nats += losses[batch.target_bytes > 0].sum().item()
+                n_bytes += int(batch.target_bytes.sum())
         loss = loss_sum / n_targets
         # e^709 is the largest float; NaN stays NaN
         metrics = {METRIC: loss, "val/perplexity": math.exp(loss if not loss > 700 else 700.0)}
         if n_bytes:
             metrics["val/bpb"] = nats / math.log(2) / n_bytes
         return metrics
+
+
+NEXT_TOKEN = NextToken("next_token")
+OBJECTIVES: dict[str, type[Objective]] = {"next_token": NextToken}  # by objective.name
 
 
 def scored_positions(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:

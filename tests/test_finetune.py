@@ -16,7 +16,7 @@ from gpt.loop import train_step
 from gpt.machine.machine import Machine
 from gpt.model import GPT
 from gpt.notebook import as_batch
-from gpt.objective import NextToken
+from gpt.objective import NEXT_TOKEN
 
 CPU = torch.device("cpu")
 
@@ -81,7 +81,7 @@ def test_steps_of_the_loop_move_every_trained_weight_and_not_one_bit_of_the_othe
     tokens = torch.arange(50)[torch.randint(50, (2, 17))]
     for _ in range(5):
         batch = as_batch(tokens[:, :-1], tokens[:, 1:])
-        loss, norm = train_step(model, optimizer, NextToken(), [batch], Machine(CPU), grad_clip=0.5)
+        loss, norm = train_step(model, optimizer, NEXT_TOKEN, [batch], Machine(CPU), grad_clip=0.5)
         assert loss > 0 and norm > 0
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved == trained(model)

@@ -16,7 +16,7 @@ from gpt.errors import UserError
 from gpt.files import paths
 from gpt.files.jsonl import read_rows
 from gpt.machine.machine import Machine
-from gpt.objective import NextToken
+from gpt.objective import NEXT_TOKEN
 from gpt.runs import checkpoint
 from gpt.runs.checkpoint import Identity
 from gpt.weights import loading
@@ -56,7 +56,7 @@ def test_a_run_begins_with_the_loss_of_the_weights_that_it_is_given(runs):
     cfg, run_dir = runs["full"]
     model = loading.load(str(OPENAI), ROOT, CPU).model
     val_batches = batching.open_batches(paths.absolute(cfg.data.prepared_dir), cfg, 257).validation
-    expected = loop.evaluate(model, NextToken(), val_batches, Machine(CPU))["val/loss"]
+    expected = loop.evaluate(model, NEXT_TOKEN, val_batches, Machine(CPU))["val/loss"]
     assert read_rows(run_dir / "metrics.jsonl")[0]["val/loss"] == pytest.approx(expected, abs=1e-6)
 
 

@@ -20,7 +20,7 @@ from gpt import loop, tokenizer
 from gpt.machine.machine import Machine
 from gpt.model import GPT
 from gpt.notebook import GPTDatasetV1, as_batch
-from gpt.objective import NextToken
+from gpt.objective import NEXT_TOKEN
 from gpt.weights import loading, locate, weight_files
 
 FOLDER = os.environ.get("GPT2_WEIGHTS_DIR")
@@ -65,7 +65,7 @@ def test_the_losses_on_the_verdict_are_those_that_the_book_prints(name):
         windows = GPTDatasetV1(part, tokens, max_length=256, stride=256)
         batches = [as_batch(*pair) for pair in DataLoader(windows, batch_size=2, drop_last=is_train)]
         assert len(batches) == (9 if is_train else 1)  # of equal sizes: the mean of their means is that of all targets
-        found.append(loop.evaluate(model, NextToken(), batches, Machine(CPU))["val/loss"])
+        found.append(loop.evaluate(model, NEXT_TOKEN, batches, Machine(CPU))["val/loss"])
     expected = LOSSES[name if name in LOSSES else next(hub for hub, openai in SAME.items() if openai == name)]
     assert found == pytest.approx(expected, abs=1e-3)
 

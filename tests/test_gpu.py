@@ -12,7 +12,7 @@ from gpt.data.read_ahead import ReadAhead
 from gpt.machine import device
 from gpt.machine.machine import Machine
 from gpt.model import GPT
-from gpt.objective import NextToken
+from gpt.objective import NEXT_TOKEN
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -35,7 +35,13 @@ def curve(where, dtype, n_steps=20, compiled=False):
             scale = 1024.0 if dtype == torch.float16 else 1.0
             losses.append(
                 loop.train_step(
-                    model, optimizer, NextToken(), micro_batches, Machine(where, dtype), 1.0, loss_scale=scale
+                    model,
+                    optimizer,
+                    NEXT_TOKEN,
+                    micro_batches,
+                    Machine(where, dtype),
+                    1.0,
+                    loss_scale=scale,
                 )[0]
             )
     return losses
@@ -97,8 +103,8 @@ def test_a_step_waits_for_the_gpu_once():
     model = GPT(model_config(), 50).to(GPU)
     optimizer = optim.build(model, adamw_config())
     batches = [batch.to(GPU) for batch in TrainBatches(SPLIT, data_config(), 16, train_section(), seed=3).step(0)]
-    loop.train_step(model, copy.copy(optimizer), NextToken(), batches, Machine(GPU))
+    loop.train_step(model, copy.copy(optimizer), NEXT_TOKEN, batches, Machine(GPU))
     with torch.profiler.profile() as profile:
-        loop.train_step(model, optimizer, NextToken(), batches, Machine(GPU))
+        loop.train_step(model, optimizer, NEXT_TOKEN, batches, Machine(GPU))
     waits = [event for event in profile.events() if event.name == "aten::_local_scalar_dense"]
     assert len(waits) <= 1

@@ -16,7 +16,7 @@ from gpt.errors import UserError
 from gpt.loop import fit, train_step
 from gpt.machine.machine import Machine
 from gpt.model import GPT
-from gpt.objective import NextToken
+from gpt.objective import NEXT_TOKEN
 from gpt.progress import Progress
 
 CPU = Machine(torch.device("cpu"))
@@ -55,7 +55,7 @@ def run(
     progress = progress or Progress()
     cfg = settings(**changes)
     batches = batches_of(cfg, total_steps, **(data or {}))
-    events = fit(model, optimizer, NextToken(), batches, cfg, Machine(CPU.device, dtype), progress)
+    events = fit(model, optimizer, NEXT_TOKEN, batches, cfg, Machine(CPU.device, dtype), progress)
     seen = []
     for event in events:
         seen.append(event)
@@ -145,7 +145,7 @@ def test_each_matrix_is_converted_once_in_a_step_however_many_micro_batches_it_h
 
     batches = TrainBatches(SPLIT, data_config(), 16, train_section(micro_batch=1), seed=3).step(0)
     with Conversions() as conversions:
-        train_step(model, optimizer, NextToken(), batches, Machine(CPU.device, torch.bfloat16))
+        train_step(model, optimizer, NEXT_TOKEN, batches, Machine(CPU.device, torch.bfloat16))
     assert len(batches) > 1
     assert conversions.found == len(shapes)
 
@@ -168,8 +168,8 @@ class TestFloat16:
             model = GPT(model_config(), 50)
             optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
             tiny = [replace(batch, n_targets=batch.n_targets * 10**6) for batch in micro_batches()]
-            norms[loss_scale] = train_step(model, optimizer, NextToken(), tiny, FLOAT16, loss_scale=loss_scale)[1]
-        exact = train_step(model, optimizer, NextToken(), tiny, CPU)[1]
+            norms[loss_scale] = train_step(model, optimizer, NEXT_TOKEN, tiny, FLOAT16, loss_scale=loss_scale)[1]
+        exact = train_step(model, optimizer, NEXT_TOKEN, tiny, CPU)[1]
         assert norms[2.0**16] == pytest.approx(exact, rel=0.01)
         assert norms[1.0] != pytest.approx(exact, rel=0.01)
 
@@ -200,7 +200,7 @@ def test_micro_batches_of_any_size_give_the_gradient_of_one_batch():
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         before = weights(model)
         batches = [collate(SPLIT.ids, segments, rows[i : i + size]) for i in range(0, 8, size)]
-        loss, _ = train_step(model, optimizer, NextToken(), batches, CPU)
+        loss, _ = train_step(model, optimizer, NEXT_TOKEN, batches, CPU)
         gradients.append((loss, before - weights(model)))
     for loss, gradient in gradients[1:]:
         assert loss == pytest.approx(gradients[0][0], rel=1e-5)
@@ -220,7 +220,7 @@ def test_random_numbers_drawn_between_steps_change_no_weight():
     torch.manual_seed(0)
     model, cfg = GPT(model_config(dropout=0.1), 50), settings()
     optimizer = optim.build(model, adamw_config(lr=1e-2))
-    for _ in fit(model, optimizer, NextToken(), batches_of(cfg), cfg, CPU, Progress()):
+    for _ in fit(model, optimizer, NEXT_TOKEN, batches_of(cfg), cfg, CPU, Progress()):
         torch.rand(7)
     assert torch.equal(weights(model), expected)
 
@@ -291,7 +291,7 @@ def poisoned(steps, **changes):
     rows, before, error = [], None, None
     good = model.ln_f.weight[0].item()
     try:
-        for event in fit(model, optimizer, NextToken(), batches_of(cfg, 6), cfg, CPU, Progress()):
+        for event in fit(model, optimizer, NEXT_TOKEN, batches_of(cfg, 6), cfg, CPU, Progress()):
             rows.append(event.row)
             with torch.no_grad():
                 model.ln_f.weight[0] = math.nan if event.row["step"] in steps else good
@@ -363,7 +363,7 @@ def run_until(after, model=None, optimizer=None, progress=None):
     optimizer = optimizer or optim.build(model, adamw_config(lr=1e-2))
     progress = progress or Progress()
     rows = []
-    for event in fit(model, optimizer, NextToken(), batches_of(cfg), cfg, CPU, progress, stop):
+    for event in fit(model, optimizer, NEXT_TOKEN, batches_of(cfg), cfg, CPU, progress, stop):
         progress = event.progress
         if not event.row:
             return asked, rows, event.unreported, model, optimizer

@@ -14,7 +14,7 @@ from gpt import loop, optim
 from gpt.data.batching import IGNORE, Batch
 from gpt.machine.machine import Machine
 from gpt.model import GPT
-from gpt.objective import NextToken
+from gpt.objective import NEXT_TOKEN
 
 CPU = torch.device("cpu")
 ACTIVATIONS = {"tanh": "gelu_new", "exact": "gelu"}
@@ -114,7 +114,7 @@ def test_logits_loss_and_every_gradient_equal_those_of_transformers(seed, record
         logits = ours(mine["inputs"], mine["positions"], mine["documents"])
 
         parts = [some(mine, labels, slice(0, 1)), some(mine, labels, slice(1, 4))]  # weighted by tokens, not by rows
-        loss = sum(NextToken().loss(ours, part)[0] for part in parts) / sum(part.n_targets for part in parts)
+        loss = sum(NEXT_TOKEN.loss(ours, part)[0] for part in parts) / sum(part.n_targets for part in parts)
         loss.backward()
         found.loss.backward()
         gradients = under_their_names({name: parameter.grad for name, parameter in ours.named_parameters()})
@@ -156,7 +156,7 @@ def test_ten_training_steps_equal_the_same_steps_of_transformers_model_and_torch
         arguments, mine, labels, _ = rows(ours, ["", "right", "left"][step % 3], generator)
         optim.set_lr(optimizer, optim.lr_factor(schedule_config(warmup=3), step, total))
         micro_batches = [some(mine, labels, slice(0, 1)), some(mine, labels, slice(1, 4))]
-        loss, norm = loop.train_step(ours, optimizer, NextToken(), micro_batches, Machine(CPU), grad_clip=clip)
+        loss, norm = loop.train_step(ours, optimizer, NEXT_TOKEN, micro_batches, Machine(CPU), grad_clip=clip)
 
         for group in reference.param_groups:
             group["lr"] = peak * cosine(step, total, warmup=3, final=0.1)

@@ -27,7 +27,7 @@ from gpt.files import paths
 from gpt.machine import device, free_memory
 from gpt.machine.machine import Machine
 from gpt.model import GPT
-from gpt.objective import NextToken
+from gpt.objective import NEXT_TOKEN
 
 METHODS = {
     "full": ["finetune=full"],
@@ -54,7 +54,7 @@ def measure(method: str, context: int, rows: int, dropout: float, steps: int) ->
         tokens = torch.randint(50257, (rows, context + 1))
         batch = Batch(tokens[:, :-1], tokens[:, 1:], None, None, rows * context, rows * context)
         started = time.perf_counter()
-        loop.train_step(model, optimizer, NextToken(), [batch], Machine(torch.device("cpu")), grad_clip=1.0)
+        loop.train_step(model, optimizer, NEXT_TOKEN, [batch], Machine(torch.device("cpu")), grad_clip=1.0)
         seconds.append(time.perf_counter() - started)
     print(finetune.n_trained(model), free_memory.peak(), statistics.median(seconds[1:]))
 

@@ -44,7 +44,7 @@ def this_project(job: dict, device: torch.device, dtype: torch.dtype) -> Step:
     from gpt.machine.device import keep_memory
     from gpt.machine.machine import Machine
     from gpt.model import GPT
-    from gpt.objective import NextToken
+    from gpt.objective import NEXT_TOKEN
 
     keep_memory()
     n_layer, n_head, n_embd = job["shape"]
@@ -63,7 +63,7 @@ def this_project(job: dict, device: torch.device, dtype: torch.dtype) -> Step:
 
     def step() -> int:
         micro_batches = next(steps)
-        loop.train_step(model, optimizer, NextToken(), micro_batches, Machine(device, dtype), grad_clip=CLIP)
+        loop.train_step(model, optimizer, NEXT_TOKEN, micro_batches, Machine(device, dtype), grad_clip=CLIP)
         return sum(batch.n_tokens for batch in micro_batches)
 
     return step

@@ -6,6 +6,7 @@ scripts' dataclasses at the bottom.
 """
 
 import dataclasses
+from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -29,6 +30,7 @@ from gpt.config.fields import (
     Rising,
     Seed,
     Text,
+    Variants,
     section,
     variants,
     with_texts,
@@ -239,6 +241,10 @@ class SweepConfig:
         return self.pause_at is not None and METRIC in row and row["tokens"] >= self.pause_at
 
 
+# One of gpt/objective.py's, which stands above this file: its settings are the fields of its class.
+AnyObjective = Annotated[Any, Variants("name", lambda: import_module("gpt.objective").OBJECTIVES)]
+
+
 @section
 class TrainConfig:
     """Everything that `train.py` reads."""
@@ -247,6 +253,7 @@ class TrainConfig:
     data: DataConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
+    objective: AnyObjective
     init: InitConfig
     finetune: FinetuneConfig | None
     train: TrainSection

@@ -37,6 +37,7 @@ class Batch:
     n_tokens: int  # inputs that are not padding
     n_targets: int  # targets that are not IGNORE
     scored: Tensor | None = None  # (n_targets,) their places, all rows after each other; found when not given
+    target_bytes: Tensor | None = None  # (n_targets,) bytes of text of each; 0: none, as the end of a text
 
     def __post_init__(self) -> None:
         if self.scored is None:  # not later: on a GPU, looking for them would have to wait for it
@@ -277,12 +278,21 @@ def eval_segments(split: Split, context_length: int, mask: str, max_targets: int
     return Segments(*np.array(windows, dtype=np.int64).T)
 
 
-def eval_batches(split: Split, cfg: DataConfig, context_length: int, train: TrainSection) -> list[Batch]:
-    """Batches for `evaluate`, see `eval_segments`; rows of like length together, to save padding."""
+def eval_batches(
+    split: Split, cfg: DataConfig, context_length: int, train: TrainSection, bytes_per_token: np.ndarray | None = None
+) -> list[Batch]:
+    """Batches for `evaluate`, see `eval_segments`; rows of like length together, to save padding.
+
+    bytes_per_token: (V,) the length of each token in bytes of text; without it no batch has `target_bytes`.
+    """
     segments = eval_segments(split, context_length, cfg.mask, train.eval_tokens)
     segments = segments.take(np.argsort(-segments.lengths, kind="stable"))
     groups = limit_slots(segments.lengths.tolist(), train.micro_batch * context_length)
-    return [collate(split.ids, segments, [[i] for i in group]) for group in groups]
+    batches = [collate(split.ids, segments, [[i] for i in group]) for group in groups]
+    if bytes_per_token is None:
+        return batches
+    lengths = torch.from_numpy(bytes_per_token)
+    return [replace(batch, target_bytes=lengths[batch.targets.flatten()[batch.scored]]) for batch in batches]
 
 
 @dataclass(frozen=True)
@@ -296,7 +306,9 @@ class Batches:
     budget: str  # the key that decides total_steps
 
 
-def open_batches(prepared: Path, cfg: TrainConfig, vocab_size: int) -> Batches:
+def open_batches(
+    prepared: Path, cfg: TrainConfig, vocab_size: int, bytes_per_token: np.ndarray | None = None
+) -> Batches:
     """The batches of a run, from a directory of prepared data. Raises UserError for data that does not suit it."""
     train, val = (Split.open(prepared, name) for name in ("train", "val"))
     for split in (train, val):
@@ -307,7 +319,7 @@ def open_batches(prepared: Path, cfg: TrainConfig, vocab_size: int) -> Batches:
             )
     context_length = cfg.model.context_length
     batches = TrainBatches(train, cfg.data, context_length, cfg.train, cfg.seed)
-    validation = eval_batches(val, cfg.data, context_length, cfg.train)
+    validation = eval_batches(val, cfg.data, context_length, cfg.train, bytes_per_token)
     return Batches(batches, validation, prepared, *count_steps(cfg.train, batches))
 
 

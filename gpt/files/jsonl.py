@@ -86,6 +86,8 @@ def _append_whole(path: Path, text: str) -> None:
 
 
 def _line(row: dict[str, Any]) -> str:
-    non_finite = {key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
-    values = {key: json.dumps(value) if key in non_finite else value for key, value in row.items()}
+    values = dict(row)
+    for key, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            values[key] = json.dumps(value)  # "NaN", "Infinity" or "-Infinity"
     return json.dumps(values, allow_nan=False) + "\n"

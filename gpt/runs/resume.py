@@ -18,11 +18,12 @@ log = logging.getLogger(__name__)
 
 # Settings that a run cannot change on the way and still be one run. Its length may be changed, with a warning.
 DECISIVE = (
-    "init", "finetune", "optimizer", "schedule", "seed", "data", "train.tokens_per_step", "train.grad_clip",
-    "train.one_batch", "train.eval_tokens", "train.patience", "train.max_skipped",
+    "init", "finetune", "objective", "optimizer", "schedule", "seed", "data", "train.tokens_per_step",
+    "train.grad_clip", "train.one_batch", "train.eval_tokens", "train.patience", "train.max_skipped",
 )  # fmt: skip
 # Of the data, what is in the prepared files is told by their fingerprint, and these keys tell what is made of them.
 DATA_KEYS = ("data.mask", "data.batching", "data.overflow", "data.fingerprint")
+ABSENT = {"finetune.name": None, "objective.name": "next_token"}  # what it means that a section is not there
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def check_identity(found: Found, identity: Identity) -> None:
 def check_settings(found: Found, config: dict[str, Any], allowed: list[str]) -> None:
     """Raises UserError naming, with both values, every setting that decides batches or updates and has changed."""
     now_is_json = json.loads(json.dumps(config))  # as after a file: lists for tuples
-    before, now = ({"finetune.name": None} | flatten(c) for c in (found.config, now_is_json))  # a section may be absent
+    before, now = (ABSENT | flatten(c) for c in (found.config, now_is_json))
     changed = [key for key in now if before.get(key, now[key]) != now[key]]
     decisive = [key for key in changed if is_decisive(key)]
     refused = [key for key in decisive if not any(is_within(key, allowed_key) for allowed_key in allowed)]

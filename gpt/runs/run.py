@@ -54,7 +54,7 @@ class Run:
         """The batches of the run; data that is not prepared yet is. Raises UserError for data that does not suit it."""
         data = preparation.ensure(self.cfg.data, PROJECT_ROOT)
         cfg = memory.with_micro_batch(self.cfg, machine.environment["micro_batch"])
-        batches = batching.open_batches(data, cfg, self.tokens.n_vocab)
+        batches = batching.open_batches(data, cfg, self.tokens.n_vocab, self.tokens.bytes_per_token())
         optim.check_schedule(cfg.schedule, batches.total_steps)
         return batches
 

@@ -31,7 +31,7 @@ from gpt.data.batching import (
 )
 from gpt.errors import UserError
 from gpt.model import GPT
-from gpt.objective import NextToken
+from gpt.objective import NEXT_TOKEN
 
 LENGTHS = [5, 9, 17, 4, 30, 12, 8, 8, 6, 21, 7, 11]  # some longer than a context of 16
 
@@ -148,8 +148,8 @@ def test_padding_changes_no_loss():
     segments = Cut(split, 16, "all", "split")
     together = collate(split.ids, segments, [[0], [1], [2], [3]])
     with torch.no_grad():
-        alone = sum(NextToken().loss(model, collate(split.ids, segments, [[i]]))[0] for i in range(4))
-        assert torch.allclose(NextToken().loss(model, together)[0], alone, rtol=1e-6)
+        alone = sum(NEXT_TOKEN.loss(model, collate(split.ids, segments, [[i]]))[0] for i in range(4))
+        assert torch.allclose(NEXT_TOKEN.loss(model, together)[0], alone, rtol=1e-6)
 
 
 def text_of(n_tokens):
@@ -422,7 +422,7 @@ from gpt.data import batching, token_files
 from gpt.machine import free_memory
 from gpt.machine.machine import Machine
 from gpt.model import GPT
-from gpt.objective import NextToken
+from gpt.objective import NEXT_TOKEN
 from gpt.progress import Progress
 from types import SimpleNamespace
 torch.set_num_threads(1)
@@ -439,7 +439,7 @@ model = GPT(model_config(context_length=128, n_embd=64), 257)
 optimizer = optim.build(model, adamw_config())
 opened = time.perf_counter()
 run, cpu = SimpleNamespace(train=train, schedule=schedule_config(), seed=0), Machine(torch.device("cpu"))
-for event in loop.fit(model, optimizer, NextToken(), batches, run, cpu, Progress()):
+for event in loop.fit(model, optimizer, NEXT_TOKEN, batches, run, cpu, Progress()):
     pass
 assert event.progress.step == 20
 anonymous = [int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("Anonymous:")][0]

@@ -15,7 +15,7 @@ from gpt.errors import UserError
 from gpt.loop import fit
 from gpt.machine.machine import Machine
 from gpt.model import GPT
-from gpt.objective import NextToken
+from gpt.objective import NEXT_TOKEN
 from gpt.progress import Progress
 
 CPU = torch.device("cpu")
@@ -126,7 +126,7 @@ def run(batches, stop=lambda: False, **changes):
     model = GPT(model_config(dropout=0.1), 50)
     optimizer = optim.build(model, adamw_config())
     both = Batches(batches, eval_batches(SPLIT, data_config(), 16, cfg.train), None, 10, "train.max_steps")
-    return fit(model, optimizer, NextToken(), both, cfg, Machine(CPU), Progress(), stop), model
+    return fit(model, optimizer, NEXT_TOKEN, both, cfg, Machine(CPU), Progress(), stop), model
 
 
 class Watched(TrainBatches):

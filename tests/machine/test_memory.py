@@ -27,7 +27,7 @@ import torch
 from gpt import finetune, loop, optim
 from gpt.machine import device, free_memory
 from gpt.machine.machine import Machine
-from gpt.objective import NextToken
+from gpt.objective import NEXT_TOKEN
 from gpt.data.batching import TrainBatches
 from gpt.model import GPT
 device.keep_memory()
@@ -41,7 +41,7 @@ for shape, rows, vocab_size, train, chosen in json.loads(sys.argv[1]):
     finetune.prepare(model, cfg.finetune, 0)
     optimizer = optim.build(model, cfg.optimizer, cfg.finetune)
     for step in range(2):
-        loop.train_step(model, optimizer, NextToken(), batches.step(step), Machine(torch.device("cpu")), 1.0)
+        loop.train_step(model, optimizer, NEXT_TOKEN, batches.step(step), Machine(torch.device("cpu")), 1.0)
     print(free_memory.peak())
     del batches, model, optimizer
 """

@@ -34,7 +34,7 @@ def started(run_dir):
 def changed(**sections):
     settings = json.loads(json.dumps(BEFORE))
     for name, value in sections.items():
-        settings[name] = settings[name] | value if isinstance(value, dict) else value
+        settings[name] = settings.get(name, {}) | value if isinstance(value, dict) else value
     return settings
 
 
@@ -67,11 +67,11 @@ def test_a_new_directory_starts_at_step_0_and_resume_never_refuses_an_old_one(tm
 
 def test_another_architecture_is_refused_with_every_field_that_differs(tmp_path):
     publish(tmp_path, 1)
-    other = Identity(model_config(n_layer=3, n_embd=32), 257, "bytes", "plain")
+    other = Identity(model_config(n_layer=3, n_embd=32), 258, "bytes", "plain")
     with pytest.raises(UserError) as caught:
         resumed(tmp_path, identity=other)
     assert caught.value.code == 3
-    for difference in ("model.n_layer 2 != 3", "model.n_embd 16 != 32", "vocab_size 50 != 257", "alpaca != plain"):
+    for difference in ("model.n_layer 2 != 3", "model.n_embd 16 != 32", "vocab_size 257 != 258", "alpaca != plain"):
         assert difference in str(caught.value)
 
 
@@ -113,7 +113,7 @@ def test_another_micro_batch_is_announced(tmp_path, caplog):
 
 
 def test_a_key_that_can_have_no_effect_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"allow_changed: optimzer is not one of init, finetune, optimizer, schedule"):
+    with pytest.raises(UserError, match=r"allow_changed: optimzer is not one of init, finetune, objective, optimizer"):
         resumed(tmp_path, allowed=["optimzer"])
 
 
@@ -133,3 +133,10 @@ def test_the_weights_are_those_that_were_saved(tmp_path):
     fresh, fresh_optimizer = made(steps=0, seed=5)
     resume.restore(resume.find(tmp_path, "auto"), fresh, fresh_optimizer, IDENTITY, {"seed": 1}, [])
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
+
+
+def test_a_run_from_before_there_were_other_objectives_is_one_of_next_token_prediction(tmp_path):
+    started(tmp_path)
+    assert resumed(tmp_path, changed(objective={"name": "next_token"})).step == 5
+    with pytest.raises(UserError, match=r"objective.name next_token != smoothed.*allow_changed=\[objective.name\]"):
+        resumed(tmp_path, changed(objective={"name": "smoothed"}))

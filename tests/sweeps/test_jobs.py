@@ -92,7 +92,13 @@ def test_the_name_of_a_folder_is_eight_hexadecimal_digits():
     assert jobs.name_of({"a": math.nan}) == jobs.name_of({"a": math.nan}) != jobs.name_of({"a": None})
 
 
-JOB = {"model.family": "gpt2", "optimizer.lr": 0.001, "model.context_length": 64, "seed": 1}
+JOB = {
+    "model.family": "gpt2",
+    "objective.name": "next_token",
+    "optimizer.lr": 0.001,
+    "model.context_length": 64,
+    "seed": 1,
+}
 
 
 def test_what_is_written_is_what_is_read(tmp_path):
