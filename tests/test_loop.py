@@ -11,7 +11,7 @@ from conftest import adamw_config, data_config, made_split, model_config, schedu
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt import optim
-from gpt.data.batching import Batches, TrainBatches, collate, cut, eval_batches
+from gpt.data.batching import Batches, Cut, TrainBatches, collate, eval_batches
 from gpt.errors import UserError
 from gpt.loop import fit, train_step
 from gpt.machine.machine import Machine
@@ -191,7 +191,7 @@ class TestFloat16:
 
 def test_micro_batches_of_any_size_give_the_gradient_of_one_batch():
     """Losses are weighted by targets: rows here have between 1 and 13 of them."""
-    segments, _ = cut(SPLIT, 16, "response", "split")
+    segments = Cut(SPLIT, 16, "response", "split")
     rows = [[i] for i in range(8)]
     gradients = []
     for size in (8, 4, 2, 1):
