@@ -16,6 +16,7 @@ import torch
 
 from gpt.config.schema import TrainSection
 from gpt.errors import ENVIRONMENT, UserError
+from gpt.machine.machine import Machine
 from gpt.model import LanguageModel
 
 log = logging.getLogger(__name__)
@@ -23,28 +24,26 @@ log = logging.getLogger(__name__)
 COST = 60.0  # seconds at the start of a run
 # The share of a run's time that compiling saves. In float32 nearly all of it goes into products of matrices, which
 # stay what they are; it is what lies between them that gets faster.
-SAVED = {"float32": 0.04, "bfloat16": 0.2, "float16": 0.2}
+SAVED = {torch.float32: 0.04, torch.bfloat16: 0.2, torch.float16: 0.2}
 # Operations per second that a GPU, or a thread of a CPU, is taken to reach: rather too many, so that the length of a
 # run is expected rather too short, and a short one is never made slower.
-SPEED = {("cpu", "float32"): 80e9, ("cpu", "bfloat16"): 250e9, ("cuda", "float32"): 2e13, ("cuda", "bfloat16"): 3e14,
-         ("cuda", "float16"): 3e14}  # fmt: skip
+SPEED = {("cpu", torch.float32): 80e9, ("cpu", torch.bfloat16): 250e9, ("cuda", torch.float32): 2e13,
+         ("cuda", torch.bfloat16): 3e14, ("cuda", torch.float16): 3e14}  # fmt: skip
 
 
-def decide(
-    cfg: TrainSection, recorded: dict[str, Any], device: torch.device, dtype: torch.dtype, operations: float
-) -> bool:
+def decide(cfg: TrainSection, recorded: dict[str, Any], machine: Machine, operations: float) -> bool:
     """Whether a run of so many `operations` (floating-point, in all) compiles.
 
     train.compile=auto: as `recorded`, the environment of the run that is resumed, says; in a new run, when it is so
     long that compiling saves more than twice what it costs. Raises UserError (5) when compiling is wanted and this
     machine lacks what it takes.
     """
-    wanted, lacking = cfg.compile, missing(device)
+    wanted, lacking = cfg.compile, missing(machine.device)
     if wanted == "auto":
         if isinstance(recorded.get("compile"), bool):
             wanted = recorded["compile"] and not lacking
         else:
-            wanted = not lacking and is_long(device, str(dtype).removeprefix("torch."), operations)
+            wanted = not lacking and is_long(machine, operations)
     if wanted and lacking:
         raise UserError("train.compile needs what is not here", lacking, "use train.compile=false", ENVIRONMENT)
     if recorded.get("compile", wanted) != wanted:
@@ -52,10 +51,11 @@ def decide(
     return wanted
 
 
-def is_long(device: torch.device, dtype: str, operations: float) -> bool:
+def is_long(machine: Machine, operations: float) -> bool:
     """Whether compiling saves more than twice its cost; no, where that has not been measured."""
-    speed = SPEED.get((device.type, dtype), math.inf) * (torch.get_num_threads() if device.type == "cpu" else 1)
-    return SAVED[dtype] * operations / speed > 2 * COST
+    kind = machine.device.type
+    speed = SPEED.get((kind, machine.dtype), math.inf) * (torch.get_num_threads() if kind == "cpu" else 1)
+    return SAVED[machine.dtype] * operations / speed > 2 * COST
 
 
 def missing(device: torch.device) -> str | None:

@@ -6,7 +6,7 @@ How far the estimates are from what is measured: tests/machine/test_cost.py, exp
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # torch takes seconds, and a script reads this file before it
     import torch
 
     from gpt.data.batching import Batch, TrainBatches
+    from gpt.machine.machine import Machine
 
 # Measured on a CPU.
 EFFICIENCY = 0.78  # speed of a step, without the optimizer, by that of a probe's products; 0.69 to 0.90 were found
@@ -70,30 +71,31 @@ class Operations:
         return self.blocks + self.head
 
 
-def count_operations(cfg: TrainConfig, vocab_size: int, checkpointing: bool = False) -> Operations:
-    """Those of a step. With checkpointing, what is computed twice counts twice."""
+def count_operations(cfg: TrainConfig, vocab_size: int, machine: "Machine") -> Operations:
+    """Those of a step. With gradient checkpointing, what is computed twice counts twice."""
     from gpt import loss
     from gpt.machine import counting
     from gpt.machine.sizes import count_sizes
 
     sizes = count_sizes(cfg.model, cfg.finetune, vocab_size)
-    step = counting.step(cfg.model, cfg.finetune, vocab_size, checkpointing=checkpointing)
-    n_tokens = cfg.model.context_length
+    rows, kind = machine.environment["micro_batch"], machine.device.type
+    counts = counting.micro_batch(
+        cfg, vocab_size, rows, kind, machine.dtype
+    )  # as in memory.estimate: one pass for both
     return Operations(
-        forward=step.forward / n_tokens,
-        blocks=(step.forward + step.backward) / n_tokens,
+        forward=counts.forward / counts.tokens,
+        blocks=(counts.forward + counts.backward) / counts.tokens,
         head=loss.head_operations(1, sizes.head, sizes.head_is_trained),
     )
 
 
-def run_operations(cfg: TrainConfig, vocab_size: int, steps: int) -> float:
+def run_operations(cfg: TrainConfig, vocab_size: int, steps: int, machine: "Machine") -> float:
     """Those of all steps of a run, what checkpointing computes twice counted once."""
-    return steps * cfg.train.tokens_per_step * count_operations(cfg, vocab_size).total
+    once = replace(cfg, train=replace(cfg.train, gradient_checkpointing=False))
+    return steps * cfg.train.tokens_per_step * count_operations(once, vocab_size, machine).total
 
 
-def operations_to_compile(
-    cfg: TrainConfig, vocab_size: int, steps: int, device: "torch.device", dtype: "torch.dtype"
-) -> float:
+def operations_to_compile(cfg: TrainConfig, vocab_size: int, steps: int, machine: "Machine") -> float:
     """`run_operations`; for a run that is short at four times the operations of its weights, that bound, which takes
     half a second less to know."""
     from gpt.machine import compilation
@@ -101,8 +103,8 @@ def operations_to_compile(
 
     held = count_sizes(cfg.model, cfg.finetune, vocab_size).held
     bound = 4 * 6 * held * steps * cfg.train.tokens_per_step
-    is_long = compilation.is_long(device, str(dtype).removeprefix("torch."), bound)
-    return run_operations(cfg, vocab_size, steps) if is_long else bound
+    is_long = compilation.is_long(machine, bound)
+    return run_operations(cfg, vocab_size, steps, machine) if is_long else bound
 
 
 @cache
@@ -157,6 +159,7 @@ def estimate(cfg: TrainConfig, root: Path) -> Cost:
     from gpt import optim, tokenizer
     from gpt.data import batching, prepared, sources
     from gpt.machine import compilation, device
+    from gpt.machine.machine import Machine
     from gpt.machine.sizes import count_sizes
 
     where, dtype, environment = device.choose(cfg.device, cfg.train, {})
@@ -165,6 +168,7 @@ def estimate(cfg: TrainConfig, root: Path) -> Cost:
     rows = cfg.train.micro_batch
     if rows == "auto":
         rows = memory.rows_that_fit(cfg, vocab_size, where, dtype)
+    machine = Machine(where, dtype, environment | {"micro_batch": rows})
     steps = tokens = seconds = None
     length, note, work = None, "", Work.expected(cfg.train)
     if directory:
@@ -181,12 +185,12 @@ def estimate(cfg: TrainConfig, root: Path) -> Cost:
         steps = length[0]
         optim.check_schedule(cfg.schedule, steps)
         tokens = round(steps * work.tokens)
-        operations = operations_to_compile(cfg, vocab_size, steps, where, dtype)
-        environment["compile"] = compilation.decide(cfg.train, {}, where, dtype, operations)
-        seconds = run_seconds(cfg, work, steps, probe(where, dtype, cfg.model.n_embd, vocab_size), vocab_size)
+        operations = operations_to_compile(cfg, vocab_size, steps, machine)
+        environment["compile"] = compilation.decide(cfg.train, {}, machine, operations)
+        rates = probe(where, dtype, cfg.model.n_embd, vocab_size)
+        seconds = run_seconds(cfg, work, steps, rates, vocab_size, machine)
         if environment["compile"]:
-            saved = compilation.SAVED[str(dtype).removeprefix("torch.")]  # tf32 is a float32
-            seconds = compilation.COST + seconds * (1 - saved)
+            seconds = compilation.COST + seconds * (1 - compilation.SAVED[dtype])
     sizes = count_sizes(cfg.model, cfg.finetune, vocab_size)
     return Cost(
         cfg=cfg,
@@ -234,12 +238,12 @@ class Work:
         )
 
 
-def run_seconds(cfg: TrainConfig, work: Work, steps: int, rates: Rates, vocab_size: int) -> float:
+def run_seconds(cfg: TrainConfig, work: Work, steps: int, rates: Rates, vocab_size: int, machine: "Machine") -> float:
     """The whole run: its start, its steps, its evaluations and its samples. Checkpoints come on top."""
     from gpt.machine.sizes import count_sizes
 
     train, sizes = cfg.train, count_sizes(cfg.model, cfg.finetune, vocab_size)
-    count = count_operations(cfg, vocab_size, train.gradient_checkpointing)
+    count = count_operations(cfg, vocab_size, machine)
     in_step = work.slots * count.blocks / rates.block_flops + work.targets * count.head / rates.head_flops
     in_evaluation = work.eval_slots * count.forward / rates.block_flops
     in_evaluation += work.eval_targets * 2 * sizes.head / rates.head_flops

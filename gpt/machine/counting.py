@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from gpt.config.families import ModelConfig
-from gpt.config.schema import FinetuneConfig
-from gpt.machine.sizes import ByValue, build
+from gpt.config.schema import FinetuneConfig, TrainConfig
+from gpt.machine.sizes import ByValue, NotDrawn, build
 from gpt.model import LanguageModel
 
 
@@ -28,9 +28,20 @@ from gpt.model import LanguageModel
 class StepCounts:
     """Of the forward and backward pass of one micro-batch, the head and its loss left out."""
 
+    tokens: int
     bytes: int  # at the fullest moment, gradients included, the weights themselves not
     forward: int  # multiplications and additions
     backward: int  # what gradient checkpointing computes again included
+
+
+def micro_batch(cfg: TrainConfig, vocab_size: int, rows: int, kind: str, dtype: torch.dtype) -> StepCounts:
+    """Counts of a run's micro-batch of `rows` rows: of a later one of a step, where a step has several."""
+    in_step = cfg.train.rows_per_step(cfg.model.context_length)
+    return step(
+        cfg.model, cfg.finetune, vocab_size, min(rows, in_step), is_later=rows < in_step,
+        masked=cfg.data.kind != "text" and cfg.data.batching == "packed", kind=kind, dtype=dtype,
+        checkpointing=cfg.train.gradient_checkpointing,
+    )  # fmt: skip
 
 
 @ByValue
@@ -44,7 +55,8 @@ def step(
     documents each.
     """
     with fake_tensors(), torch.device(kind if is_here(kind) else "cpu"):
-        model = build(cfg, chosen, vocab_size).train()
+        with NotDrawn():
+            model = build(cfg, chosen, vocab_size).train()
         model.gradient_checkpointing = checkpointing
         return run(model, rows, is_later, masked, dtype)
 
@@ -60,15 +72,20 @@ def run(model: LanguageModel, rows: int, is_later: bool, masked: bool, dtype: to
     positions, documents = (tokens.clone(), tokens.clone()) if masked else (None, None)
     scored = torch.zeros(rows * T, dtype=torch.long)
     with Meter() as meter, torch.autocast(kind, dtype, enabled=dtype != torch.float32):
-        for _ in range(1 + is_later):
-            meter.peak, before = 0, meter.operations
-            stream = model.hidden(tokens, positions, documents).flatten(0, 1).index_select(0, scored)
-            forward = meter.operations - before
-            gradient = torch.empty_like(stream)
-            with torch.autocast(kind, enabled=False):
-                stream.backward(gradient)
-            del stream, gradient
-    return StepCounts(meter.peak, forward, meter.operations - before - forward)
+        if is_later:  # what the first one leaves: gradients, and autocast's copies of weights, with their graph
+            for parameter in model.parameters():
+                is_own_head = parameter is model.head and not model.config.tie_weights  # left out, see StepCounts
+                if parameter.requires_grad and not is_own_head:
+                    parameter.grad = torch.empty_like(parameter)
+            if dtype != torch.float32:
+                model.hidden(tokens, positions, documents)
+        meter.peak, before = 0, meter.operations
+        stream = model.hidden(tokens, positions, documents).flatten(0, 1).index_select(0, scored)
+        forward = meter.operations - before
+        gradient = torch.empty_like(stream)
+        with torch.autocast(kind, enabled=False):
+            stream.backward(gradient)
+    return StepCounts(rows * T, meter.peak, forward, meter.operations - before - forward)
 
 
 class Meter(TorchDispatchMode):

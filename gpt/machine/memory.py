@@ -42,21 +42,13 @@ def estimate(cfg: TrainConfig, vocab_size: int, rows: int, kind: str, dtype: "to
     from gpt.machine import counting
     from gpt.machine.sizes import count_sizes
 
-    rows_in_step = cfg.train.rows_per_step(cfg.model.context_length)
-    rows = min(rows, rows_in_step)
     sizes = count_sizes(cfg.model, cfg.finetune, vocab_size)
-    step = counting.step(
-        cfg.model, cfg.finetune, vocab_size, rows, is_later=rows < rows_in_step,
-        masked=cfg.data.kind != "text" and cfg.data.batching == "packed", kind=kind, dtype=dtype,
-        checkpointing=cfg.train.gradient_checkpointing,
-    )  # fmt: skip
+    counts = counting.micro_batch(cfg, vocab_size, rows, kind, dtype)
     return Memory(
         weights=4 * sizes.held,
         optimizer=4 * sizes.trained * optim.TENSORS_PER_PARAMETER[cfg.optimizer.name],
-        activations_and_gradients=round(GAPS * step.bytes),
-        head=loss.head_bytes(
-            rows * cfg.model.context_length, vocab_size, sizes.head, sizes.head_is_trained, kind, dtype.itemsize
-        ),
+        activations_and_gradients=round(GAPS * counts.bytes),
+        head=loss.head_bytes(counts.tokens, vocab_size, sizes.head, sizes.head_is_trained, kind, dtype.itemsize),
         base=BASE[kind],
     )
 

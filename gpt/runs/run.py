@@ -60,9 +60,8 @@ class Run:
 
     def decide_compilation(self, machine: Machine, batches: Batches) -> Machine:
         """The machine with the answer to train.compile=auto. Raises UserError (5) when it cannot compile and has to."""
-        where = machine.device, machine.dtype
-        operations = cost.operations_to_compile(self.cfg, self.tokens.n_vocab, batches.total_steps, *where)
-        compiles = compilation.decide(self.cfg.train, self.recorded, *where, operations)
+        operations = cost.operations_to_compile(self.cfg, self.tokens.n_vocab, batches.total_steps, machine)
+        compiles = compilation.decide(self.cfg.train, self.recorded, machine, operations)
         return replace(machine, environment=machine.environment | {"compile": compiles})
 
     def settings(self, machine: Machine, batches: Batches, weights: Any) -> dict[str, Any]:

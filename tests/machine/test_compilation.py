@@ -4,6 +4,7 @@ from conftest import model_config, train_section
 
 from gpt.errors import UserError
 from gpt.machine import compilation
+from gpt.machine.machine import Machine
 from gpt.model import GPT
 
 CPU = torch.device("cpu")
@@ -12,13 +13,13 @@ COMPILER = pytest.mark.skipif(compilation.missing(CPU) is not None, reason="comp
 
 
 def decide(operations, recorded=None, **train):
-    return compilation.decide(train_section(**train), recorded or {}, CPU, torch.float32, operations)
+    return compilation.decide(train_section(**train), recorded or {}, Machine(CPU), operations)
 
 
 @COMPILER
 def test_auto_compiles_long_runs_only():
     assert [decide(hours * HOUR, compile="auto") for hours in (0.01, 0.5, 10)] == [False, False, True]
-    assert not compilation.is_long(torch.device("mps"), "float32", 1e30)  # where nothing has been measured
+    assert not compilation.is_long(Machine(torch.device("mps")), 1e30)  # where nothing has been measured
 
 
 @COMPILER
