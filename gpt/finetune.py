@@ -1,14 +1,10 @@
 """Decides which weights are trained, and how fast each of them."""
 
-from typing import get_args
-
 from torch import nn
 
 from gpt import lora
-from gpt.config.schema import FinetuneConfig, Linear
+from gpt.config.schema import FinetuneConfig
 from gpt.model import LanguageModel
-
-LINEAR: tuple[str, ...] = get_args(Linear)  # GPT-2's linear layers of a block
 
 
 def prepare(model: LanguageModel, cfg: FinetuneConfig | None, seed: int) -> None:

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from gpt.config.schema import LoRAConfig
 from gpt.model import LanguageModel
 
+SUFFIXES = (".lora_a", ".lora_b")  # of the names of A and B, after that of their layer
+
 
 class LoRALinear(nn.Linear):
     """y = W x + b + alpha / rank * B A x, where W is (out, in), A (rank, in) and B (out, rank).
@@ -74,12 +76,12 @@ def merge(model: LanguageModel) -> None:
 
 def adapters(model: LanguageModel) -> dict[str, Tensor]:
     """A and B of all layers that have them, under names like h.0.attn.c_attn.lora_a; no copies."""
-    return {name: tensor for name, tensor in model.state_dict().items() if name.endswith((".lora_a", ".lora_b"))}
+    return {name: tensor for name, tensor in model.state_dict().items() if name.endswith(SUFFIXES)}
 
 
 def folded(weights: dict[str, Tensor], cfg: LoRAConfig) -> dict[str, Tensor]:
     """The weights of a model with adapters, on the CPU, as those of the plain model that it is equal to."""
-    plain = {name: tensor for name, tensor in weights.items() if not name.endswith((".lora_a", ".lora_b"))}
+    plain = {name: tensor for name, tensor in weights.items() if not name.endswith(SUFFIXES)}
     for name in weights:
         layer = name.removesuffix(".lora_a")
         if layer != name and f"{layer}.weight" in plain and f"{layer}.lora_b" in weights:

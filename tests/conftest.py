@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 REAL_MEDQUAD = ROOT.parent / "shared" / "data" / "medquad.csv"
 THE_VERDICT = ROOT.parent / "shared" / "data" / "the-verdict.txt"
 
+LINEAR = GPT2Config.linear_layers  # that may have adapters
+
 torch.set_num_threads(1)  # for matrices this small a second thread only waits, for long on a busy machine
 
 os.environ["WANDB_MODE"] = "offline"  # no test talks to a server, whatever the machine is logged in to

@@ -5,13 +5,13 @@ import copy
 import conftest
 import pytest
 import torch
-from conftest import ROOT, adamw_config, model_config
+from conftest import LINEAR, ROOT, adamw_config, model_config
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter
 
 from gpt import optim
 from gpt.config import schema
-from gpt.finetune import LINEAR, describe, lr_scales, n_trained, prepare
+from gpt.finetune import describe, lr_scales, n_trained, prepare
 from gpt.loop import train_step
 from gpt.machine.machine import Machine
 from gpt.model import GPT

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import safetensors.torch
@@ -29,6 +30,8 @@ from train import train
 @section
 class RotaryConfig(ModelConfig):
     """The keys of its own are checked like all others."""
+
+    linear_layers: ClassVar[tuple[str, ...]] = ("qkv", "out", "up", "down")
 
     rotary_base: Positive
 
@@ -192,6 +195,29 @@ def test_a_part_of_it_can_be_trained(tmp_path):
     first = safetensors.torch.load_file(checkpoint.listed(tmp_path / "run" / "checkpoints")[0] / "model.safetensors")
     changed = {name for name in weights if not torch.equal(weights[name], first[name])}
     assert changed and all(name.startswith(("layers.1.", "norm.")) for name in changed)
+
+
+def test_it_has_adapters_beside_the_layers_that_it_names(tmp_path):
+    cfg = settings(tmp_path, "finetune=lora", "finetune.rank=2", "finetune.targets=[qkv,down]")
+    train(in_directory(cfg, tmp_path / "run"))
+    weights = safetensors.torch.load_file(newest(tmp_path / "run") / "model.safetensors")
+    layers = {name.removesuffix(".lora_a") for name in weights if name.endswith(".lora_a")}
+    assert layers == {f"layers.{i}.{name}" for i in (0, 1) for name in ("qkv", "down")}
+    assert all(weights[f"{layer}.lora_b"].any() for layer in layers)
+    tokens = torch.arange(12)[None]
+    with_adapters, merged = (
+        loading.load(str(path), ROOT, torch.device("cpu")).model(tokens)
+        for path in (tmp_path / "run", tmp_path / "run" / "last_model.pt")
+    )
+    assert torch.allclose(with_adapters, merged, atol=1e-6)
+    assert not (tmp_path / "run" / "adapter").exists()  # peft would look for a model of transformers
+
+
+def test_a_layer_that_it_does_not_have_is_refused_with_those_that_it_has(tmp_path):
+    with pytest.raises(UserError) as caught:
+        settings(tmp_path, "finetune=lora")
+    line = "finetune.targets.0=attn.c_attn: the linear layers of rotary are qkv, out, up, down"
+    assert line in str(caught.value) and caught.value.code == 2
 
 
 def test_its_own_keys_are_checked_like_all_others(tmp_path):

@@ -5,14 +5,19 @@ Another architecture needs a dataclass and a line in MODELS here, a module with 
 
 import importlib
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from gpt.config.fields import BelowOne, Count, Flag, Text, Variants, section
 
 
 @section
 class ModelConfig:
-    """The settings that a model of any family has."""
+    """The settings that a model of any family has.
+
+    linear_layers: names of a block's nn.Linear that may have adapters (finetune=lora); empty: none of them.
+    """
+
+    linear_layers: ClassVar[tuple[str, ...]] = ()
 
     family: str
     name: Text
@@ -27,6 +32,8 @@ class ModelConfig:
 @section
 class GPT2Config(ModelConfig):
     """The settings of a GPT-2 (Radford et al., 2019)."""
+
+    linear_layers: ClassVar[tuple[str, ...]] = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
     family: Literal["gpt2"]
     gelu: Literal["tanh", "exact"]

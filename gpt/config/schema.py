@@ -121,7 +121,7 @@ class InitConfig:
     revision: Text | None
 
 
-Linear = Literal["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+Targets = Annotated[list[Text], Field(min_length=1), Distinct]  # of the linear layers that the family names
 
 
 @section
@@ -130,7 +130,7 @@ class LoRAConfig:
 
     rank: Count
     alpha: Positive
-    targets: Annotated[list[Linear], Field(min_length=1), Distinct]
+    targets: Targets
 
 
 @section
@@ -151,7 +151,7 @@ class LoRAFinetuneConfig:
     layer_decay: PositiveFraction
     rank: Count
     alpha: Positive
-    targets: Annotated[list[Linear], Field(min_length=1), Distinct]
+    targets: Targets
 
     @property
     def lora(self) -> LoRAConfig:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from gpt import progress
 from gpt.config import schema
 from gpt.config.environment import DEEPEST
+from gpt.config.families import MODELS
 from gpt.config.fields import Variants
 from gpt.errors import UserError
 
@@ -108,6 +109,13 @@ def _contradictions(values: Any, errors: dict[str, str]) -> Iterator[str]:
         found = [_get(values, key) for key in keys]
         if known and None not in found and is_wrong(*found):
             yield message.format(*found)
+    targets, family = _get(values, "finetune.targets"), _get(values, "model.family")
+    if targets and not any(_is_below(key, ["finetune", "model.family"]) for key in errors):
+        layers = MODELS[family].config.linear_layers
+        for i, target in enumerate(targets):
+            if target not in layers:
+                has = ", ".join(layers) or "none that can have adapters"
+                yield f"finetune.targets.{i}={shown(target)}: the linear layers of {family} are {has}"
     keys = ["train.max_steps", "train.max_epochs", "train.max_tokens", "train.tokens_per_step"]
     if "train" not in values or any(_is_below(key, errors) for key in keys):
         return

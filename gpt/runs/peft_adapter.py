@@ -19,13 +19,14 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from gpt import lora
+from gpt.config.families import GPT2Config
 from gpt.config.schema import LoRAConfig
 from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError, unusable
 from gpt.files import durable
 from gpt.files.tensor_files import read_safetensors
-from gpt.finetune import LINEAR
 from gpt.model import LanguageModel
 
+LINEAR = GPT2Config.linear_layers
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAME = re.compile(
     rf"base_model\.model\.(?:transformer\.)?(h\.\d+\.({'|'.join(map(re.escape, LINEAR))}))\.lora_([AB])\.weight"

@@ -13,13 +13,13 @@ from gpt.terminal import figures
 
 
 def write(run: Run, model: LanguageModel, progress: Progress, prepared: Path) -> Path:
-    """last_model.pt (adapters folded into the weights), adapter/ (alone, for peft), loss.png, README.md (model card).
+    """last_model.pt (adapters folded in), adapter/ (alone, for peft; of a GPT-2), loss.png, README.md (model card).
 
     Returns the path of the first. Raises UserError (5) when the model cannot be written.
     """
     cfg, identity, path = run.cfg, run.identity, run.directory / LAST_MODEL
     model_file.save_model(path, model, identity, progress.step)
-    if identity.lora:
+    if identity.lora and cfg.model.family == "gpt2":  # peft puts adapters into a model of transformers
         peft_adapter.save(run.directory / "adapter", model, identity.lora, cfg.init.from_, cfg.init.revision)
     rows = read_rows(run.directory / "metrics.jsonl")
     figures.loss_curve(rows, run.directory / "loss.png", title=f"{cfg.model.name} on {cfg.data.name}")

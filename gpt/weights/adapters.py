@@ -3,12 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from gpt.errors import CHECKPOINT, UserError, unusable
+from gpt.errors import CHECKPOINT, UserError
 from gpt.runs import checkpoint, peft_adapter
-from gpt.terminal.console import escape
-from gpt.weights import locate, tensor_names, weight_files
+from gpt.weights import locate, weight_files
 from gpt.weights.source import Source
-from gpt.weights.weight_files import Adapters, Weights
+from gpt.weights.weight_files import Weights
 
 
 def read(source: Source, root: Path) -> Weights:
@@ -21,24 +20,11 @@ def read(source: Source, root: Path) -> Weights:
     base = weight_files.read(locate.base_of(source, root))
     if base.adapters:
         raise UserError("the model that the adapter is for has adapters of its own", str(base.path), "", CHECKPOINT)
-    table: Adapters = {}
-    for name, a in adapter.tensors.items():
-        layer = name.removesuffix(".lora_a")
-        if layer == name:
-            continue
-        b = adapter.tensors.get(f"{layer}.lora_b")
-        weight = base.tensors.get(f"{layer}.weight", ())
-        shape = tensor_names.shape(weight) if weight else "missing"
-        if b is None or shape != [b.shape[0], a.shape[1]]:
-            wanted = "missing" if b is None else [b.shape[0], a.shape[1]]
-            what = f"adapter {escape(layer)}: for a weight of {wanted}, which is {shape} in {base.path}"
-            raise unusable(source.path / peft_adapter.WEIGHTS, what)
-        table[f"{layer}.weight"] = a, b, adapter.lora.alpha / adapter.lora.rank
-    if 2 * len(table) != len(adapter.tensors):
-        raise unusable(source.path / peft_adapter.WEIGHTS, "an adapter of which one half is missing")
-    files = [*base.files, source.path / peft_adapter.WEIGHTS]
+    path = source.path / peft_adapter.WEIGHTS
+    pairs = weight_files.pair_adapters(adapter.tensors, base.tensors, adapter.lora, path)
+    files = [*base.files, path]
     about = f"adapters of {base.path}, {base.about}"
-    weights = replace(base, path=source.path, files=files, about=about, adapters=table)
+    weights = replace(base, path=source.path, files=files, about=about, adapters=pairs)
     return of_run(weights, source.path.parent)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt import lora
 from gpt.config.schema import LoRAConfig
 from gpt.errors import CHECKPOINT, UserError, unusable
 from gpt.files import hub
@@ -31,7 +32,6 @@ SETTINGS = ("config", "cfg", "model_config", "hparams")  # ... and where others 
 HEADS = ("n_head", "n_heads", "num_heads")
 GPT2_WIDTHS, WIDTH_OF_A_HEAD = (768, 1024, 1280, 1600), 64
 SUMS = "SHA256SUMS"
-LORA = (".lora_a", ".lora_b")
 FREE = ("name", "context_length", "dropout", "tie_weights")  # settings that a model may have otherwise than its weights
 Adapters = dict[str, tuple[Tensor, Tensor, float]]  # by the name of the weight: A, B, alpha / rank
 
@@ -89,14 +89,19 @@ def of_this_project(identity: Identity, step: int, tensors: dict[str, Tensor], p
     """A model of this project."""
     m = identity.model
     check_types(tensors, path)
-    adapters = lora_of(tensors, identity.lora, m.n_layer, path) if identity.lora else {}
-    tensors = {name: tensor for name, tensor in tensors.items() if not adapters or not name.endswith(LORA)}
+    suffixes = lora.SUFFIXES if identity.lora else ()
+    parts = {name: (tensor,) for name, tensor in tensors.items() if not name.endswith(suffixes)}
+    adapters: Adapters = {}
+    if identity.lora:
+        halves = {name: tensor for name, tensor in tensors.items() if name.endswith(suffixes)}
+        adapters = pair_adapters(halves, parts, identity.lora, path)
+        if len(adapters) != m.n_layer * len(identity.lora.targets):
+            raise unusable(path, f"{len(adapters)} adapters for {m.n_layer} layers")
     stated = tuple(field.name for field in fields(m) if field.name not in FREE)
     shape = Architecture(
         m.n_layer, m.n_head, m.n_embd, m.context_length, identity.vocab_size, m.tie_weights, getattr(m, "gelu", None),
         stated,
     )  # fmt: skip
-    parts = {name: (tensor,) for name, tensor in tensors.items()}
     files = [path / WEIGHTS] if path.is_dir() else [path]
     return Weights(path, files, "a model of this project", shape, parts, identity, step, adapters)
 
@@ -179,19 +184,22 @@ def check_types(tensors: dict[str, Tensor], path: Path) -> None:
             raise unusable(path, f"tensor {escape(name)} is of {tensor.dtype}, and no floating-point numbers")
 
 
-def lora_of(tensors: dict[str, Tensor], cfg: LoRAConfig, n_layer: int, path: Path) -> Adapters:
-    """The adapters among some tensors. Raises UserError (3) for those that are missing, or of other shapes than the
-    weights beside them have: the product of two small ones could be of any size."""
+def pair_adapters(tensors: dict[str, Tensor], weights: dict[str, Parts], cfg: LoRAConfig, path: Path) -> Adapters:
+    """A and B of each layer in the file `path`, under the name of the weight that they change.
+
+    Raises UserError (3) where one of them is missing, or does not fit the weight: the product of two small ones could
+    be of any size."""
     adapters: Adapters = {}
-    layers = [name.removesuffix(".lora_a") for name in tensors if name.endswith(".lora_a")]
-    if len(layers) != n_layer * len(cfg.targets):
-        raise unusable(path, f"{len(layers)} adapters for {n_layer} layers")
-    for layer in layers:
-        found = [tensors.get(f"{layer}.{name}") for name in ("weight", "lora_a", "lora_b")]
-        shapes = [[] if tensor is None else list(tensor.shape) for tensor in found]
-        if len(shapes[0]) != 2 or shapes[1:] != [[cfg.rank, shapes[0][1]], [shapes[0][0], cfg.rank]]:
-            raise unusable(path, f"adapter {escape(layer)}: {shapes[1]} and {shapes[2]} beside {shapes[0]}")
-        adapters[f"{layer}.weight"] = found[1], found[2], cfg.alpha / cfg.rank
+    for layer in sorted({name.rpartition(".lora_")[0] for name in tensors}):
+        a, b = (tensors.get(f"{layer}{suffix}") for suffix in lora.SUFFIXES)
+        if a is None or b is None:
+            raise unusable(path, f"adapter {escape(layer)}: one half is missing")
+        weight = f"{layer}.weight"
+        shape = tensor_names.shape(weights[weight]) if weight in weights else []
+        if len(shape) != 2 or [list(a.shape), list(b.shape)] != [[cfg.rank, shape[1]], [shape[0], cfg.rank]]:
+            what = f"adapter {escape(layer)}: A {list(a.shape)} and B {list(b.shape)}, rank {cfg.rank}"
+            raise unusable(path, f"{what}, do not fit the weight, which is {shape or 'missing'}")
+        adapters[weight] = a, b, cfg.alpha / cfg.rank
     return adapters
 
 

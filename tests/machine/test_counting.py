@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import finetune_config, model_config
+from conftest import LINEAR, finetune_config, model_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt import finetune
@@ -15,7 +15,7 @@ CHOICES = {
     "the last block": finetune_config(name="last_blocks", n_blocks=1),
     "two blocks": finetune_config(name="last_blocks", n_blocks=2),
     "adapters": finetune_config(name="lora", rank=4, targets=["attn.c_attn"]),
-    "all adapters": finetune_config(name="lora", rank=4, targets=list(finetune.LINEAR)),
+    "all adapters": finetune_config(name="lora", rank=4, targets=list(LINEAR)),
 }
 
 

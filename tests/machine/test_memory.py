@@ -7,10 +7,9 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from conftest import ROOT, finetune_config, run_config
+from conftest import LINEAR, ROOT, finetune_config, run_config
 from test_train import in_directory, rows, settings
 
-from gpt import finetune
 from gpt.machine import memory
 from gpt.machine.sizes import count_sizes
 from gpt.runs import checkpoint
@@ -69,7 +68,7 @@ def peaks(*cases):
 exhaustive = pytest.mark.exhaustive
 MINI = {"context_length": 256, "n_layer": 6, "n_head": 6, "n_embd": 384}
 LAST_BLOCK, LORA = finetune_config(name="last_blocks"), finetune_config(name="lora")
-ALL_ADAPTERS = finetune_config(name="lora", rank=16, targets=list(finetune.LINEAR))
+ALL_ADAPTERS = finetune_config(name="lora", rank=16, targets=list(LINEAR))
 
 
 @pytest.mark.parametrize(
