@@ -13,7 +13,7 @@ from typing import Any
 from gpt.config.data import DataConfig
 from gpt.data.rows import Row
 from gpt.errors import ENVIRONMENT, UserError
-from gpt.files import durable
+from gpt.files import atomic
 from gpt.files.hub import described, why_unreachable
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Source:
 
 def sha256(path: Path) -> str:
     with reading(path):
-        return durable.sha256(path)
+        return atomic.sha256(path)
 
 
 def find(cfg: DataConfig, root: Path) -> Source:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError, unusable
-from gpt.files import durable
+from gpt.files import atomic
 from gpt.files.directory import in_bytes
 
 log = logging.getLogger(__name__)
@@ -181,9 +181,9 @@ class _Repository:
                 log.info(f"{self.name}: {self.revision} is commit {commit}; init.revision={commit} keeps to it")
                 reference = self.folder / "refs" / self.revision
                 reference.parent.mkdir(parents=True, exist_ok=True)
-                durable.write(reference, commit)
+                atomic.write(reference, commit)
         except OSError as error:
-            raise self.cannot_write(durable.why_refused(error)) from None
+            raise self.cannot_write(atomic.why_refused(error)) from None
         return snapshot
 
     def get(self, file: File, snapshot: Path) -> Path:
@@ -201,7 +201,7 @@ class _Repository:
                 if SHA256.fullmatch(file.digest) and (digest := _sha256(part)) != file.digest:
                     part.unlink()
                     raise _differs(file.name, digest, file.digest, self.name, "it is deleted; try again")
-                durable.sync(part)
+                atomic.sync(part)
                 os.replace(part, blob)
             if not path.is_file():  # made meanwhile by another process
                 path.unlink(missing_ok=True)  # a link to what somebody has deleted
@@ -345,6 +345,6 @@ def _differs(name: str, found: str, expected: str, where: str, remedy: str = "")
 
 def _sha256(path: Path) -> str:
     try:
-        return durable.sha256(path)
+        return atomic.sha256(path)
     except OSError as error:
         raise unusable(path, error.strerror or str(error)) from error

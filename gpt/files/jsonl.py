@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gpt.files import durable
+from gpt.files import atomic
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class RowFile:
             return []
         kept = [row for row in read_rows(self.path) if isinstance(row.get("step"), int) and row["step"] <= step]
         try:
-            durable.write(self.path, "".join(map(_line, kept)))
+            atomic.write(self.path, "".join(map(_line, kept)))
         except OSError as error:
             log.warning(f"{self.path} still has rows after step {step} ({error.strerror}); training continues")
         return kept

@@ -31,8 +31,8 @@ from gpt.config.data import TemplateName, TokenizerName
 from gpt.config.families import AnyModelConfig
 from gpt.config.schema import LoRAConfig
 from gpt.errors import ENVIRONMENT, NUMERICAL, UserError, unusable
+from gpt.files.atomic import sha256, sync, why_refused
 from gpt.files.directory import in_bytes
-from gpt.files.durable import sha256, sync, why_refused
 from gpt.files.tensor_files import load_weights, read_safetensors, read_torch, weights_of
 from gpt.model import LanguageModel
 from gpt.optim import Optimizer

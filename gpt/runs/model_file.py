@@ -1,7 +1,5 @@
 """Writes last_model.pt, a model in a file to share, and reads the weights of such files, checkpoints and runs."""
 
-import contextlib
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gpt import lora
 from gpt.errors import ENVIRONMENT, UserError, unusable
-from gpt.files import durable
+from gpt.files import atomic
 from gpt.files.tensor_files import read_safetensors, weights_of
 from gpt.model import LanguageModel
 from gpt.runs.checkpoint import FORMAT, UPGRADES, WEIGHTS, Identity, Tensors, best, listed, verify
@@ -35,16 +33,10 @@ def save_model(path: Path, model: LanguageModel, identity: Identity, step: int) 
     weights = weights_of(model)
     if identity.lora:
         weights, identity = lora.folded(weights, identity.lora), replace(identity, lora=None)
-    temporary = path.with_name(f".{path.name}.new")
     try:
-        with open(temporary, "wb") as file:
+        with atomic.replacing(path) as temporary, open(temporary, "wb") as file:
             torch.save({"format": FORMAT, "step": step, **identity.as_dict(), "weights": weights}, file)
-        durable.sync(temporary)
-        os.replace(temporary, path)
-        durable.sync(path.parent)
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         disk = error.__context__ if isinstance(error.__context__, OSError) else error  # torch wraps what the disk says
         reason = str(disk).splitlines()[0]
         raise UserError(f"{path.name} not written: {reason}", str(path.parent), code=ENVIRONMENT) from error

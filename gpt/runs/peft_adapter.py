@@ -4,10 +4,8 @@ In peft's names a model is transformers' GPT2LMHeadModel: our h.0.attn.c_attn.lo
 base_model.model.transformer.h.0.attn.c_attn.lora_A.weight, of the same shape.
 """
 
-import contextlib
 import json
 import math
-import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +20,7 @@ from gpt import lora
 from gpt.config.families import GPT2Config
 from gpt.config.schema import LoRAConfig
 from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError, unusable
-from gpt.files import durable
+from gpt.files import atomic
 from gpt.files.tensor_files import read_safetensors
 from gpt.model import LanguageModel
 
@@ -73,16 +71,12 @@ def save(directory: Path, model: LanguageModel, cfg: LoRAConfig, base: str | Non
     for name, tensor in lora.adapters(model).items():
         layer, _, letter = name.rpartition(".lora_")
         tensors[f"base_model.model.transformer.{layer}.lora_{letter.upper()}.weight"] = tensor.cpu().contiguous()
-    path, temporary = directory / WEIGHTS, directory / f".{WEIGHTS}.new"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
-        durable.sync(temporary)
-        os.replace(temporary, path)
-        durable.write(directory / CONFIG, json.dumps(config, indent=2) + "\n")
+        with atomic.replacing(directory / WEIGHTS) as temporary:
+            temporary.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+        atomic.write(directory / CONFIG, json.dumps(config, indent=2) + "\n")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(f"adapter not written: {error.strerror or error}", str(directory), code=ENVIRONMENT) from error
 
 

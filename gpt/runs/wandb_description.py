@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.config.schema import TrainConfig, WandbConfig, as_dict, nested
-from gpt.files import durable
+from gpt.files import atomic
 from gpt.files.paths import PROJECT_ROOT
 from gpt.terminal.console import escape
 
@@ -79,7 +79,7 @@ def cells(rows: list[list[Any]]) -> list[list[Any]]:
 
 def remember(directory: Path, run_id: str, mode: str, url: str | None = None) -> None:
     """Writes wandb.json, from which a resumed run has its id, and a person the run's address."""
-    durable.write(directory / "wandb.json", json.dumps({"id": run_id, "url": url, "mode": mode}, indent=2) + "\n")
+    atomic.write(directory / "wandb.json", json.dumps({"id": run_id, "url": url, "mode": mode}, indent=2) + "\n")
 
 
 def _common(cfg: WandbConfig) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import yaml
 
 from gpt.config.schema import METRIC, TrainConfig, flatten, nested
 from gpt.config.value_errors import holder, valid_keys
-from gpt.files import durable
+from gpt.files import atomic
 from gpt.files.directory import is_owned
 from gpt.files.jsonl import read_rows
 from gpt.terminal.console import escape
@@ -160,7 +160,7 @@ def write(job: Job) -> None:
     stored = {"format": FORMAT} | {key: getattr(job, key) for key in STORED}
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
-        durable.write(job.folder / "job.json", json.dumps(stored, indent=2, default=str) + "\n")
+        atomic.write(job.folder / "job.json", json.dumps(stored, indent=2, default=str) + "\n")
     except OSError as error:
         log.warning(f"{job.folder / 'job.json'} cannot be written ({error.strerror})")
 

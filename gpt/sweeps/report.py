@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.config.schema import METRIC
-from gpt.files import durable
+from gpt.files import atomic
 from gpt.files.paths import PROJECT_ROOT
 from gpt.runs.model_card import DISCLAIMER
 from gpt.sweeps import chart
@@ -67,7 +67,7 @@ def write(
 <p class="verdict">{text(verdict)}</p>
 {caveat}"""
     path = directory / "report.html"
-    durable.write(path, _page(directory.name, head, sections, chart.data(curves)))
+    atomic.write(path, _page(directory.name, head, sections, chart.data(curves)))
     return path
 
 

@@ -20,7 +20,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from gpt.errors import ENVIRONMENT, IN_USE, USAGE, UserError
-from gpt.files import durable
+from gpt.files import atomic
 from gpt.files.directory import cannot_write, owned
 from gpt.files.paths import PROJECT_ROOT
 from gpt.sweeps import composition, halving, jobs, workers
@@ -280,6 +280,6 @@ def _write_facts(directory: Path) -> None:
     command = ["python", str(PROJECT_ROOT / "train.py"), *arguments, f"sweep.name={directory.name}"]
     facts = {"format": jobs.FORMAT, "name": directory.name, "command": command}
     try:
-        durable.write(directory / "sweep.json", json.dumps(facts, indent=2) + "\n")
+        atomic.write(directory / "sweep.json", json.dumps(facts, indent=2) + "\n")
     except OSError as error:
         raise cannot_write(directory, error) from error

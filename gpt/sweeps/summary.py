@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gpt.config.schema import METRIC, WandbConfig
 from gpt.errors import UserError
-from gpt.files import durable
+from gpt.files import atomic
 from gpt.files.paths import PROJECT_ROOT
 from gpt.runs import track
 from gpt.sweeps import jobs, leaderboard, prediction, report
@@ -72,9 +72,9 @@ def write(results: Results) -> None:
     directory, found, entries = results.directory, results.jobs, results.entries
     said = results.verdict, results.caveats, results.failures, results.predictions
     title = f"{directory.name}: val/loss"
-    _try(durable.write, directory / "leaderboard.csv", leaderboard.csv_text(entries))
-    _try(durable.write, directory / "leaderboard.md", leaderboard.markdown(directory.name, entries, *said))
-    _try(durable.write, directory / "sweep.csv", csv_text(found))
+    _try(atomic.write, directory / "leaderboard.csv", leaderboard.csv_text(entries))
+    _try(atomic.write, directory / "leaderboard.md", leaderboard.markdown(directory.name, entries, *said))
+    _try(atomic.write, directory / "sweep.csv", csv_text(found))
     keys, evaluated = jobs.varied_keys(found), [job for job in found if job.val_loss is not None]
     if evaluated:
         curves = {jobs.describe(job, keys) or job.id: job.rows for job in evaluated}

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gpt import lora, tokenizer
 from gpt.errors import ENVIRONMENT, UserError
+from gpt.files.atomic import sha256, sync, why_refused
 from gpt.files.directory import in_bytes
-from gpt.files.durable import sha256, sync, why_refused
 from gpt.model import GPT, INIT_STD, LAYER_NORM_EPS
 from gpt.runs.model_file import Loaded
 from gpt.tokenizer import END_OF_TEXT

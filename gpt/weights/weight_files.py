@@ -15,7 +15,7 @@ from gpt import lora
 from gpt.config.schema import LoRAConfig
 from gpt.errors import CHECKPOINT, UserError, unusable
 from gpt.files import hub
-from gpt.files.durable import sha256
+from gpt.files.atomic import sha256
 from gpt.files.tensor_files import forget, read_safetensors, read_torch
 from gpt.runs import model_file
 from gpt.runs.checkpoint import WEIGHTS, Identity

@@ -1,9 +1,10 @@
-"""Writes files that are on the disk whole or not at all, whatever happens to the process or the machine."""
+"""Writes files atomically: whole or not at all, whatever happens to the process or the machine."""
 
 import contextlib
 import errno
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -22,18 +23,26 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write(path: Path, text: str) -> None:
-    """Writes or replaces a file. Raises OSError, and then the old file is still there and no temporary one."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file to be written in the `with` block, which replaces `path` at its end. After an exception the old file
+    is still there and no new one."""
     temporary = path.with_name(f".{path.name}.new")
     try:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        yield temporary
         sync(temporary)
         os.replace(temporary, path)
-    except OSError:
+    except Exception:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
     sync(path.parent)
+
+
+def write(path: Path, text: str) -> None:
+    """Writes or replaces a file. Raises OSError."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def why_refused(error: Exception) -> str:
