@@ -19,7 +19,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
     from gpt import finetune, loop, optim, prompts, sampling
     from gpt.machine import compilation, device
     from gpt.progress import is_finished
-    from gpt.runs import interrupt, results, run as runs, saver, track  # isort: skip
+    from gpt.runs import interrupt, results, run as runs, run_log, saver  # isort: skip
     from gpt.terminal import console
     from gpt.weights import loading
 
@@ -54,7 +54,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
                 return progress.best
 
         with (
-            track.start(cfg, run.directory, progress.reported) as log,
+            run_log.start(cfg, run.directory, progress.reported) as log,
             console.ProgressBar(batches.total_steps, progress.step) as bar,
             saver.Saver(run.directory, model, optimizer, run.identity, settings, cfg.train.keep_checkpoints) as saves,
             interrupt.deferred(lambda: log.stop_requested) as stop,

@@ -138,7 +138,7 @@ def lines(caplog):
 
 LONGEST = [
     f"test_{name}.py"
-    for name in ("kill", "callback", "train", "signals", "config_fuzz", "hostile_files", "track", "damage", "loading")
+    for name in ("kill", "callback", "train", "signals", "config_fuzz", "hostile_files", "run_log", "damage", "loading")
 ]
 
 

@@ -312,7 +312,7 @@ def children() -> Children:
     slow = (
         "wandb.cli.cli wandb.sdk.launch.inputs.internal pandas"  # what W&B imports when a run begins, and its command
     )
-    return Children(f"{slow} gpt.runs.track gpt.terminal.console test_track")
+    return Children(f"{slow} gpt.runs.run_log gpt.terminal.console test_run_log")
 
 
 def command(line: str, **environment: str) -> str:

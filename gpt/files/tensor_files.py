@@ -87,9 +87,9 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
     """Copies weights mapped from `path` into a model. Raises UserError (3) naming the first that does not fit."""
     own = model.state_dict()
     for name in sorted(own.keys() | weights.keys()):
-        found, wanted = (describe(tensors.get(name)) for tensors in (weights, own))
-        if found != wanted:
-            raise unusable(path, f"tensor {name}: {found} in the file, {wanted} in the model")
+        in_file, wanted = (describe(tensors.get(name)) for tensors in (weights, own))
+        if in_file != wanted:
+            raise unusable(path, f"tensor {name}: {in_file} in the file, {wanted} in the model")
     for name, tensor in weights.items():
         copy(tensor, own[name])
 

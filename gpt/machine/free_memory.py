@@ -33,9 +33,9 @@ def in_use(device: "torch.device") -> int:
 
 def peak() -> int:
     """The most bytes of the machine's memory that this process has had at once."""
-    found = _sizes(Path("/proc/self/status")).get("VmHWM")  # in Linux ru_maxrss begins with that of the parent process
-    if found is not None:
-        return found
+    highest = _status().get("VmHWM")  # in Linux ru_maxrss begins with that of the parent process
+    if highest is not None:
+        return highest
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -45,8 +45,8 @@ def free_of_machine(root: Path = Path("/")) -> int:
 
     Linux has all of these in files below `root`; elsewhere, it is all memory that is built in.
     """
-    found = [*_available(root), *_left_by_groups(root), *_left_by_limits(root)]
-    return max(0, min(found, default=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    limits = [*_available(root), *_left_by_groups(root), *_left_by_limits(root)]
+    return max(0, min(limits, default=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
 
 
 def _available(root: Path) -> Iterator[int]:

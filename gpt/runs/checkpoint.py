@@ -212,11 +212,10 @@ def hidden(path: Path, state: str) -> Path:
 
 def listed(folder: Path) -> list[Path]:
     """The published checkpoints of a folder, oldest first."""
-    found = (path for path in folder.glob("step_*") if NAME.fullmatch(path.name) and path.is_dir())
-    return sorted(found, key=number_of)
+    return sorted((p for p in folder.glob("step_*") if NAME.fullmatch(p.name) and p.is_dir()), key=number_of)
 
 
-def strangers(folder: Path) -> list[Path]:
+def unlisted(folder: Path) -> list[Path]:
     """What else is in the folder and not hidden: perhaps checkpoints that somebody has renamed."""
     return sorted({path for path in folder.glob("*") if not path.name.startswith(".")} - set(listed(folder)))
 
@@ -257,10 +256,10 @@ def verify(path: Path) -> Manifest:
         if file.stat().st_size != wanted.bytes:
             raise unusable(path, f"{name}: {file.stat().st_size} bytes, not {wanted.bytes}")
         try:
-            found = facts_of(file)
+            facts = facts_of(file)
         except OSError as error:
             raise unusable(path, f"{name}: {error.strerror}") from error
-        if found != wanted:
+        if facts != wanted:
             raise unusable(path, f"{name}: sha256 differs")
     if NAME.fullmatch(path.name) and number_of(path) != manifest.step:
         raise unusable(path, f"{MANIFEST}: of step {manifest.step}")

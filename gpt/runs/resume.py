@@ -27,7 +27,7 @@ ABSENT = {"finetune.name": None, "objective.name": "next_token"}  # what it mean
 
 
 @dataclass(frozen=True)
-class Found:
+class Checkpoint:
     """The checkpoint that a run goes on from."""
 
     path: Path
@@ -35,7 +35,7 @@ class Found:
     config: dict[str, Any]  # the settings that it was written with
 
 
-def find(run_dir: Path, mode: str) -> Found | None:
+def find(run_dir: Path, mode: str) -> Checkpoint | None:
     """The newest valid checkpoint of a run directory, None if it has none at all; damaged ones are reported.
 
     Raises UserError (3) when there are checkpoints and none of them can be used: never a silent start from step 0. Mode
@@ -48,18 +48,18 @@ def find(run_dir: Path, mode: str) -> Found | None:
         raise UserError(
             "the run directory holds checkpoints already", str(run_dir), "use resume=auto, or another out_dir"
         )
-    damage = [f"{path.name} is not the name of a checkpoint" for path in checkpoint.strangers(folder)]
+    damage = [f"{path.name} is not the name of a checkpoint" for path in checkpoint.unlisted(folder)]
     for path in reversed(steps):
         try:
             manifest = checkpoint.verify(path)
-            found = Found(path, manifest, checkpoint.read_config(path))
+            config = checkpoint.read_config(path)
         except UserError as error:
             damage.append(error.what)
             continue
         for what in damage:
             log.warning(f"{what}; using {path.name}")
         log.info(f"resuming from {path.name} (newest valid of {len(steps)})")
-        return found
+        return Checkpoint(path, manifest, config)
     if damage:
         raise UserError(
             "no usable checkpoint: " + ", ".join(damage), str(folder),
@@ -68,35 +68,35 @@ def find(run_dir: Path, mode: str) -> Found | None:
     return None
 
 
-def environment(found: Found | None) -> dict[str, Any]:
+def environment(previous: Checkpoint | None) -> dict[str, Any]:
     """What gpt/machine/device.py recorded of where the run began; empty for a new run, and in format 1."""
-    recorded = found.config.get("environment") if found else None
+    recorded = previous.config.get("environment") if previous else None
     return recorded if isinstance(recorded, dict) else {}
 
 
-def weights(found: Found | None) -> Any:
+def weights(previous: Checkpoint | None) -> Any:
     """What gpt/weights/loading.py recorded of the run's first weights; None for random ones, and before format 4."""
-    return found.config.get("weights") if found else None
+    return previous.config.get("weights") if previous else None
 
 
 def restore(
-    found: Found | None,
+    previous: Checkpoint | None,
     model: LanguageModel,
     optimizer: Optimizer,
     identity: Identity,
     config: dict[str, Any],
     allowed: list[str],
 ) -> Progress:
-    """Fills model and optimizer and returns how far the run was: step 0 when nothing was found.
+    """Fills model and optimizer and returns how far the run was: step 0 for a new run.
 
     Raises UserError when model or settings are others than those of the checkpoint, except for `allowed` keys.
     """
     check_allowed(allowed)
-    if found is None:
+    if previous is None:
         return Progress()
-    check_identity(found, identity)
-    check_settings(found, config, allowed)
-    return checkpoint.restore(found.path, model, optimizer)
+    check_identity(previous, identity)
+    check_settings(previous, config, allowed)
+    return checkpoint.restore(previous.path, model, optimizer)
 
 
 def check_allowed(allowed: list[str]) -> None:
@@ -106,22 +106,22 @@ def check_allowed(allowed: list[str]) -> None:
             raise UserError(f"allow_changed: {key} is not one of {', '.join(DECISIVE)} or a key below")
 
 
-def check_identity(found: Found, identity: Identity) -> None:
+def check_identity(previous: Checkpoint, identity: Identity) -> None:
     """Raises UserError (3) naming all fields in which a checkpoint is of another model."""
-    mine, theirs = flatten(identity.as_dict()), flatten(found.manifest.identity.as_dict())
-    keys = sorted(mine.keys() | theirs.keys() - {"lora"})  # a section, or None
-    differing = [f"{key} {theirs.get(key)} != {mine.get(key)}" for key in keys if theirs.get(key) != mine.get(key)]
+    now, before = flatten(identity.as_dict()), flatten(previous.manifest.identity.as_dict())
+    keys = sorted(now.keys() | before.keys() - {"lora"})  # a section, or None
+    differing = [f"{key} {before.get(key)} != {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
     if differing:
         raise UserError(
-            "the checkpoint is of another model: " + ", ".join(differing), str(found.path),
+            "the checkpoint is of another model: " + ", ".join(differing), str(previous.path),
             "use the run's own settings, or another out_dir", CHECKPOINT,
         )  # fmt: skip
 
 
-def check_settings(found: Found, config: dict[str, Any], allowed: list[str]) -> None:
+def check_settings(previous: Checkpoint, config: dict[str, Any], allowed: list[str]) -> None:
     """Raises UserError naming, with both values, every setting that decides batches or updates and has changed."""
     now_is_json = json.loads(json.dumps(config))  # as after a file: lists for tuples
-    before, now = (ABSENT | flatten(c) for c in (found.config, now_is_json))
+    before, now = (ABSENT | flatten(c) for c in (previous.config, now_is_json))
     changed = [key for key in now if before.get(key, now[key]) != now[key]]
     decisive = [key for key in changed if is_decisive(key)]
     refused = [key for key in decisive if not any(is_within(key, allowed_key) for allowed_key in allowed)]
@@ -131,7 +131,7 @@ def check_settings(found: Found, config: dict[str, Any], allowed: list[str]) -> 
         raise UserError(
             "the run was started with other settings: "
             + ", ".join(f"{key} {before[key]} != {now[key]}" for key in refused),
-            str(found.path), f"choose another out_dir, or allow_changed=[{','.join(refused)}]",
+            str(previous.path), f"choose another out_dir, or allow_changed=[{','.join(refused)}]",
         )  # fmt: skip
     for key in decisive:
         log.warning(f"{key} was {before[key]} and is now {now[key]}")

@@ -28,7 +28,7 @@ class Run:
 
     cfg: TrainConfig
     directory: Path
-    checkpoint: resume.Found | None
+    checkpoint: resume.Checkpoint | None
     tokens: Tokenizer
 
     @property

@@ -49,8 +49,8 @@ def describe_sweep(cfg: WandbConfig, directory: Path, name: str, configs: list[d
     share, by the same names as a run's, and all values of the others. The sweep goes on under its old id."""
     keys = dict.fromkeys(key for config in configs for key in config)
     values = {key: _distinct(config.get(key) for config in configs) for key in keys}
-    varied = {key: found for key, found in values.items() if len(found) > 1}
-    shared = {key: None if key in varied else found[0] for key, found in values.items()}  # None: W&B forgets no key
+    varied = {key: each for key, each in values.items() if len(each) > 1}
+    shared = {key: None if key in varied else each[0] for key, each in values.items()}  # None: W&B forgets no key
     return _common(cfg) | {
         "job_type": "sweep",
         "name": escape(name)[:128],
@@ -88,11 +88,11 @@ def _common(cfg: WandbConfig) -> dict[str, Any]:
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
     """Each value once, in their order; lists and dicts are values too."""
-    found: list[Any] = []
+    distinct: list[Any] = []
     for value in values:
-        if value not in found:
-            found.append(value)
-    return found
+        if value not in distinct:
+            distinct.append(value)
+    return distinct
 
 
 def _chosen_by_agent() -> list[str]:
@@ -105,8 +105,8 @@ def _chosen_by_agent() -> list[str]:
 
 def _remembered(directory: Path) -> str | None:
     """The id in wandb.json, None when there is none."""
-    found = (_read(directory / "wandb.json") or {}).get("id")
-    return found if isinstance(found, str) and re.fullmatch(r"[A-Za-z0-9_]{1,64}", found) else None
+    run_id = (_read(directory / "wandb.json") or {}).get("id")
+    return run_id if isinstance(run_id, str) and re.fullmatch(r"[A-Za-z0-9_]{1,64}", run_id) else None
 
 
 def _read(path: Path) -> dict[str, Any] | None:

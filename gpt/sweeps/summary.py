@@ -13,7 +13,7 @@ from gpt.config.schema import METRIC, WandbConfig
 from gpt.errors import UserError
 from gpt.files import atomic
 from gpt.files.paths import PROJECT_ROOT
-from gpt.runs import track
+from gpt.runs import run_log
 from gpt.sweeps import jobs, leaderboard, prediction, report
 from gpt.sweeps.jobs import Job
 from gpt.sweeps.leaderboard import Entry
@@ -104,7 +104,7 @@ def mirror(results: Results, wandb: WandbConfig) -> None:
     values = {METRIC: best.mean, "val/bpb": best.bpb, "settings": best.settings} if best else {}
     configs, statuses = [job.config for job in results.jobs], [job.status for job in results.jobs]
     directory = results.directory
-    track.sweep_summary(directory, directory.name, wandb, columns, rows, configs, statuses, values)
+    run_log.sweep_summary(directory, directory.name, wandb, columns, rows, configs, statuses, values)
 
 
 def command(directory: Path) -> str:

@@ -37,43 +37,43 @@ class First:
     adapters: Adapters
 
 
-def find(cfg: InitConfig, model: ModelConfig, named: str, root: Path) -> First | None:
-    """The weights that `cfg` names, for a model with the tokenizer `named`; None for random ones. They are compared
+def find(cfg: InitConfig, model: ModelConfig, tokenizer_name: str, root: Path) -> First | None:
+    """The weights that `cfg` names, for a model with this tokenizer; None for random ones. They are compared
     with the model, but not copied yet. Raises UserError naming what does not fit."""
     if cfg.from_ is None:
         return None
     source = locate.find(cfg.from_, cfg.revision, root)
-    found = adapters.read(source, root)
-    locate.check_tokenizer(source, named)
-    log.info(f"weights from {found.path}: {found.about}")
-    origin = {"from": cfg.from_, "about": found.about, "revision": source.revision, "sha256": found.hashes()}
-    return First(*fit(found, model, tokenizer.load(named).n_vocab), found.path, origin, found.adapters)
+    weights = adapters.read(source, root)
+    locate.check_tokenizer(source, tokenizer_name)
+    log.info(f"weights from {weights.path}: {weights.about}")
+    origin = {"from": cfg.from_, "about": weights.about, "revision": source.revision, "sha256": weights.hashes()}
+    return First(*fit(weights, model, tokenizer.load(tokenizer_name).n_vocab), weights.path, origin, weights.adapters)
 
 
 def load(name: str, root: Path, device: torch.device) -> Loaded:
     """The model that is called `name`, in evaluation mode, whatever its format. Raises UserError."""
     source = locate.find(name, None, root)
-    found = adapters.read(source, root)
+    weights = adapters.read(source, root)
     if source.kind == "adapter":
-        log.info(f"weights from {found.path}: {found.about}")
-    identity = found.identity or identity_of(found, name)
+        log.info(f"weights from {weights.path}: {weights.about}")
+    identity = weights.identity or identity_of(weights, name)
     locate.check_tokenizer(source, identity.tokenizer)
     n_vocab = tokenizer.load(identity.tokenizer).n_vocab
     if n_vocab != identity.vocab_size:
         raise unusable(
-            found.path, f"vocabulary {identity.vocab_size}, its tokenizer {identity.tokenizer} has {n_vocab}"
+            weights.path, f"vocabulary {identity.vocab_size}, its tokenizer {identity.tokenizer} has {n_vocab}"
         )
-    model = filled(First(*fit(found, identity.model, n_vocab), found.path, {}, found.adapters))
-    return Loaded(model.to(device).eval(), identity.tokenizer, identity.template, found.step, found.path)
+    model = filled(First(*fit(weights, identity.model, n_vocab), weights.path, {}, weights.adapters))
+    return Loaded(model.to(device).eval(), identity.tokenizer, identity.template, weights.step, weights.path)
 
 
-def identity_of(found: Weights, name: str) -> Identity:
+def identity_of(weights: Weights, name: str) -> Identity:
     """Weights from elsewhere are of GPT-2's vocabulary, or of bytes where there are as many tokens as these."""
-    a = found.architecture
+    a = weights.architecture
     tokens = tokenizer.load("bytes" if a.vocab_size == tokenizer.load("bytes").n_vocab else "gpt2")
     shape = (a.n_layer, a.n_head, a.n_embd, a.context_length)
-    called = Path(name).name or found.path.resolve().name or "model"  # checkpoint=. has no name
-    model = GPT2Config("gpt2", called, *shape, 0.0, a.tie_weights, a.gelu)
+    model_name = Path(name).name or weights.path.resolve().name or "model"  # checkpoint=. has no name
+    model = GPT2Config("gpt2", model_name, *shape, 0.0, a.tie_weights, a.gelu)
     return Identity(model, tokens.n_vocab, tokens.name, None)
 
 
@@ -97,24 +97,24 @@ def filled(first: First) -> LanguageModel:
     return first.model
 
 
-def empty(cfg: ModelConfig, n_vocab: int, found: Weights) -> LanguageModel:
+def empty(cfg: ModelConfig, n_vocab: int, weights: Weights) -> LanguageModel:
     """A model without weights. Raises UserError (3) for one that cannot be."""
-    if cfg.n_layer > len(found.tensors):  # which would take long even so
-        raise unusable(found.path, f"{len(found.tensors)} tensors, and {cfg.n_layer} layers")
+    if cfg.n_layer > len(weights.tensors):  # which would take long even so
+        raise unusable(weights.path, f"{len(weights.tensors)} tensors, and {cfg.n_layer} layers")
     try:
         with NotDrawn():
             return model_class(cfg.family)(cfg, n_vocab)
     except (ValueError, RuntimeError, OverflowError, TypeError, MemoryError) as error:
-        raise unusable(found.path, f"not a model that can be: {str(error).splitlines()[0]}") from error
+        raise unusable(weights.path, f"not a model that can be: {str(error).splitlines()[0]}") from error
 
 
-def fit(found: Weights, cfg: ModelConfig, n_vocab: int) -> tuple[LanguageModel, dict[str, Parts]]:
+def fit(weights: Weights, cfg: ModelConfig, n_vocab: int) -> tuple[LanguageModel, dict[str, Parts]]:
     """A model without weights, and the tensors that it takes of those that were found.
 
     The context may be shorter than that of the file, and the padding of an embedding is left out. Raises UserError (3),
     or (2) for a context that is longer."""
-    path, shape, tensors = found.path, found.architecture, dict(found.tensors)
-    model = empty(cfg, n_vocab, found)
+    path, shape, tensors = weights.path, weights.architecture, dict(weights.tensors)
+    model = empty(cfg, n_vocab, weights)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if not n_vocab <= shape.vocab_size < n_vocab + PADDING:
         what = f"a vocabulary of {shape.vocab_size:,} tokens in the file, {n_vocab:,} in the tokenizer"
@@ -137,29 +137,30 @@ def fit(found: Weights, cfg: ModelConfig, n_vocab: int) -> tuple[LanguageModel, 
     elif not cfg.tie_weights and not head and embedding:
         log.info("the weights have no head of their own: it begins as a copy of the embedding")
         tensors["lm_head.weight"] = embedding
-    asked = any(getattr(cfg, key, None) != getattr(shape, key) for key in ("n_layer", "n_head", "n_embd", "gelu"))
-    remedy = "model=pretrained takes the architecture from the file" if asked else ""
+    differs = any(getattr(cfg, key, None) != getattr(shape, key) for key in ("n_layer", "n_head", "n_embd", "gelu"))
+    remedy = "model=pretrained takes the architecture from the file" if differs else ""
     check_shapes(path, {name: tensor_names.shape(parts) for name, parts in tensors.items()}, wanted, remedy)
+    stated_by = weights.identity.model if weights.identity else shape
     for key in shape.stated:
-        mine, theirs = getattr(cfg, key, None), getattr(found.identity.model if found.identity else shape, key)
-        if mine != theirs:
-            raise UserError(f"{key} {theirs} in the file, {mine} in model.{key}", str(path), remedy, CHECKPOINT)
+        in_model, in_file = getattr(cfg, key, None), getattr(stated_by, key)
+        if in_model != in_file:
+            raise UserError(f"{key} {in_file} in the file, {in_model} in model.{key}", str(path), remedy, CHECKPOINT)
     if getattr(cfg, "gelu", None) != shape.gelu:
         log.warning(f"model.gelu is {cfg.gelu}; a model of this kind has usually learned with {shape.gelu}")
     return model, tensors
 
 
-def check_shapes(path: Path, found: dict[str, list[int]], wanted: dict[str, torch.Size], remedy: str) -> None:
+def check_shapes(path: Path, shapes: dict[str, list[int]], wanted: dict[str, torch.Size], remedy: str) -> None:
     """Raises UserError (3) naming the first tensor that differs, or those that the model has no place for."""
     for name, shape in wanted.items():
-        theirs = found.get(name, "missing")
-        if theirs != list(shape):
-            what = f"tensor {name}: {theirs} in the file, {list(shape)} in the model"
+        in_file = shapes.get(name, "missing")
+        if in_file != list(shape):
+            what = f"tensor {name}: {in_file} in the file, {list(shape)} in the model"
             raise UserError(what, str(path), remedy, CHECKPOINT)
-    extra = [f"{escape(name)} {shape}" for name, shape in found.items() if name not in wanted]
+    extra = [f"{escape(name)} {shape}" for name, shape in shapes.items() if name not in wanted]
     if extra:
         more = f" and {len(extra) - 5} more" if extra[5:] else ""
         what = f"{len(extra)} tensors that the model has no place for: {', '.join(extra[:5])}{more}"
-        if "lm_head.weight" in found and "lm_head.weight" not in wanted:
+        if "lm_head.weight" in shapes and "lm_head.weight" not in wanted:
             remedy = "model.tie_weights=false, for a head that is a matrix of its own"
         raise UserError(what, str(path), remedy, CHECKPOINT)

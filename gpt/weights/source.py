@@ -64,9 +64,9 @@ def of_transformers(path: Path) -> Architecture:
         raise UserError(f"a {family} model{named}, not GPT-2", str(path), "only GPT-2 can be read", CHECKPOINT)
     n = integers(path, config, "n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
     wanted = FIXED | {"n_inner": 4 * n["n_embd"]}
-    found = {key: config.get(key, value) for key, value in wanted.items()}
-    found["n_inner"] = found["n_inner"] or wanted["n_inner"]
-    others = [f"{key} {found[key]}, not {value}" for key, value in wanted.items() if found[key] != value]
+    values = {key: config.get(key, value) for key, value in wanted.items()}
+    values["n_inner"] = values["n_inner"] or wanted["n_inner"]
+    others = [f"{key} {values[key]}, not {value}" for key, value in wanted.items() if values[key] != value]
     activation = config.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in GELU:
         others.append(f"activation_function {activation}, not gelu_new")

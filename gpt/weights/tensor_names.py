@@ -1,7 +1,7 @@
 """Translates the names that other projects give the tensors of a GPT-2. No file is read here.
 
 Ours are the names of OpenAI's code, as transformers and nanoGPT have them too (wte, wpe, h.0.attn.c_attn, ...), and our
-matrices are (out, in). A tensor of ours may consist of several of theirs, one below the other: `Parts`.
+matrices are (out, in). A tensor may consist of several of theirs, one below the other: `Parts`.
 """
 
 import re
@@ -44,7 +44,7 @@ def gpt2(tensors: Tensors) -> tuple[str, dict[str, Parts]]:
 def openai(tensors: Tensors) -> tuple[str, dict[str, Parts]]:
     """OpenAI's variables: model/h0/attn/c_attn/w, (1, in, out) for matrices."""
     words = {"w": "weight", "b": "bias", "g": "weight"}
-    found = {}
+    renamed = {}
     for name, tensor in tensors.items():
         path = name.removeprefix("model/").split("/")
         if re.fullmatch(r"h\d+", path[0]):
@@ -52,8 +52,8 @@ def openai(tensors: Tensors) -> tuple[str, dict[str, Parts]]:
         path[-1:] = [path[-1], "weight"] if path[-1] in ("wte", "wpe") else [words.get(path[-1], path[-1])]
         if path[-1] == "weight" and tensor.dim() == 3 and tensor.shape[0] == 1:
             tensor = tensor[0].T
-        found[".".join(path)] = (tensor,)
-    return "GPT-2 as OpenAI released it", found
+        renamed[".".join(path)] = (tensor,)
+    return "GPT-2 as OpenAI released it", renamed
 
 
 BOOK = {
@@ -65,20 +65,22 @@ QKV = ("W_query", "W_key", "W_value")
 
 def book(tensors: Tensors) -> tuple[str, dict[str, Parts]]:
     """Raschka, "Build a Large Language Model (From Scratch)": queries, keys and values are three layers."""
-    found: dict[str, Parts] = {}
+    renamed: dict[str, Parts] = {}
     left = dict(tensors)
     for name in tensors:
         block, _, leaf = name.partition(".att.W_query.")
         parts = [f"{block}.att.{word}.{leaf}" for word in QKV]
         if leaf and all(part in tensors for part in parts):
-            found[f"h.{block.removeprefix('trf_blocks.')}.attn.c_attn.{leaf}"] = tuple(left.pop(part) for part in parts)
+            renamed[f"h.{block.removeprefix('trf_blocks.')}.attn.c_attn.{leaf}"] = tuple(
+                left.pop(part) for part in parts
+            )
     for name, tensor in left.items():
         block = re.match(r"trf_blocks\.(\d+)\.", name)
         layer, _, leaf = name[block.end() if block else 0 :].rpartition(".")
         leaf = {"scale": "weight", "shift": "bias"}.get(leaf, leaf)
-        ours = f"{BOOK[layer]}.{leaf}" if layer in BOOK else name
-        found[f"h.{block[1]}.{ours}" if block and layer in BOOK else ours] = (tensor,)
-    return "GPT-2 as the book has it", found
+        new_name = f"{BOOK[layer]}.{leaf}" if layer in BOOK else name
+        renamed[f"h.{block[1]}.{new_name}" if block and layer in BOOK else new_name] = (tensor,)
+    return "GPT-2 as the book has it", renamed
 
 
 LAYOUTS: dict[str, Callable[[Tensors], tuple[str, dict[str, Parts]]]] = {
@@ -102,9 +104,9 @@ def shape(parts: Parts) -> list:
     return [sum(one[0] for one in shapes), *shapes[0][1:]] if fits else shapes
 
 
-def missing_biases(found: dict[str, Parts], wanted: list[str]) -> list[str]:
+def missing_biases(tensors: dict[str, Parts], wanted: list[str]) -> list[str]:
     """The biases that a model was made without, all (nanoGPT's bias=False) or those of queries, keys and values (the
     book's qkv_bias=False): it is one whose biases are 0. Others that are missing are damage, and not among them."""
     biases = [name for name in wanted if name.endswith(".bias")]
     of_qkv = [name for name in biases if name.endswith("c_attn.bias")]
-    return next((names for names in (biases, of_qkv) if not any(name in found for name in names)), [])
+    return next((names for names in (biases, of_qkv) if not any(name in tensors for name in names)), [])

@@ -65,13 +65,13 @@ def prefix_of(directory: Path) -> Path | None:
         if state.is_file():  # reading from a pipe would wait
             with state.open("rb") as file:
                 text = file.read(2**16).decode(errors="replace")
-        found = [path for path in directory.glob("?*.index") if path.is_file()]
+        indexes = [path for path in directory.glob("?*.index") if path.is_file()]
     except OSError as error:
         raise unusable(state, error.strerror) from error
     named = re.search(r'^model_checkpoint_path: *"([^"/\\\0]+)"', text, re.M)  # a name, not a path to elsewhere
     if named and named[1] not in (".", ".."):
         return directory / named[1]
-    return found[0].with_suffix("") if len(found) == 1 else None
+    return indexes[0].with_suffix("") if len(indexes) == 1 else None
 
 
 def read(prefix: Path) -> dict[str, Tensor]:

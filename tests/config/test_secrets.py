@@ -43,7 +43,7 @@ runpy.run_path(arguments[0], run_name="__main__")
 MODULES = """
 torch._dynamo matplotlib.pyplot matplotlib.backends.backend_agg pandas hydra wandb.sdk.launch.inputs.internal
 gpt.config.launch gpt.data.preparation gpt.terminal.figures gpt.loop gpt.runs.model_card gpt.runs.model_file
-gpt.runs.resume gpt.sampling gpt.runs.saver gpt.runs.track
+gpt.runs.resume gpt.sampling gpt.runs.saver gpt.runs.run_log
 """
 BUGGY = "train with a proxy that is away and a bug"
 BUG = """

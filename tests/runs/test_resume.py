@@ -67,11 +67,11 @@ def test_a_new_directory_starts_at_step_0_and_resume_never_refuses_an_old_one(tm
 
 def test_another_architecture_is_refused_with_every_field_that_differs(tmp_path):
     publish(tmp_path, 1)
-    other = Identity(model_config(n_layer=3, n_embd=32), 258, "bytes", "plain")
+    other = Identity(model_config(n_layer=3, n_embd=32), 300, "bytes", "plain")
     with pytest.raises(UserError) as caught:
         resumed(tmp_path, identity=other)
     assert caught.value.code == 3
-    for difference in ("model.n_layer 2 != 3", "model.n_embd 16 != 32", "vocab_size 257 != 258", "alpaca != plain"):
+    for difference in ("model.n_layer 2 != 3", "model.n_embd 16 != 32", "vocab_size 257 != 300", "alpaca != plain"):
         assert difference in str(caught.value)
 
 

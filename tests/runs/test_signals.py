@@ -35,7 +35,7 @@ SAVING = {
     "a micro-batch": ("objective.py", "loss", 8),
     "an evaluation": ("loss.py", "cross_entropy", 16),
     "a sample": ("sampling.py", "next_logits", 7),
-    "logging": ("track.py", "event", 3),
+    "logging": ("run_log.py", "event", 3),
     "writing a checkpoint": ("checkpoint.py", "write_files", 2),
     "removing a checkpoint": ("checkpoint.py", "prune", 3),
     "the last step": ("loop.py", "train_step", 6),

@@ -1,10 +1,10 @@
-"""The id of a run, its name, and its samples as a page: what W&B is told; test_track.py reads it back from W&B."""
+"""The id of a run, its name, and its samples as a page: what W&B is told; test_run_log.py reads it back from W&B."""
 
 import json
 from pathlib import Path
 
 import pytest
-from test_track import config
+from test_run_log import config
 
 from gpt.runs import wandb_description
 from gpt.runs.wandb_description import describe_run

@@ -21,8 +21,8 @@ from gpt.runs import wandb_run
 RUN = """
 import atexit, signal, time
 from pathlib import Path
-from test_track import config
-from gpt.runs import interrupt, track, wandb_run
+from test_run_log import config
+from gpt.runs import interrupt, run_log, wandb_run
 from gpt.terminal import console
 from gpt.errors import Interrupted
 
@@ -43,7 +43,7 @@ console.setup()
 interrupt.end_at_once()
 began = time.monotonic()
 try:
-    with track.start(config("auto"), directory, -1) as log:
+    with run_log.start(config("auto"), directory, -1) as log:
         lap("opened")
         log_rows(0)
         while log.wandb_run.sync_command is None and when != "start":  # W&B is not open yet
@@ -224,12 +224,12 @@ def test_the_dashboards_stop_button_is_a_flag_and_no_exception(tmp_path):
     code = """
 import time
 from pathlib import Path
-from test_track import config
-from gpt.runs import track
+from test_run_log import config
+from gpt.runs import run_log
 from gpt.terminal import console
 
 console.setup()
-with track.start(config("auto"), Path(arguments[0]), -1) as log:
+with run_log.start(config("auto"), Path(arguments[0]), -1) as log:
     log.event({"step": 0, "val/loss": 1.0}, [])
     end = time.monotonic() + 40
     while not log.stop_requested and time.monotonic() < end:

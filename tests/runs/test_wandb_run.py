@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from test_launch import composed
-from test_track import root  # noqa: F401
+from test_run_log import root  # noqa: F401
 from wandb_server import KEY, ROOT, Run, Server, children
 
 from gpt.config import launch, schema, value_errors
@@ -91,13 +91,13 @@ def test_what_an_agent_starts_is_a_valid_command_of_train_py(started):
 
 RUN = """
 from pathlib import Path
-from test_track import config
-from gpt.runs import track
+from test_run_log import config
+from gpt.runs import run_log
 from gpt.terminal import console
 
 console.setup()
 directory, *typed = arguments
-with track.start(config("auto", overrides=typed), Path(directory), -1) as log:
+with run_log.start(config("auto", overrides=typed), Path(directory), -1) as log:
     for step, loss in enumerate((2.0, 1.0, 1.5)):
         log.event({"step": step, "val/loss": loss}, [])
 """

@@ -15,7 +15,7 @@ from gpt.progress import Progress
 from gpt.runs import wandb_description, wandb_run
 
 
-class Log:
+class RunLog:
     """Where a run writes its metrics and samples while it is open; made by `start`."""
 
     def __init__(self, run_dir: Path, log_model: str) -> None:
@@ -77,10 +77,10 @@ class Log:
 
 
 @contextlib.contextmanager
-def start(cfg: TrainConfig, run_dir: Path, reported: int) -> Iterator[Log]:
+def start(cfg: TrainConfig, run_dir: Path, reported: int) -> Iterator[RunLog]:
     """Opens the record of a run whose rows up to step `reported` are there (-1: a new run), and closes it whatever
     happens. Rows of a larger step, which the run is about to write again, are dropped from the disk first."""
-    record = Log(run_dir, cfg.wandb.log_model)
+    record = RunLog(run_dir, cfg.wandb.log_model)
     rows, samples = record._metrics.drop_after(reported), record._samples.drop_after(reported)
     about = wandb_description.describe_run(cfg, run_dir, reported >= 0)
     with record.wandb_run.opened(about, cfg.wandb.mode, lambda run: record._catch_up(run, rows, samples)):

@@ -16,7 +16,7 @@ from wandb_server import Child, Server, children, command, wait_for
 
 from gpt.config.schema import SweepConfig, WandbConfig
 from gpt.files.jsonl import read_rows
-from gpt.runs import track
+from gpt.runs import run_log
 
 
 @dataclass
@@ -97,7 +97,7 @@ def test_wandb_has_the_same_rows_as_the_disk(root, run_dir):
         {"step": 30, "tokens": 61440, "val/loss": 8.0},
         {"step": 31, "tokens": 63488, "train/loss": math.nan, "grad_norm": math.inf, "lr": -math.inf},
     ]
-    with track.start(config(), run_dir, reported=-1) as log:
+    with run_log.start(config(), run_dir, reported=-1) as log:
         for row in rows:
             log.event(row, [])
         log.summary({"best/val/loss": 7.25})
@@ -120,7 +120,7 @@ def test_wandb_has_the_same_rows_as_the_disk(root, run_dir):
 
 def test_samples_keep_every_character_and_are_part_of_their_row_in_wandb(root, run_dir):
     wild = "\x1b[31mred\u202e\r\n\x00 é \U0001f600 <script>alert(1)</script>\ud800"
-    with track.start(config(), run_dir, reported=-1) as log:
+    with run_log.start(config(), run_dir, reported=-1) as log:
         log.event({"step": 0, "val/loss": 2.0}, [{"prompt": "p", "text": wild}])
         log.event({"step": 100, "val/loss": 1.0}, [{"prompt": "p", "text": "NaN"}, {"prompt": "q", "text": "b"}])
     assert read_rows(run_dir / "samples.jsonl") == [
@@ -143,7 +143,7 @@ def test_two_runs_in_one_process_stay_two(root, tmp_path):
     for number in (0, 1):
         (tmp_path / str(number)).mkdir()
         overrides = (f"optimizer.lr={number}", "model.context_length=128")
-        with track.start(config(sweep="lr_sweep", overrides=overrides), tmp_path / str(number), reported=-1) as log:
+        with run_log.start(config(sweep="lr_sweep", overrides=overrides), tmp_path / str(number), reported=-1) as log:
             log.event({"step": number, "train/loss": 1.0}, [])
     folders = recorded(root)
     assert len(folders) == 2
@@ -155,7 +155,7 @@ def test_two_runs_in_one_process_stay_two(root, tmp_path):
 
 
 def test_an_exception_finishes_the_run_as_failed_and_prints_nothing(root, run_dir, capfd):
-    with pytest.raises(RuntimeError, match="bug"), track.start(config(), run_dir, reported=-1) as log:
+    with pytest.raises(RuntimeError, match="bug"), run_log.start(config(), run_dir, reported=-1) as log:
         log.event({"step": 1, "train/loss": 1.0}, [])
         raise RuntimeError("bug")
     assert records(recorded(root)[0], "exit")[0]["exit_code"] == 1
@@ -165,13 +165,13 @@ def test_an_exception_finishes_the_run_as_failed_and_prints_nothing(root, run_di
 RUN = """
 import time
 from pathlib import Path
-from test_track import config
-from gpt.runs import track
+from test_run_log import config
+from gpt.runs import run_log
 from gpt.terminal import console
 
 console.setup()
 directory, reported, last, killed = Path(arguments[0]), *map(int, arguments[1:])
-with track.start(config("auto"), directory, reported) as log:
+with run_log.start(config("auto"), directory, reported) as log:
     for step in range(reported + 1, last + 1):
         log.event({"step": step, "train/loss": 1 / (step + 1)}, [{"prompt": "p", "text": str(step)}] * (step % 4 == 0))
         while log.wandb_run.sync_command is None and killed >= 0:  # not open yet; the last run does not wait
@@ -265,7 +265,7 @@ def test_a_run_killed_offline_is_complete_in_its_last_folder_and_uploaded_once(r
 def test_a_new_run_in_a_used_directory_starts_an_empty_record(root, run_dir):
     ids = []
     for _ in range(2):
-        with track.start(config(), run_dir, reported=-1) as log:
+        with run_log.start(config(), run_dir, reported=-1) as log:
             log.event({"step": 0, "val/loss": 1.0}, [])
         ids.append(json.loads((run_dir / "wandb.json").read_text())["id"])
     assert len(read_rows(run_dir / "metrics.jsonl")) == 1
@@ -273,7 +273,7 @@ def test_a_new_run_in_a_used_directory_starts_an_empty_record(root, run_dir):
 
 
 def test_disabled_writes_the_disk_record_only(root, run_dir):
-    with track.start(config("disabled"), run_dir, reported=-1) as log:
+    with run_log.start(config("disabled"), run_dir, reported=-1) as log:
         log.event({"step": 1}, [{"prompt": "p", "text": "t"}])
         log.summary({"a": 1})
     assert sorted(path.name for path in run_dir.iterdir()) == ["metrics.jsonl", "samples.jsonl"]
@@ -281,7 +281,7 @@ def test_disabled_writes_the_disk_record_only(root, run_dir):
 
 
 def test_auto_without_credentials_is_offline_and_says_how_to_upload(root, fresh_wandb, run_dir, caplog, capfd):
-    with caplog.at_level(logging.INFO), track.start(config("auto"), run_dir, reported=-1) as log:
+    with caplog.at_level(logging.INFO), run_log.start(config("auto"), run_dir, reported=-1) as log:
         pass
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("gpt")]
     assert ours == [f"W&B: offline; to upload: {log.wandb_run.sync_command}"]
@@ -290,7 +290,7 @@ def test_auto_without_credentials_is_offline_and_says_how_to_upload(root, fresh_
 
 
 def test_online_without_credentials_warns_and_asks_nobody(root, fresh_wandb, run_dir, caplog):
-    with track.start(config("online"), run_dir, reported=-1) as log:
+    with run_log.start(config("online"), run_dir, reported=-1) as log:
         log.event({"step": 1}, [])
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
         "W&B: no credentials, see `wandb login`; this run is recorded offline"
@@ -303,14 +303,14 @@ def test_the_environment_may_set_the_mode_when_the_configuration_does_not(
     root, fresh_wandb, run_dir, monkeypatch, value
 ):
     monkeypatch.setenv("WANDB_MODE", value)
-    with track.start(config("auto"), run_dir, reported=-1) as log:
+    with run_log.start(config("auto"), run_dir, reported=-1) as log:
         log.event({"step": 1}, [])
     assert len(read_rows(run_dir / "metrics.jsonl")) == 1
     assert len(recorded(root)) == (value == "")
 
 
 def test_wandb_failing_during_a_run_is_one_warning_and_the_run_goes_on(root, run_dir, caplog):
-    with track.start(config(), run_dir, reported=-1) as log:
+    with run_log.start(config(), run_dir, reported=-1) as log:
         log.event({"step": 1}, [])
         log.event({"step": 2, 5: 1.0}, [])  # W&B takes no key that is not a string
         log.event({"step": 3}, [{"prompt": "p", "text": "t"}])
@@ -319,7 +319,7 @@ def test_wandb_failing_during_a_run_is_one_warning_and_the_run_goes_on(root, run
 
 
 def test_weights_that_wandb_does_not_take_are_one_warning_and_its_rows_go_on(root, run_dir, caplog):
-    with track.start(config(log_model="all"), run_dir, reported=-1) as log:
+    with run_log.start(config(log_model="all"), run_dir, reported=-1) as log:
         log.event({"step": 1}, [])
         log.wandb_run.files("weights", "model", [run_dir / "missing.pt"])  # wandb raises ValueError
         log.event({"step": 2}, [])
@@ -344,7 +344,7 @@ class Progress:
 )
 def test_weights_are_uploaded_only_when_asked(root, run_dir, log_model, uploaded):
     (run_dir / "last_model.pt").write_bytes(b"weights")
-    with track.start(config(log_model=log_model), run_dir, reported=-1) as log:
+    with run_log.start(config(log_model=log_model), run_dir, reported=-1) as log:
         for step in (2, 4):
             folder = run_dir / "checkpoints" / f"step_{step:08d}"
             folder.mkdir(parents=True)
@@ -382,7 +382,7 @@ def summarise(directory: Path, mode: str, losses: dict[float, float | None]) -> 
     rows = [[lr, loss, status] for (lr, loss), status in zip(losses.items(), statuses, strict=True)]
     best = {"val/loss": 1.5, "settings": {"optimizer.lr": 0.5}}
     columns = ["optimizer.lr", "val/loss", "status\ud800"]
-    track.sweep_summary(directory, "lr_sweep", config(mode).wandb, columns, rows, configs, statuses, best)
+    run_log.sweep_summary(directory, "lr_sweep", config(mode).wandb, columns, rows, configs, statuses, best)
 
 
 FIRST, SECOND = {0.5: 1.5, 0.25: None}, {0.5: 1.5, 0.25: 2.5, 0.125: math.nan}
@@ -411,7 +411,7 @@ def test_a_sweep_is_a_run_with_its_leaderboard_and_figures(root, run_dir):
 SWEEPS = """
 import time
 from pathlib import Path
-from test_track import FIRST, SECOND, summarise
+from test_run_log import FIRST, SECOND, summarise
 from gpt.runs import wandb_run
 from gpt.terminal import console
 
