@@ -102,6 +102,12 @@ def _raised_again(item: Any) -> InitErrorDetails:
     return InitErrorDetails(type=PydanticCustomError(item["type"], item["msg"]), loc=item["loc"], input=item["input"])
 
 
+def first_error(error: ValidationError) -> str:
+    """The first thing that is wrong, `rank: Input should be greater than or equal to 1`."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
 def variants(union: Any, key: str) -> Any:
     """A section that is one of the dataclasses of `union`, as the words say that they allow for `key`."""
     kinds = {word: kind for kind in get_args(union) for word in get_args(kind.__annotations__[key])}

@@ -29,10 +29,12 @@ from safetensors import SafetensorError
 from gpt import optim
 from gpt.config.data import TemplateName, TokenizerName
 from gpt.config.families import AnyModelConfig
+from gpt.config.fields import first_error
 from gpt.config.schema import LoRAConfig
 from gpt.errors import ENVIRONMENT, NUMERICAL, UserError, unusable
 from gpt.files.atomic import sha256, sync, why_refused
 from gpt.files.directory import in_bytes
+from gpt.files.json_file import read_object
 from gpt.files.tensor_files import load_weights, read_safetensors, read_torch, weights_of
 from gpt.model import LanguageModel
 from gpt.optim import Optimizer
@@ -293,11 +295,11 @@ def read_state_1(path: Path, optimizer: Optimizer) -> tuple[Tensors, Progress]:
 def read_config(path: Path) -> dict[str, Any]:
     """The settings that a verified checkpoint was written with. Raises UserError (3)."""
     try:
-        config = json.loads((path / CONFIG).read_bytes())
+        config = read_object(path / CONFIG)
         if "data_fingerprint" in config:  # its place in format 1
             config["data"] = config.get("data", {}) | {"fingerprint": config.pop("data_fingerprint")}
-        return TypeAdapter(dict[str, Any]).validate_python(config)
-    except (ValueError, RecursionError, TypeError) as error:
+        return config
+    except (OSError, ValueError, TypeError) as error:
         raise unusable(path, f"{CONFIG}: not the settings of a run") from error
 
 
@@ -307,14 +309,12 @@ def read_manifest(path: Path) -> Manifest:
     if not file.is_file():  # also a pipe, which would be waited for
         raise unusable(path, f"{MANIFEST}: missing")
     try:
-        if file.stat().st_size > LARGEST_MANIFEST:
-            raise ValueError(f"more than {LARGEST_MANIFEST} bytes")
-        manifest = json.loads(file.read_bytes())
+        manifest = read_object(file, LARGEST_MANIFEST)
         content, sha256 = manifest["content"], manifest["sha256"]
         if hash_json(content) != sha256:
             raise ValueError("sha256 differs")
         return parse(content)
-    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise unusable(path, f"{MANIFEST}: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -328,8 +328,7 @@ def parse(content: Any) -> Manifest:
     try:
         manifest = MANIFESTS.validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ValueError(first_error(error)) from error
     if manifest.progress and (manifest.progress.step != manifest.step or len(content["progress"]) != len(FIELDS)):
         raise ValueError("progress is incomplete")
     return manifest

@@ -8,6 +8,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from gpt import lora
+from gpt.config.fields import first_error
 from gpt.errors import ENVIRONMENT, UserError, unusable
 from gpt.files import atomic
 from gpt.files.tensor_files import read_safetensors, weights_of
@@ -69,8 +70,7 @@ def read_content(content: dict[str, Any], path: Path) -> tuple[Identity, int, Te
     except TypeError as error:
         raise unusable(path, "not a model that this project wrote") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise unusable(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise unusable(path, first_error(error)) from error
     # One that is not contiguous can claim any size: a single number, repeated by a stride of 0.
     if not all(isinstance(tensor, torch.Tensor) and tensor.is_contiguous() for tensor in weights.values()):
         raise unusable(path, "not all weights are contiguous tensors")

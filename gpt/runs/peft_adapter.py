@@ -18,9 +18,12 @@ from torch import Tensor
 
 from gpt import lora
 from gpt.config.families import GPT2Config
+from gpt.config.fields import first_error
 from gpt.config.schema import LoRAConfig
+from gpt.config.value_errors import shown
 from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError, unusable
 from gpt.files import atomic
+from gpt.files.json_file import read_object
 from gpt.files.tensor_files import read_safetensors
 from gpt.model import LanguageModel
 
@@ -108,8 +111,7 @@ def read(directory: Path) -> Adapter:
     except KeyError as error:
         raise unusable(directory / CONFIG, f"{error} missing") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise unusable(directory / CONFIG, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise unusable(directory / CONFIG, first_error(error)) from error
     for name, tensor in tensors.items():  # before anything of that size is made
         if tensor.dim() != 2 or tensor.shape[name.endswith("b")] != cfg.rank:
             raise unusable(path, f"tensor {name}: {list(tensor.shape)} in the file, r is {cfg.rank} in {CONFIG}")
@@ -121,20 +123,18 @@ def read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():  # also a pipe, which would be waited for
         raise unusable(path.parent, f"{path.name}: missing")
     try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            raise ValueError(f"more than {LARGEST_CONFIG} bytes")
-        config = TypeAdapter(dict[str, Any]).validate_python(json.loads(path.read_bytes()))
-    except (OSError, ValueError, RecursionError) as error:
+        config = read_object(path, LARGEST_CONFIG)
+    except (OSError, ValueError) as error:
         raise unusable(path, f"not peft's settings: {' '.join(str(error).split())[:200]}") from error
     if config.get("peft_type") != "LORA":
-        raise unsupported(path, f"peft_type {shown(config.get('peft_type'))}, not LORA")
+        raise unsupported(path, f"peft_type {in_json(config.get('peft_type'))}, not LORA")
     drawn = config.get("init_lora_weights")
     if not isinstance(drawn, (str, bool, type(None))) or drawn not in DRAWN:
-        raise unsupported(path, f"init_lora_weights {shown(drawn)}, with which the weights of the model change too")
+        raise unsupported(path, f"init_lora_weights {in_json(drawn)}, with which the weights of the model change too")
     read_here = {"peft_type", "init_lora_weights", "r", "lora_alpha", "use_rslora", "base_model_name_or_path"}
     for key, value in config.items():
         if value and (key, value) != ("bias", "none") and key not in HISTORY | read_here:
-            raise unsupported(path, f"{shown(key)} {shown(value)}")
+            raise unsupported(path, f"{shown(key)} {in_json(value)}")
     return config
 
 
@@ -144,7 +144,6 @@ def unsupported(path: Path, what: str) -> UserError:
     return UserError(f"{path.name}: an adapter of another kind: {what}", str(path.parent), remedy, CHECKPOINT)
 
 
-def shown(value: Any) -> str:
-    """A key or value of peft's settings, cut when it is long."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def in_json(value: Any) -> str:
+    """A value of peft's settings as its file has it, cut when it is long."""
+    return shown(value if isinstance(value, str) else json.dumps(value))

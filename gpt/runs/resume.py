@@ -34,6 +34,12 @@ class Checkpoint:
     manifest: Manifest
     config: dict[str, Any]  # the settings that it was written with
 
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What gpt/machine/device.py recorded of where the run began; empty in format 1."""
+        recorded = self.config.get("environment")
+        return recorded if isinstance(recorded, dict) else {}
+
 
 def find(run_dir: Path, mode: str) -> Checkpoint | None:
     """The newest valid checkpoint of a run directory, None if it has none at all; damaged ones are reported.
@@ -66,17 +72,6 @@ def find(run_dir: Path, mode: str) -> Checkpoint | None:
             "the files are untouched; start again with another out_dir", CHECKPOINT,
         )  # fmt: skip
     return None
-
-
-def environment(previous: Checkpoint | None) -> dict[str, Any]:
-    """What gpt/machine/device.py recorded of where the run began; empty for a new run, and in format 1."""
-    recorded = previous.config.get("environment") if previous else None
-    return recorded if isinstance(recorded, dict) else {}
-
-
-def weights(previous: Checkpoint | None) -> Any:
-    """What gpt/weights/loading.py recorded of the run's first weights; None for random ones, and before format 4."""
-    return previous.config.get("weights") if previous else None
 
 
 def restore(

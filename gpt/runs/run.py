@@ -34,7 +34,7 @@ class Run:
     @property
     def recorded(self) -> dict[str, Any]:
         """The environment that the run began in; empty for a new one."""
-        return resume.environment(self.checkpoint)
+        return self.checkpoint.environment if self.checkpoint else {}
 
     @property
     def identity(self) -> Identity:
@@ -68,7 +68,7 @@ class Run:
         """What each checkpoint says of its run: all settings, and what they have led to. `weights` describes the first
         weights, None for random ones."""
         settings = as_dict(self.cfg) | {"total_steps": batches.total_steps, "environment": machine.environment}
-        settings["weights"] = resume.weights(self.checkpoint) if self.checkpoint else weights
+        settings["weights"] = self.checkpoint.config.get("weights") if self.checkpoint else weights
         settings["data"]["fingerprint"] = prepared.read_meta(batches.prepared)["fingerprint"]
         return settings
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from gpt.config.schema import TrainConfig, WandbConfig, as_dict, nested
 from gpt.files import atomic
+from gpt.files.json_file import read_object
 from gpt.files.paths import PROJECT_ROOT
 from gpt.terminal.console import escape
 
@@ -111,10 +112,8 @@ def _remembered(directory: Path) -> str | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     """A small JSON file, None when there is none: the directory may be another person's, and the file anything."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        if path.is_file() and path.stat().st_size < 100_000:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return content if isinstance(content, dict) else None
+    with contextlib.suppress(OSError, ValueError):
+        return read_object(path, largest=100_000)
     return None
 
 

@@ -1,13 +1,11 @@
 """Describes weights before they are read: where they are, and of which architecture. No torch."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from gpt.errors import CHECKPOINT, UserError, unusable
-
-LARGEST_JSON = 2**26  # bytes; a tokenizer's file has some millions
+from gpt.files.json_file import read_object
 
 
 @dataclass(frozen=True)
@@ -89,11 +87,6 @@ def integers(path: Path, content: dict[str, Any], *keys: str) -> dict[str, int]:
 def read_json(path: Path) -> dict[str, Any]:
     """An object from a JSON file. Raises UserError (3)."""
     try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"more than {LARGEST_JSON} bytes")
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError("no object")
-        return content
-    except (OSError, ValueError, RecursionError) as error:
+        return read_object(path)
+    except (OSError, ValueError) as error:
         raise unusable(path, getattr(error, "strerror", None) or f"not JSON: {error}") from error
