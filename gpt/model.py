@@ -37,9 +37,10 @@ class LanguageModel(nn.Module):
     """What the class of every family offers; the rest of the project knows no more of a model than this.
 
     A family defines `hidden`, `head` and `blocks`, and calls a block through `run`. What else there is to know follows:
-    weights of an nn.Embedding lie below the blocks, all others outside of them above; adapters (LoRA) stand beside the
-    nn.Linear of a block; a matrix is a parameter of two dimensions. Parameters, operations and memory are counted by
-    running the model on tensors without content (gpt/machine/counting.py).
+    weights of an nn.Embedding lie below the blocks, all others outside of them above; adapters (LoRA) stand beside
+    each nn.Linear of a block that the config's `linear_layers` names; a matrix is a parameter of two dimensions.
+    Parameters, operations and memory are counted by running the model on tensors without content
+    (gpt/machine/counting.py).
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
