@@ -1,8 +1,9 @@
 """A loopback Hugging Face hub for tests: as much of its protocol as a download needs, and the ways in which it fails.
 
-Like the real one it describes a repository at /api/models/<name>/revision/<revision>, and answers a request for a large
-file at /<name>/resolve/<commit>/<file> with a redirect to a signed address on another host, here another port. Ranges
-work. With `token`, it answers only those who show it.
+Like the real one it describes a repository at /api/models/<name>/revision/<revision>, says at
+/<name>/resolve/<revision>/<file> which commit and which content that is, and sends whoever wants a large file on to a
+signed address on another host, here another name, with an offer of Xet that it does not keep. Ranges work. With
+`token`, it answers only those who show it.
 """
 
 import hashlib
@@ -16,6 +17,11 @@ from urllib.parse import urlsplit
 
 COMMIT = "c0ffee" * 6 + "beef"
 LARGE = (".safetensors", ".bin", ".h5")
+HEADERS = {
+    "code": "X-Error-Code", "location": "Location", "range": "Content-Range", "commit": "X-Repo-Commit", "etag": "ETag",
+    "linked_etag": "X-Linked-Etag", "linked_size": "X-Linked-Size", "xet_hash": "X-Xet-Hash",
+    "xet_route": "X-Xet-Refresh-Route",
+}  # fmt: skip
 
 
 @dataclass
@@ -28,13 +34,16 @@ class Repository:
     gated: bool = False
     claims: dict[str, dict[str, Any]] = field(default_factory=dict)  # by file: what the description says instead
 
+    def digest(self, name: str) -> str:
+        """What the hub knows a file's content by."""
+        return (hashlib.sha256 if name.endswith(LARGE) else hashlib.sha1)(self.files[name]).hexdigest()
+
     def description(self) -> dict[str, Any]:
         siblings = []
         for name, content in self.files.items():
             file = {"rfilename": name, "size": len(content), "blobId": hashlib.sha1(content).hexdigest()}
             if name.endswith(LARGE):
-                sha256 = hashlib.sha256(content).hexdigest()
-                file["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
+                file["lfs"] = {"sha256": self.digest(name), "size": len(content), "pointerSize": 134}
             siblings.append(file | self.claims.get(name, {}))
         return {"id": "x", "sha": self.commit, "siblings": siblings}
 
@@ -49,7 +58,6 @@ class Server:
         self.lengths: Iterator[int] = iter(())  # of the next answers with a large file, then the connection is closed
         self.damaged = False  # one bit of every large file is another
         self.silent = False  # large files never come
-        self.ignores_ranges = False
         self.status: int | None = None  # of every answer of the storage
         self._gone = threading.Event()
         self._servers = [_Listener(("127.0.0.1", 0), _handler(self, kind)) for kind in ("hub", "storage")]
@@ -71,7 +79,7 @@ class Server:
 
     @property
     def storage(self) -> str:
-        return f"http://127.0.0.1:{self._servers[1].server_port}"
+        return f"http://localhost:{self._servers[1].server_port}"  # another host by its name
 
     def requests(self, part: str) -> list[dict[str, str]]:
         """The headers of the requests for addresses with `part` in them."""
@@ -106,20 +114,26 @@ def _handler(hub: Server, kind: str) -> type[BaseHTTPRequestHandler]:
             shown = headers.get("authorization", "").removeprefix("Bearer ")
             if repository is None or (kind == "hub" and repository.token not in (None, shown)):
                 return self.answer(404, code="RepoNotFound")
-            file = path.split("/")[-1]
+            *_, revision, file = path.split("/")
             if is_description:
-                known = file in ("main", repository.commit)
-                content = json.dumps(repository.description()).encode()
-                return self.answer(200, content) if known else self.answer(404, code="RevisionNotFound")
+                revision = file
+            if kind == "hub" and revision not in ("main", repository.commit):
+                return self.answer(404, code="RevisionNotFound")
+            if is_description:
+                return self.answer(200, json.dumps(repository.description()).encode())
             if repository.gated:
                 return self.answer(403, code="GatedRepo")
             if file not in repository.files:
                 return self.answer(404, code="EntryNotFound")
+            content, digest = repository.files[file], repository.digest(file)
+            if kind == "storage":
+                return self.send_large(content)
             if not file.endswith(LARGE):
-                return self.answer(200, repository.files[file])
-            if kind == "hub":
-                return self.answer(302, location=f"{hub.storage}/{name}/resolve/x/{file}?Signature=s1gned")
-            return self.send_large(repository.files[file])
+                return self.answer(200, content, commit=repository.commit, etag=f'"{digest}"')
+            location = f"{hub.storage}/{name}/resolve/x/{file}?Signature=s1gned"
+            linked = {"linked_etag": f'"{digest}"', "linked_size": str(len(content))}
+            xet = {"xet_hash": "ab" * 32, "xet_route": f"{hub.address}/api/models/{name}/xet-read-token/{revision}"}
+            return self.answer(302, location=location, commit=repository.commit, **linked, **xet)
 
         def send_large(self, content: bytes) -> None:
             if hub.silent:
@@ -128,26 +142,17 @@ def _handler(hub: Server, kind: str) -> type[BaseHTTPRequestHandler]:
                 return self.answer(hub.status)
             if hub.damaged:
                 content = content[:-1] + bytes([content[-1] ^ 1])
-            asked = "" if hub.ignores_ranges else self.headers.get("Range", "")
-            start = int(asked.removeprefix("bytes=").removesuffix("-") or 0)
-            sent = content[start : hub.cut_at][: next(hub.lengths, None)]
-            self.close_connection = len(sent) < len(content) - start
-            whole = f"bytes {start}-{len(content) - 1}/{len(content)}" if asked else ""
-            self.answer(206 if asked else 200, content[start:], whole=whole, sent=sent)
+            first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+            sent = content[first : hub.cut_at][: next(hub.lengths, None)]
+            self.close_connection = len(sent) < len(content) - first
+            span = f"bytes {first}-{len(content) - 1}/{len(content)}" if first else ""
+            return self.answer(206 if first else 200, content[first:], sent=sent, range=span)
 
-        def answer(
-            self,
-            status: int,
-            content: bytes = b"",
-            code: str = "",
-            location: str = "",
-            whole: str = "",
-            sent: bytes | None = None,
-        ) -> None:
+        def answer(self, status: int, content: bytes = b"", sent: bytes | None = None, **headers: str) -> None:
             self.send_response(status)
-            for name, value in (("X-Error-Code", code), ("Location", location), ("Content-Range", whole)):
+            for key, value in headers.items():
                 if value:
-                    self.send_header(name, value)
+                    self.send_header(HEADERS[key], value)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if self.command != "HEAD":

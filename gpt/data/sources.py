@@ -14,7 +14,7 @@ from gpt.config.data import DataConfig
 from gpt.data.rows import Row
 from gpt.errors import ENVIRONMENT, UserError
 from gpt.files import atomic
-from gpt.files.hub import described, why_unreachable
+from gpt.files.hub import described, quiet_library, why_unreachable
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def _load(name: str, offline: bool) -> Any:
     before = [module.HF_HUB_OFFLINE for module in modules]
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    quiet_library()
     try:
         for module in modules:  # else the library tries six times, which takes 23 s
             module.HF_HUB_OFFLINE = module.HF_HUB_OFFLINE or offline

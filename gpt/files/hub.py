@@ -1,31 +1,28 @@
-"""Downloads weights of the Hugging Face hub once, resumes after an interruption, and never uses them unchecked.
+"""Downloads weights of the Hugging Face hub with huggingface_hub, and never uses them unchecked.
 
-They lie in the hub's cache, in its layout (https://huggingface.co/docs/huggingface_hub/guides/manage-cache), so that
-other programs find them too. The transfer is here because huggingface_hub 2 starts an interrupted file again from its
-first byte, and waits for minutes for a hub that is silent.
+Transfer, cache, proxies and tokens are that library's, and so are its variables: HF_HOME, HF_ENDPOINT, HF_TOKEN, ...
+(https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables). It takes up a connection that is
+lost where it was lost; a file that its process has not finished begins again.
 """
 
-import contextlib
 import json
 import logging
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import quote
+from typing import Any
 
 from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError, unusable
-from gpt.files import atomic
+from gpt.files.atomic import sha256, why_refused
 from gpt.files.directory import in_bytes
 
 log = logging.getLogger(__name__)
 
-TIMEOUT = 5  # seconds; whoever has no network should know soon
-SILENCE = 10  # seconds without a byte after which a connection counts as lost
-ATTEMPTS, PAUSE = 3, 1  # connections without a new byte, and the seconds between two of them
+TIMEOUT = 5  # seconds; the library waits for minutes, and whoever has no network should know soon
 CONFIG = "config.json"
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 KINDS = ("model.safetensors", "pytorch_model.bin")  # of weights, the best first; those in shards have an index
@@ -46,14 +43,6 @@ WEIGHTS = {  # the sha256 of model.safetensors in each of these
 }
 
 
-class File(NamedTuple):
-    """A file of a repository, as the hub describes it."""
-
-    name: str
-    size: int
-    digest: str
-
-
 def fetch(name: str, revision: str | None, by_hand: Path, check: Callable[[Path], None] = lambda config: None) -> Path:
     """The directory with config.json, weights and tokenizer files of `name`: one of PINNED or <owner>/<repository>.
     What somebody has put into `by_hand` comes first, then the cache, then the hub. `check` gets the path of config.json
@@ -67,19 +56,20 @@ def fetch(name: str, revision: str | None, by_hand: Path, check: Callable[[Path]
             log.warning(f"{weights} is not {name} as it was published (sha256 {digest}, not {expected})")
         return by_hand
     repository = _Repository(name, revision, by_hand)
-    found = repository.cached()
-    if found is None or not repository.is_fixed:
+    snapshot = cached = repository.cached()
+    if cached is None or not repository.is_fixed:
         try:
             commit, files = repository.describe()
         except UserError as error:
-            if found is None:
+            if cached is None:
                 raise
-            log.warning(f"{error.what}; using commit {found.name} from the cache")
+            log.warning(f"{error.what}; using commit {cached.name} from the cache")
         else:
-            found = repository.download(commit, files, check)
-    check(found / CONFIG)
-    _verify(found, repository.expected)
-    return found
+            if cached is None or cached.name != commit:
+                snapshot = repository.download(commit, files, check)
+    check(snapshot / CONFIG)
+    repository.verify(snapshot, is_new=snapshot != cached)
+    return snapshot
 
 
 def why_unreachable() -> str | None:
@@ -87,13 +77,13 @@ def why_unreachable() -> str | None:
     import http.client  # 0.02 s at every start
     import urllib.request
 
-    shown = without_credentials(endpoint())
+    address = without_credentials(endpoint())
     try:
-        urllib.request.urlopen(urllib.request.Request(shown, method="HEAD"), timeout=TIMEOUT).close()
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=TIMEOUT).close()
     except urllib.error.HTTPError:
         return None  # an answer
     except (OSError, ValueError, http.client.HTTPException) as error:
-        return f"{shown}: {getattr(error, 'reason', error)}"
+        return f"{address}: {getattr(error, 'reason', error)}"
     return None
 
 
@@ -115,23 +105,40 @@ def described(error: Exception) -> str:
     return without_credentials(": ".join([type(error).__name__, *lines[:1]]))
 
 
+def quiet_library() -> Any:
+    """The HfApi of huggingface_hub (0.4 s), which from now on shows no addresses in log lines, sends no telemetry, and
+    does without hf_xet: that sends telemetry of its own, and waits minutes for a server that is not there."""
+    from huggingface_hub import HfApi, constants  # loading it sets the level of its log lines
+
+    constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_XET = True
+    for name in ("huggingface_hub", "httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return HfApi
+
+
 class _Repository:
     """A revision of a repository, and its place in the cache. `by_hand` is where its files could be put instead."""
 
     def __init__(self, name: str, revision: str | None, by_hand: Path) -> None:
+        from huggingface_hub import constants  # 0.03 s; the rest of the library takes 0.4
+
         self.name, self.by_hand = f"openai-community/{name}" if name in PINNED else name, by_hand
         if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.name):
             raise UserError(f"{name} is neither one of {', '.join(PINNED)} nor <owner>/<repository>", "init.from")
         self.revision = revision or PINNED.get(name, "main")
         self.is_fixed = COMMIT.fullmatch(self.revision) is not None  # a branch may move
         self.expected = WEIGHTS[name] if self.revision == PINNED.get(name) else None  # sha256 of model.safetensors
-        self.hub = _library()
-        self.cache = Path(self.hub.constants.HF_HUB_CACHE)
+        self.cache, self.is_offline = Path(constants.HF_HUB_CACHE), constants.HF_HUB_OFFLINE
         self.folder = self.cache / f"models--{self.name.replace('/', '--')}"
+
+    @cached_property
+    def api(self) -> Any:
+        """The library, which is loaded only when the cache does not do."""
+        return quiet_library()(endpoint=endpoint())
 
     def cached(self) -> Path | None:
         """The directory of the revision if all of it is there."""
-        with contextlib.suppress(OSError, ValueError):  # no such revision, or a name that can be none
+        with suppress(OSError, ValueError):  # no such revision, or a name that can be none
             commit = self.revision if self.is_fixed else (self.folder / "refs" / self.revision).read_text().strip()
             snapshot = self.folder / "snapshots" / commit
             weights = _weights_in(snapshot)
@@ -139,136 +146,84 @@ class _Repository:
                 return snapshot
         return None
 
-    def describe(self) -> tuple[str, dict[str, File]]:
-        """The commit that the revision stands for, and its files by name. Raises UserError (5)."""
-        reason = "HF_HUB_OFFLINE is set" if self.hub.constants.HF_HUB_OFFLINE else why_unreachable()
+    def describe(self) -> tuple[str, dict[str, Any]]:
+        """The commit that the revision stands for, and the library's RepoSibling of each file. Raises UserError (5)."""
+        reason = "HF_HUB_OFFLINE is set" if self.is_offline else why_unreachable()
         if reason:
             raise self.error(reason)
         try:
-            api = self.hub.HfApi(endpoint=endpoint())
-            info = api.model_info(self.name, revision=self.revision, files_metadata=True, timeout=SILENCE)
+            info = self.api.model_info(self.name, revision=self.revision, files_metadata=True, timeout=2 * TIMEOUT)
+            files = {file.rfilename: file for file in info.siblings or [] if isinstance(file.size, int)}
         except Exception as error:  # any library below may raise whatever it likes
-            answer = getattr(error, "response", None)
-            raise (self.error(described(error)) if answer is None else self.refusal(answer)) from None
-        commit = self.revision if self.is_fixed else info.sha or ""
+            raise self.refusal(error) from None
+        commit = self.revision if self.is_fixed else str(info.sha)
         if not COMMIT.fullmatch(commit):
             raise self.error(f"{without_credentials(endpoint())} does not answer as the hub does")
-        files = {}
-        for file in info.siblings or []:
-            digest = (file.lfs.sha256 if file.lfs else file.blob_id) or ""
-            if isinstance(file.size, int) and (COMMIT.fullmatch(digest) or SHA256.fullmatch(digest)):
-                files[file.rfilename] = File(file.rfilename, file.size, digest)
+        if not self.is_fixed:
+            log.info(f"{self.name}: {self.revision} is commit {commit}; init.revision={commit} keeps to it")
         return commit, files
 
-    def download(self, commit: str, files: dict[str, File], check: Callable[[Path], None]) -> Path:
+    def download(self, commit: str, files: dict[str, Any], check: Callable[[Path], None]) -> Path:
         """Everything that is not in the cache yet, small files first. Raises UserError."""
-        snapshot = self.folder / "snapshots" / commit
+        if CONFIG in files:
+            check(self.get(CONFIG, commit))
+        weights = _weights(files, lambda index: self.get(index, commit))
+        needed = KINDS[:1] if self.expected else weights or [" or ".join(KINDS)]
+        missing = [name for name in (CONFIG, *needed) if name not in files]
+        if missing:
+            raise UserError(f"{self.name} has no {', no '.join(missing)}", "init.from", code=CHECKPOINT)
+        wanted = [name for name in (*TOKENIZER, *weights) if name in files]
+        self.check_space([files[name] for name in wanted])
+        for name in wanted:
+            path = self.get(name, commit)
+        if not self.is_fixed:
+            self.get(CONFIG, self.revision)  # so that the library notes the branch's commit, now that all is there
+        return path.parent
+
+    def get(self, name: str, revision: str) -> Path:
+        """A file in the cache, downloaded if need be. Raises UserError (5)."""
         try:
-            if CONFIG in files:
-                check(self.get(files[CONFIG], snapshot))
-            weights = _weights(files, lambda index: self.get(files[index], snapshot))
-            missing = [name for name in (CONFIG, *(weights or [" or ".join(KINDS)])) if name not in files]
-            if missing:
-                raise UserError(f"{self.name} has no {', no '.join(missing)}", "init.from", code=CHECKPOINT)
-            digest, where = files[weights[0]].digest, without_credentials(endpoint())
-            if self.expected and digest != self.expected:
-                raise _differs(f"{self.name}/{weights[0]}", digest, self.expected, where)
-            wanted = [files[n] for n in (*TOKENIZER, *weights) if n in files and not (snapshot / n).is_file()]
-            self.check_space(wanted)
-            for file in wanted:
-                self.get(file, snapshot)
-            if not self.is_fixed:
-                log.info(f"{self.name}: {self.revision} is commit {commit}; init.revision={commit} keeps to it")
-                reference = self.folder / "refs" / self.revision
-                reference.parent.mkdir(parents=True, exist_ok=True)
-                atomic.write(reference, commit)
-        except OSError as error:
-            raise self.cannot_write(atomic.why_refused(error)) from None
-        return snapshot
+            return Path(self.api.hf_hub_download(self.name, name, revision=revision))
+        except Exception as error:
+            reason = why_refused(error)
+            is_of_the_disk = reason == "disk full" or (isinstance(error, OSError) and error.errno)
+            raise (self.cannot_write(reason) if is_of_the_disk else self.refusal(error)) from None
 
-    def get(self, file: File, snapshot: Path) -> Path:
-        """The file in the snapshot, downloaded if need be. Nothing gets its name before its content is verified."""
-        path, blob = snapshot / file.name, self.folder / "blobs" / file.digest
-        if path.is_file():
-            return path
-        lock = self.cache / ".locks" / self.folder.name / f"{file.digest}.lock"
-        for folder in (path.parent, blob.parent, lock.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-        with self.hub.utils.WeakFileLock(lock):  # as the library does
-            if not blob.is_file():
-                part = blob.with_suffix(".incomplete")
-                self.transfer(file, part, snapshot.name)
-                if SHA256.fullmatch(file.digest) and (digest := _sha256(part)) != file.digest:
-                    part.unlink()
-                    raise _differs(file.name, digest, file.digest, self.name, "it is deleted; try again")
-                atomic.sync(part)
-                os.replace(part, blob)
-            if not path.is_file():  # made meanwhile by another process
-                path.unlink(missing_ok=True)  # a link to what somebody has deleted
-                path.symlink_to(os.path.relpath(blob, path.parent))
-        return path
+    def verify(self, snapshot: Path, is_new: bool) -> None:
+        """Raises UserError (3) if weights are not what they were: large files in the cache are links to what is named
+        after its sha256. What has just been downloaded is deleted then."""
+        for path in [snapshot / name for name in _weights_in(snapshot)]:
+            blob = Path(os.readlink(path)).name if path.is_symlink() else ""
+            expected = self.expected if self.expected and path.name == KINDS[0] else blob
+            if SHA256.fullmatch(expected) and (digest := _sha256(path)) != expected:
+                what, damaged = f"{path.name} damaged (sha256 differs: {digest}, not {expected})", path.resolve()
+                if is_new:
+                    damaged.unlink()
+                remedy = "it is deleted; try again" if is_new else f"delete {damaged} and try again"
+                raise UserError(what, str(snapshot), remedy, CHECKPOINT)
 
-    def transfer(self, file: File, part: Path, commit: str) -> None:
-        """Appends to `part` what it lacks. Raises UserError (5) when nothing more comes, and OSError of the disk."""
-        address = f"{endpoint()}/{self.name}/resolve/{commit}/{quote(file.name)}"
-        part.touch()
-        failures, most, size = 0, 0, part.stat().st_size
-        if file.size > 10**6:
-            rest = f", {in_bytes(size)} of it are there" if size else ""
-            log.info(f"downloading {self.name}/{file.name} ({in_bytes(file.size)}{rest}) to {self.cache}")
-        while size < file.size:
-            try:
-                reason = self.receive(address, file, part, size)
-            except (OSError, UserError):
-                raise
-            except Exception as error:  # of the connection
-                reason = described(error)
-            most, size = max(most, size), part.stat().st_size  # less than before, if the server began again
-            failures = 0 if size > most else failures + 1
-            if failures == ATTEMPTS:
-                kept = f", {in_bytes(size)} of {in_bytes(file.size)} are kept" if size else ""
-                raise self.error(f"{file.name}: {reason}{kept}", "try again, it goes on there" if size else "")
-            time.sleep(PAUSE if size < file.size else 0)
-        if size > file.size:
-            part.unlink()
-            raise self.error(f"{file.name}: more than the {file.size:,} bytes that were announced")
-
-    def receive(self, address: str, file: File, part: Path, start: int) -> str:
-        """One request for what comes after `start`. Returns why the answer ended, should it be too short."""
-        headers = self.hub.utils.build_hf_headers() | {"Accept-Encoding": "identity"}
-        headers |= {"Range": f"bytes={start}-"} if start else {}
-        with self.hub.get_session().stream("GET", address, headers=headers, timeout=SILENCE) as response:
-            if response.status_code in (408, 429) or response.status_code >= 500:
-                return f"HTTP {response.status_code}"
-            if response.status_code not in (200, 206):
-                raise self.refusal(response)
-            goes_on = response.status_code == 206
-            bar = {"unit": "B", "unit_scale": True, "leave": False, "delay": 1, "disable": None}  # on a terminal only
-            progress = self.hub.utils.tqdm(desc=file.name, total=file.size, initial=start if goes_on else 0, **bar)
-            with progress, open(part, "ab" if goes_on else "wb") as output:
-                for piece in response.iter_bytes():
-                    output.write(piece)
-                    progress.update(len(piece))
-                    if output.tell() > file.size:  # who knows how much more
-                        break
-        return "the connection was closed"
-
-    def check_space(self, files: list[File]) -> None:
-        """Raises UserError (5) when the disk has no room for what is still to come of these files."""
-        blobs = [self.folder / "blobs" / file.digest for file in files]
-        there = [path for blob in blobs for path in (blob, blob.with_suffix(".incomplete")) if path.is_file()]
-        needed = sum(file.size for file in files) - sum(path.stat().st_size for path in there)
+    def check_space(self, files: list[Any]) -> None:
+        """Raises UserError (5) when the disk has no room for what is still to come: the library would go on."""
+        blobs = [self.folder / "blobs" / str(file.lfs.sha256 if file.lfs else file.blob_id) for file in files]
+        needed = sum(file.size for file, blob in zip(files, blobs, strict=True) if not blob.is_file())
         free = shutil.disk_usage(self.cache).free
         if needed > free:
             raise self.cannot_write(f"it needs {in_bytes(needed)}, {in_bytes(free)} free")
+        if needed > 10**6:
+            log.info(f"downloading {self.name} ({in_bytes(needed)}) to {self.cache}")
 
     def cannot_write(self, reason: str) -> UserError:
         """The error for a disk that is full or refuses."""
         remedy = "make room, or let HF_HOME name a folder on another disk"
         return UserError(f"cannot download {self.name}: {reason}", str(self.cache), remedy, ENVIRONMENT)
 
-    def refusal(self, response: Any) -> UserError:
-        """The error for an answer that is none."""
+    def refusal(self, error: Any) -> UserError:
+        """The error for what the library raises when the network or the hub refuses."""
+        response = getattr(error, "response", None)
+        if response is None and isinstance(error, FileNotFoundError) and error.__cause__:  # LocalEntryNotFoundError
+            return self.refusal(error.__cause__)
+        if response is None:
+            return self.error(described(error))
         status, code = response.status_code, response.headers.get("X-Error-Code")
         if code == "RevisionNotFound":
             return self.error(f"it has no revision {self.revision}", "set init.revision")
@@ -284,17 +239,6 @@ class _Repository:
         by_hand = f"put {CONFIG} and {KINDS[0]} into {self.by_hand}"
         remedy = f"{remedy}, or {by_hand}" if remedy else f"{by_hand}, or give a directory of your own"
         return UserError(f"{self.name} cannot be had: {reason}", remedy=remedy, code=ENVIRONMENT)
-
-
-def _library() -> Any:
-    """huggingface_hub (0.4 s), without telemetry and without log lines of its own: they show addresses in full."""
-    import huggingface_hub.constants
-    import huggingface_hub.utils
-
-    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
-    for name in ("huggingface_hub", "httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    return huggingface_hub
 
 
 def shards_in(index: Any) -> list[str]:
@@ -329,22 +273,8 @@ def _weights_in(snapshot: Path) -> list[str]:
     return weights if names.issuperset([CONFIG, *weights]) else []
 
 
-def _verify(snapshot: Path, expected: str | None) -> None:
-    """Raises UserError (3) if weights are not what they were: large files in the cache are links to what is named after
-    its sha256. `expected`: that of model.safetensors."""
-    for path in [snapshot / name for name in _weights_in(snapshot)]:
-        named = Path(os.readlink(path)).name if path.is_symlink() else ""
-        digest = expected if expected and path.name == KINDS[0] else named
-        if SHA256.fullmatch(digest) and (found := _sha256(path)) != digest:
-            raise _differs(path.name, found, digest, str(snapshot), f"delete {path.resolve()} and try again")
-
-
-def _differs(name: str, found: str, expected: str, where: str, remedy: str = "") -> UserError:
-    return UserError(f"{name} damaged (sha256 differs: {found}, not {expected})", where, remedy, CHECKPOINT)
-
-
 def _sha256(path: Path) -> str:
     try:
-        return atomic.sha256(path)
+        return sha256(path)
     except OSError as error:
         raise unusable(path, error.strerror or str(error)) from error

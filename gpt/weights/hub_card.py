@@ -101,7 +101,7 @@ def front_matter(settings: dict[str, Any]) -> dict[str, Any]:
     base, hub = base_model(settings), setting(settings, "data.hub")
     name = setting(settings, "data.name")
     is_from_hub = setting(settings, "data.path") is None and REPOSITORY.fullmatch(str(hub))
-    found = {
+    metadata = {
         "license": "mit" if base else "other",
         "language": ["en"] if base or name in ENGLISH else None,
         "library_name": "transformers",
@@ -110,7 +110,7 @@ def front_matter(settings: dict[str, Any]) -> dict[str, Any]:
         "datasets": [hub] if is_from_hub else None,
         "tags": ["gpt2", *([shown(name)] if name != UNKNOWN else [])],
     }
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in metadata.items() if value is not None}
 
 
 def base_model(settings: dict[str, Any]) -> str | None:
@@ -151,8 +151,9 @@ def metrics(step: int, record: Record) -> str:
 
 def usage(loaded: Loaded, settings: dict[str, Any]) -> str:
     """The prompt as it was in training, and a program that uses it."""
-    asked = setting(settings, "data.prompts")
-    example = asked[0] if isinstance(asked, list) and asked and isinstance(asked[0], str) else "Every effort moves you"
+    prompts = setting(settings, "data.prompts")
+    has_prompt = isinstance(prompts, list) and prompts and isinstance(prompts[0], str)
+    example = prompts[0] if has_prompt else "Every effort moves you"
     parts = []
     if loaded.template:
         example = format_prompt(loaded.template, example)
@@ -166,9 +167,6 @@ def usage(loaded: Loaded, settings: dict[str, Any]) -> str:
     room = loaded.model.config.context_length - len(tokenizer.load(loaded.tokenizer_name).encode(example))
     program = f"""\
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from gpt.config.schema import METRIC
-
 
 path = "."  # this directory, or <user>/<name> on the hub
 tokenizer = AutoTokenizer.from_pretrained(path)

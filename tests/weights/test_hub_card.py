@@ -79,6 +79,12 @@ def test_the_card_says_what_was_trained_on_what_how_and_how_well_it_does(medquad
     assert "not recorded" not in card and str(medquad.parent) not in card
 
 
+def test_the_program_in_the_card_needs_nothing_but_transformers(medquad):
+    program = card_of(medquad / "last_model.pt").split("```python\n")[1].split("```")[0]
+    lines = [line for line in program.splitlines() if "import" in line]
+    assert lines == ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+
+
 def test_the_front_matter_of_a_fine_tuned_gpt2_names_its_licence_language_and_base(medquad):
     assert front_matter(card_of(medquad / "last_model.pt")) == {
         "license": "mit", "language": ["en"], "library_name": "transformers", "pipeline_tag": "text-generation",
@@ -89,9 +95,9 @@ def test_the_front_matter_of_a_fine_tuned_gpt2_names_its_licence_language_and_ba
 def test_the_licence_of_weights_that_began_as_anything_else_is_for_their_owner_to_choose(tmp_path):
     for number, init in enumerate((None, "/home/someone/gpt2/355M", "someone/gpt2")):
         card = card_of(run(tmp_path / str(number), init=init, data="helpsteer") / "last_model.pt")
-        found = front_matter(card)
-        assert found["license"] == "other" and "base_model" not in found
-        assert found["datasets"] == ["nvidia/HelpSteer"]  # from the hub: no file was named
+        metadata = front_matter(card)
+        assert metadata["license"] == "other" and "base_model" not in metadata
+        assert metadata["datasets"] == ["nvidia/HelpSteer"]  # from the hub: no file was named
         assert "Whoever publishes them chooses one" in card and "/home" not in card
         assert f"| first weights | {('random', '355M', 'someone/gpt2')[number]} |" in card
 

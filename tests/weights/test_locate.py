@@ -140,10 +140,10 @@ def test_a_directory_without_weights_says_what_is_in_it_and_where_they_may_be(ro
 
 
 def test_the_architecture_is_what_the_configuration_says(root):
-    found = locate.architecture(locate.find("hf", None, root), root)
-    assert found == Architecture(3, 2, 32, 24, 50257, True, "tanh", ("n_head", "gelu"))
-    found = locate.architecture(locate.find("355M", None, root), root)
-    assert found == Architecture(24, 16, 1024, 1024, 50257, True, "tanh", ("n_head",))
+    architecture = locate.architecture(locate.find("hf", None, root), root)
+    assert architecture == Architecture(3, 2, 32, 24, 50257, True, "tanh", ("n_head", "gelu"))
+    architecture = locate.architecture(locate.find("355M", None, root), root)
+    assert architecture == Architecture(24, 16, 1024, 1024, 50257, True, "tanh", ("n_head",))
 
 
 # Command lines
