@@ -51,7 +51,7 @@ def as_job(config: DictConfig, number: int, swept: set[str]) -> jobs.Job:
     """The record of a job that has not begun. `swept`: the keys that are not the same for all jobs."""
     typed = filter_overrides(OmegaConf.to_container(config.hydra.overrides.task))
     overrides = [override for override in typed if not override.startswith("sweep.")]
-    name = " ".join(override for override in overrides if jobs.key_of(override) in swept)
+    name = " ".join(override for override in overrides if jobs.override_key(override) in swept)
     folder = Path(str(config.hydra.sweep.dir)).absolute() / str(config.hydra.sweep.subdir)
     return jobs.Job(folder, number, overrides, identity(config), name)
 

@@ -99,7 +99,7 @@ class Job:
     @cached_property
     def typed(self) -> dict[str, str]:
         """{key: value} of the overrides."""
-        return {key_of(override): override.partition("=")[2] for override in self.overrides}
+        return {override_key(override): override.partition("=")[2] for override in self.overrides}
 
     def samples(self) -> list[dict[str, Any]]:
         """Rows of samples.jsonl: {"step", "prompt", "text"}."""
@@ -228,7 +228,7 @@ def failure(job: Job) -> str:
     return f"{name} {text or 'did not end: it was interrupted or killed'}; log: {job.folder}"
 
 
-def key_of(override: str) -> str:
+def override_key(override: str) -> str:
     """+optimizer.lr=1 -> optimizer.lr"""
     return override.partition("=")[0].lstrip("+~")
 

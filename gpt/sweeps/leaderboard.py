@@ -4,18 +4,14 @@ Jobs that differ in nothing but the seed are one entry, and a sample of what its
 come to their end are compared: val/loss falls with the tokens read.
 """
 
-import csv
 import functools
-import io
 import math
-import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gpt.config.schema import METRIC
-from gpt.sweeps.jobs import Job, grouped, is_number, shown, varied_keys
+from gpt.sweeps.jobs import Job, grouped, shown, varied_keys
 from gpt.terminal.console import escape
 
 # Settings that change which tokens are scored, or what a token is, and what then still can be compared.
@@ -198,10 +194,11 @@ def _loss(entry: Entry) -> str:
     """4.3120 +- 0.0101, 2 of 3 seeds"""
     n, total = len(entry.losses), len(entry.jobs)
     seeds = f"{n} of {total} seeds" if n < total else "1 seed" if n == 1 else f"{n} seeds"
-    return f"{_mean(entry)}, {seeds}"
+    return f"{mean_text(entry)}, {seeds}"
 
 
-def _mean(entry: Entry) -> str:
+def mean_text(entry: Entry) -> str:
+    """4.3120 +- 0.0101"""
     if entry.mean is None:
         return ""
     return f"{entry.mean:.4f}" + ("" if entry.std is None else f" +- {entry.std:.4f}")
@@ -231,93 +228,3 @@ def caveats(jobs: Sequence[Job]) -> list[str]:
             "more tokens are an advantage of their own."
         )
     return found
-
-
-def columns(entries: Sequence[Entry]) -> list[str]:
-    """Of the closing table, for console.table; the last ones are left out first where the terminal is narrow."""
-    keys = list(entries[0].settings) if entries else []
-    seeds = ["std", "seeds"] if any(len(entry.jobs) > 1 for entry in entries) else []
-    return [*keys, "status", METRIC, *seeds, "val/bpb", "tokens", "tokens/s", "seconds"]
-
-
-def table_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Of the closing table. Numbers stay numbers, which console.table aligns and never cuts."""
-    return [
-        {key: value if is_number(value) else shown(value) for key, value in entry.settings.items()}
-        | {
-            "status": entry.status,
-            METRIC: entry.mean,
-            "std": entry.std,
-            "seeds": len(entry.counted),
-            "val/bpb": entry.bpb,
-            "tokens": entry.tokens,
-            "tokens/s": entry.tokens_per_second,
-            "seconds": round(entry.seconds, 1),
-        }
-        for entry in entries
-    ]
-
-
-def csv_text(entries: Sequence[Entry]) -> str:
-    """leaderboard.csv: a line per entry, numbers with all their digits. Only completed entries have a rank."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    keys = list(entries[0].settings) if entries else []
-    results = [METRIC, "std", "low", "high", "seeds", "val/bpb", "tokens", "seconds", "tokens_per_second"]
-    writer.writerow(["rank", *map(escape, keys), *results, "status", "jobs"])
-    for rank, entry in enumerate(entries, start=1):
-        settings = [value if is_number(value) else shown(value) for value in entry.settings.values()]
-        numbers = [entry.mean, entry.std, entry.low, entry.high, len(entry.counted), entry.bpb]
-        cost = [entry.tokens, round(entry.seconds, 3), entry.tokens_per_second]
-        ids = " ".join(escape(job.id) for job in entry.jobs)
-        writer.writerow([rank if entry.losses else "", *settings, *numbers, *cost, entry.status, ids])
-    return text.getvalue()
-
-
-def markdown(
-    title: str,
-    entries: Sequence[Entry],
-    verdict: str,
-    caveats: Sequence[str],
-    failures: Sequence[str],
-    predictions: Sequence[object],
-) -> str:
-    """leaderboard.md. Of a prediction its str() is shown; sections without content are left out."""
-    keys = list(entries[0].settings) if entries else []
-    header = ["", *keys, METRIC, "95 % interval", "seeds", "val/bpb", "tokens", "time", "tokens/s", "status"]
-    lines = [_line(header), "|" + " --- |" * len(header)]
-    for rank, entry in enumerate(entries, start=1):
-        interval = "" if entry.low is None else f"{entry.low:.4f} to {entry.high:.4f}"
-        speed = "" if entry.tokens_per_second is None else f"{entry.tokens_per_second:,.0f}"
-        lines.append(
-            _line([
-                str(rank) if entry.losses else "",
-                *(shown(value) for value in entry.settings.values()),
-                _mean(entry),
-                interval,
-                str(len(entry.counted)),
-                "" if entry.bpb is None else f"{entry.bpb:.4f}",
-                f"{entry.tokens:,}",
-                f"{entry.seconds:,.0f} s",
-                speed,
-                entry.status,
-            ])
-        )  # fmt: skip
-    parts = [f"# {_plain(title)}", _plain(verdict), "\n".join(lines)]
-    parts.append(
-        "val/loss: mean +- standard deviation over the seeds. The interval is that of the mean (Student's t). "
-        "tokens: mean; time: sum."
-    )
-    for name, items in [("Not comparable", caveats), ("Predicted best", predictions), ("Failures", failures)]:
-        if items:
-            parts.append(f"## {name}\n\n" + "\n".join(f"- {_plain(str(item))}" for item in items))
-    return "\n\n".join(parts) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(map(_plain, cells)) + " |"
-
-
-def _plain(text: str) -> str:
-    """Text on one line in which nothing is markup: no column border, HTML, link, code or emphasis."""
-    return re.sub(r"([\\`*<>|\[\]])", r"\\\1", escape(text))

@@ -166,11 +166,11 @@ def check_axes(planned: dict[tuple[str, ...], Planned]) -> None:
     values: dict[str, set[str]] = {}
     for overrides in planned:
         for override in overrides:
-            values.setdefault(jobs.key_of(override), set()).add(override)
+            values.setdefault(jobs.override_key(override), set()).add(override)
     for key, chosen in values.items():
         without: dict[tuple[str, ...], set[str]] = {}
         for overrides, one in planned.items():
-            others = tuple(override for override in overrides if jobs.key_of(override) != key)
+            others = tuple(override for override in overrides if jobs.override_key(override) != key)
             without.setdefault(others, set()).add(one.job.id)
         if len(chosen) > 1 and all(len(ids) == 1 for ids in without.values()):
             raise UserError(f"the axis {', '.join(sorted(chosen))} changes nothing", remedy="leave it out")

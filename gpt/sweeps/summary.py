@@ -1,7 +1,5 @@
 """Closes a sweep: writes the files beside its jobs' folders, and prints what has come of it."""
 
-import csv
-import io
 import json
 import logging
 import shlex
@@ -13,8 +11,7 @@ from gpt.config.schema import METRIC, WandbConfig
 from gpt.errors import UserError
 from gpt.files import atomic
 from gpt.files.paths import PROJECT_ROOT
-from gpt.runs import run_log
-from gpt.sweeps import jobs, leaderboard, prediction, report
+from gpt.sweeps import jobs, leaderboard, prediction, report, tables
 from gpt.sweeps.jobs import Job
 from gpt.sweeps.leaderboard import Entry
 from gpt.terminal import console, figures
@@ -72,14 +69,14 @@ def write(results: Results) -> None:
     directory, found, entries = results.directory, results.jobs, results.entries
     said = results.verdict, results.caveats, results.failures, results.predictions
     title = f"{directory.name}: val/loss"
-    _try(atomic.write, directory / "leaderboard.csv", leaderboard.csv_text(entries))
-    _try(atomic.write, directory / "leaderboard.md", leaderboard.markdown(directory.name, entries, *said))
-    _try(atomic.write, directory / "sweep.csv", csv_text(found))
+    _try(atomic.write, directory / "leaderboard.csv", tables.entries_csv(entries))
+    _try(atomic.write, directory / "leaderboard.md", tables.markdown(directory.name, entries, *said))
+    _try(atomic.write, directory / "sweep.csv", tables.jobs_csv(found))
     keys, evaluated = jobs.varied_keys(found), [job for job in found if job.val_loss is not None]
     if evaluated:
         curves = {jobs.describe(job, keys) or job.id: job.rows for job in evaluated}
         _try(lambda path: figures.curves(curves, path, title), directory / "curves.png")
-    if grid := report.grid(entries):
+    if grid := tables.grid(entries):
         _try(lambda path: figures.heatmap(grid, path, title), directory / "heatmap.png")
     page = found, entries, results.verdict, results.caveats, results.predictions, results.command
     _try(lambda path: report.write(path.parent, *page), directory / "report.html")
@@ -88,7 +85,7 @@ def write(results: Results) -> None:
 def show(results: Results) -> None:
     """The table, and below it what is to be said about it."""
     entries = results.entries
-    print("\n" + console.table(leaderboard.table_rows(entries), leaderboard.columns(entries)) + "\n")
+    print("\n" + console.table(tables.rows(entries), tables.columns(entries)) + "\n")
     for text in [results.verdict, *results.caveats, *results.predictions, *results.failures]:
         print(console.escape(text))
     if results.failures:
@@ -98,8 +95,8 @@ def show(results: Results) -> None:
 
 def mirror(results: Results, wandb: WandbConfig) -> None:
     """The leaderboard and the figures to W&B."""
-    columns = leaderboard.columns(results.entries)
-    rows = [[row.get(column) for column in columns] for row in leaderboard.table_rows(results.entries)]
+    columns = tables.columns(results.entries)
+    rows = [[row.get(column) for column in columns] for row in tables.rows(results.entries)]
     best = next((entry for entry in results.entries if entry.losses), None)
     values = {METRIC: best.mean, "val/bpb": best.bpb, "settings": best.settings} if best else {}
     configs, statuses = [job.config for job in results.jobs], [job.status for job in results.jobs]
@@ -117,28 +114,6 @@ def command(directory: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         log.warning(f"{directory / 'sweep.json'} cannot be read: the command that started the sweep is not known")
         return shlex.join(["python", str(PROJECT_ROOT / "train.py"), "-m", f"sweep.name={directory.name}"])
-
-
-def csv_text(found: list[Job]) -> str:
-    """sweep.csv: a line for each job, what was typed and what came of it, numbers with all their digits."""
-    typed = list(dict.fromkeys(key for job in found for key in [*job.typed, *jobs.varied_keys(found)]))
-    results = {
-        METRIC: lambda job: job.val_loss,
-        "val/bpb": lambda job: job.val_bpb,
-        "tokens": lambda job: job.tokens,
-        "tokens_per_second": lambda job: job.tokens_per_second,
-        "seconds": lambda job: job.seconds,
-        "code": lambda job: job.code,
-        "error": lambda job: job.error,
-    }
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["job", "status", *map(console.escape, typed), *results])
-    for job in found:
-        settings = ["" if job.setting(key) is None else job.setting(key) for key in typed]
-        cells = [job.id, job.status, *settings, *(of(job) for of in results.values())]
-        writer.writerow([console.escape(cell) if isinstance(cell, str) else cell for cell in cells])
-    return text.getvalue()
 
 
 def _try(write: Callable[..., object], path: Path, *content: str) -> None:

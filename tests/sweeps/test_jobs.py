@@ -29,7 +29,7 @@ default = functools.cache(composed)
 
 def identified(*overrides):
     """(name of the folder, settings by which it is known) of a job with these overrides."""
-    if any(jobs.key_of(override) in GROUPS for override in overrides):
+    if any(jobs.override_key(override) in GROUPS for override in overrides):
         cfg = composed(*overrides)
     else:
         cfg = default().copy()
@@ -375,4 +375,4 @@ def test_a_setting_is_shown_as_one_types_it(value, text):
     ("override", "key"), [("a.b=1", "a.b"), ("+a=x=y", "a"), ("++a=1", "a"), ("~a.b", "a.b"), ("~a=1", "a")]
 )
 def test_the_key_of_an_override(override, key):
-    assert jobs.key_of(override) == key
+    assert jobs.override_key(override) == key

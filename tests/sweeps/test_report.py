@@ -17,6 +17,7 @@ import pytest
 from gpt.files.jsonl import RowFile
 from gpt.sweeps import jobs, leaderboard, prediction, report
 from gpt.sweeps.jobs import Job
+from gpt.terminal.console import escape
 
 HOSTILE = "</pre><script>document.title='run'</script>\"><img src=x onerror=\"document.title='run'\"> \u202egnp\x1b[31m"
 LRS, CONTEXTS = (3e-4, 1e-3, 3e-3), (64, 128)
@@ -123,6 +124,30 @@ def test_texts_from_files_are_shown_and_are_nothing_else(sweep):
     assert "lr 'vs' <b>context" in sweep.page.text
 
 
+@pytest.mark.parametrize(
+    "hostile", [HOSTILE, "</script><!--<script>\u2028'\"", "</td></table>&lt;", "{{ 7 * 191 }}{% x %}"]
+)
+def test_a_text_stays_a_text_wherever_it_stands(tmp_path, hostile):
+    """In the names of settings and of the sweep, values, errors, paths, samples, sentences, and the script's data."""
+    directory = tmp_path / hostile.replace("/", "|")
+    samples = [{"step": 1, "prompt": hostile, "text": f"{hostile}\nsecond line"}]
+    for value in (hostile, "a", "b"):
+        for other in (hostile, "c"):
+            add_job(directory, {hostile: value, "other": other}, [5.0, math.nan, 6.0], samples)
+    add_job(directory, {hostile: 1, "other": 2}, [], status="failed", error=hostile, log=hostile, code=4)
+    found = jobs.read(directory)
+    entries = leaderboard.entries(found)
+    html = report.write(directory, found, entries, hostile, [hostile], [hostile], hostile).read_text(encoding="utf-8")
+    page, visible = Page(html), escape(hostile)
+    assert page.count("script") == 2 and page.count("img") == 0 and page.count("b") == 2 and "1337" not in page.text
+    assert not set(html) & set("\u202e\u2028\x1b") and page.text.count(visible) > 20
+    assert f"{visible}\nsecond line" in page.text
+    data = re.search(r'id="data">(.*?)</script>', html)[1]
+    assert "<" not in data
+    names = [job["name"] for job in json.loads(data)]
+    assert len(names) == 6 and any(line.endswith(f"={visible}") for name in names for line in name)
+
+
 def test_the_page_says_what_came_of_the_sweep(sweep):
     text = sweep.page.text
     assert "14 jobs: 12 completed, 1 new, 1 failed" in text
@@ -175,23 +200,6 @@ def test_the_best_job_can_be_run_again_with_the_command_that_is_shown(sweep):
     assert report.reproduce(best) in sweep.page.text
 
 
-def test_two_varied_settings_make_a_heatmap_with_values_in_order(sweep):
-    completed = [job for job in sweep.jobs if job.status == "completed"]
-    grid = report.grid(leaderboard.entries(completed))
-    assert grid.keys == ("optimizer.lr", "model.context_length")
-    assert (grid.rows, grid.columns) == (["0.0003", "0.001", "0.003"], ["64", "128"])
-    assert grid.best == (1, 1) and not grid.unfinished
-    assert grid.losses[1][1] == min(map(min, grid.losses))
-    halved = [replace(job, status="halved") if job.setting("optimizer.lr") == 3e-3 else job for job in completed]
-    assert report.grid(leaderboard.entries(halved)).unfinished == {(2, 0), (2, 1)}
-    # texts come after numbers, and a cell of jobs without a loss is empty
-    mixed = report.grid(leaderboard.entries(sweep.jobs))
-    assert mixed.rows[:4] == ["0.0003", "0.001", "0.003", "0.1"] and len(mixed.rows) == 5
-    assert math.isnan(mixed.losses[4][0]) and "heatmap" in sweep.html
-    one_axis = [job for job in completed if job.setting("model.context_length") == 64]
-    assert report.grid(leaderboard.entries(one_axis)) is None and report.grid([]) is None
-
-
 @pytest.mark.parametrize("losses", [None, [], [math.nan, math.inf], [5.0], [0.0, 0.0], [7.0, math.nan, 6.0, 1e300]])
 @pytest.mark.parametrize("status", ["completed", "interrupted", "failed"])
 def test_any_single_job_has_a_page(tmp_path, losses, status):
@@ -239,6 +247,33 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path):
     with pytest.raises(OSError):
         write(tmp_path)
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
+
+
+def test_a_long_text_keeps_its_begin_and_its_end_and_the_given_length():
+    assert report.shortened("abc", 3) == "abc"
+    for longest in (10, 11, 120):
+        short = report.shortened("begin" + "-" * 200 + "end", longest)
+        assert len(short) == longest and short.startswith("begi") and short.endswith("end")
+    assert report.lines("<" * 1000, 100).count("&lt;") == 97  # cut before it is escaped, never inside a code
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        (0.001, '<td class="number">0.001</td>'),
+        (6, '<td class="number">6</td>'),
+        (True, "<td>true</td>"),
+        ("mini", "<td>mini</td>"),
+        ("x" * 25, f'<td class="long">{"x" * 25}</td>'),
+        (None, "<td></td>"),
+    ],
+)
+def test_numbers_stand_to_the_right_and_what_is_not_there_is_an_empty_cell(tmp_path, value, cell):
+    for number, one in enumerate([value, "another"]):
+        add_job(tmp_path, {"optimizer.lr": one}, [6.25 + number])
+    html = write(tmp_path)
+    assert html.count(cell) >= 2  # in the leaderboard, and in the table of all jobs
+    assert '<td class="number">6.2500</td>' in html
 
 
 @pytest.fixture(scope="module")
