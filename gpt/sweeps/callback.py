@@ -169,8 +169,7 @@ def _ended(job: Job, config: DictConfig) -> Job:
 
 def _explain(error: BaseException) -> str:
     """What went wrong, in one line."""
-    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return " ".join(line.strip() for line in text.splitlines())
+    return console.one_line(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
 
 
 def _log_of(error: BaseException, folder: Path) -> Path:

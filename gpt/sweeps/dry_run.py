@@ -15,24 +15,24 @@ from gpt.terminal import console
 log = logging.getLogger(__name__)
 
 
-def run(main: Callable[[], Any], asked: callback.DryRun) -> int:
+def run(main: Callable[[], Any], request: callback.DryRun) -> int:
     """Calls the function that `hydra.main` has made `main` of, as Hydra would, once or for each job of a sweep. Prints
     what it returns. Returns the exit code: 1 if a job of a sweep cannot run."""
-    task, config = main.__wrapped__, asked.config
+    task, config = main.__wrapped__, request.config
     if config.hydra.mode != RunMode.MULTIRUN:
         show(composition.cost(task, config, Path(config.hydra.run.dir)))
         return 0
-    every = composition.all_jobs(config, asked.loader)
-    configs = [composition.compose(config, asked.loader, overrides, number) for number, overrides in enumerate(every)]
-    found = [composition.as_job(job, number, set()) for number, job in enumerate(configs)]
-    keys, costs = jobs.varied_keys(found), []
-    for job, config in zip(found, configs, strict=True):
+    all_overrides = enumerate(composition.all_jobs(config, request.loader))
+    configs = [composition.compose(config, request.loader, overrides, number) for number, overrides in all_overrides]
+    planned = [composition.as_job(job, number, set()) for number, job in enumerate(configs)]
+    keys, costs = jobs.varied_keys(planned), []
+    for job, config in zip(planned, configs, strict=True):
         try:
             costs.append(composition.cost(task, config, job.folder))
         except UserError as error:
             console.error(f"job {job.number} ({jobs.describe(job, keys)}): {error}")
             costs.append(None)
-    rows = [{"job": str(job.number)} | {key: job.setting(key) for key in keys} for job in found]
+    rows = [{"job": str(job.number)} | {key: job.setting(key) for key in keys} for job in planned]
     show_sweep(rows, keys, costs)
     return int(None in costs)
 

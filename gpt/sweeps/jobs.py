@@ -83,10 +83,6 @@ class Job:
         return max((row["tokens"] for row in self.rows if "tokens" in row), default=0)
 
     @property
-    def step(self) -> int:
-        return max((row["step"] for row in self.rows if "step" in row), default=0)
-
-    @property
     def tokens_per_second(self) -> float | None:
         """The median."""
         speeds = [row["tokens_per_second"] for row in self.rows if "tokens_per_second" in row]
@@ -204,10 +200,10 @@ def grouped(jobs: Iterable[Job], keys: Sequence[str]) -> list[list[Job]]:
 
 def describe(job: Job, keys: Sequence[str]) -> str:
     """optimizer.lr=0.001 model.context_length=64"""
-    return " ".join(f"{key}={shown(job.setting(key))}" for key in keys)
+    return " ".join(f"{key}={as_typed(job.setting(key))}" for key in keys)
 
 
-def shown(value: Any) -> str:
+def as_typed(value: Any) -> str:
     """A setting as one types it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

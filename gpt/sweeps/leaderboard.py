@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gpt.sweeps.jobs import Job, grouped, shown, varied_keys
+from gpt.sweeps.jobs import Job, as_typed, grouped, varied_keys
 from gpt.terminal.console import escape
 
 # Settings that change which tokens are scored, or what a token is, and what then still can be compared.
@@ -78,16 +78,15 @@ def counted(jobs: Iterable[Job]) -> list[Job]:
 def entries(jobs: Sequence[Job]) -> list[Entry]:
     """Best first. What has not been completed follows what has, and without a val/loss comes last."""
     keys = [key for key in varied_keys(jobs) if key != "seed"]
-    found = [_entry({key: group[0].setting(key) for key in keys}, group) for group in grouped(jobs, keys)]
 
     def place(entry: Entry) -> tuple[int, float, int]:
         stage = 2 if entry.mean is None else 0 if entry.losses else 1
         return stage, 0.0 if entry.mean is None else entry.mean, entry.jobs[0].number
 
-    return sorted(found, key=place)
+    return sorted((_entry(keys, group) for group in grouped(jobs, keys)), key=place)
 
 
-def _entry(settings: dict[str, Any], jobs: list[Job]) -> Entry:
+def _entry(keys: Sequence[str], jobs: list[Job]) -> Entry:
     sample = counted(jobs)
     losses = [job.val_loss for job in sample]
     mean = statistics.fmean(losses) if losses else None
@@ -97,7 +96,7 @@ def _entry(settings: dict[str, Any], jobs: list[Job]) -> Entry:
     bpbs = [job.val_bpb for job in sample if job.val_bpb is not None]
     speeds = [job.tokens_per_second for job in jobs if job.tokens_per_second is not None]
     return Entry(
-        settings=settings,
+        settings={key: jobs[0].setting(key) for key in keys},
         jobs=jobs,
         mean=mean,
         std=std,
@@ -158,36 +157,35 @@ def verdict(entries: Sequence[Entry]) -> str:
     if not ended:
         return "No job has come to its end with a val/loss: there is no best yet."
     best = ended[0]
+    winner = f"The best is {_name(best)}: val/loss {_loss(best)}"
     if len(ended) == 1:
-        return f"{_best(best)}. No other settings have been completed to compare it with."
+        return f"{winner}. No other settings have been completed to compare it with."
     second = ended[1]
-    few = next((entry for entry in (best, second) if len(entry.losses) < 2), None)
-    if few is not None:
+    next_best = f"{_name(second)} ({_loss(second)})"
+    n_seeds = min(len(best.losses), len(second.losses))
+    if n_seeds < 2:
         return (
-            f"{_best(best)}. Whether that is more than chance compared with the next, {_name(second)} "
-            f"({_loss(second)}), cannot be told from one seed: run both with several, as in seed=1,2,3."
+            f"{winner}. Whether that is more than chance compared with the next, {next_best}, "
+            "cannot be told from one seed: run both with several, as in seed=1,2,3."
         )
     test = welch(best.losses, second.losses)
     if test is None:
         return (
-            f"{_best(best)}. The seeds of the best and of the next, {_name(second)} ({_loss(second)}), all lead to "
-            "one loss each: without any spread there is no test of the difference."
+            f"{winner}. The seeds of the best and of the next, {next_best}, all lead to one "
+            "loss each: without any spread there is no test of the difference."
         )
-    weak = "; two seeds are a weak test" if min(len(best.losses), len(second.losses)) == 2 else ""
+    p = f"= {test.p:.2g}" if test.p >= 0.0001 else "below 0.0001"
+    weak = "; two seeds are a weak test" if n_seeds == 2 else ""
     return (
-        f"{_best(best)}. It is {'' if test.p < 0.05 else 'not '}distinguishable from the next, {_name(second)} "
-        f"({_loss(second)}): the difference is {test.difference:.4f}, 95 % interval {test.low:.4f} to {test.high:.4f} "
-        f"(Welch's t test, p {_p(test.p)}{weak})."
+        f"{winner}. It is {'' if test.p < 0.05 else 'not '}distinguishable from the next, {next_best}: "
+        f"the difference is {test.difference:.4f}, 95 % interval {test.low:.4f} to {test.high:.4f} "
+        f"(Welch's t test, p {p}{weak})."
     )
-
-
-def _best(entry: Entry) -> str:
-    return f"The best is {_name(entry)}: val/loss {_loss(entry)}"
 
 
 def _name(entry: Entry) -> str:
     """optimizer.lr=0.001 model.context_length=64"""
-    return " ".join(f"{escape(key)}={shown(value)}" for key, value in entry.settings.items()) or "the only setting"
+    return " ".join(f"{escape(key)}={as_typed(value)}" for key, value in entry.settings.items()) or "the only setting"
 
 
 def _loss(entry: Entry) -> str:
@@ -204,27 +202,23 @@ def mean_text(entry: Entry) -> str:
     return f"{entry.mean:.4f}" + ("" if entry.std is None else f" +- {entry.std:.4f}")
 
 
-def _p(p: float) -> str:
-    return f"= {p:.2g}" if p >= 0.0001 else "below 0.0001"
-
-
 def caveats(jobs: Sequence[Job]) -> list[str]:
     """Why val/loss cannot be compared between all of the jobs that have one: a sentence each, none if it can."""
     evaluated = [job for job in jobs if has_loss(job)]
-    found = []
+    sentences = []
     data = list(dict.fromkeys(job.fingerprint for job in evaluated if job.fingerprint is not None))
     if len(data) > 1:
-        numbers = [[job.number for job in evaluated if job.fingerprint == one] for one in data]
+        numbers = [[job.number for job in evaluated if job.fingerprint == fingerprint] for fingerprint in data]
         groups = "; ".join(f"{len(group)} on that of job {group[0]}" for group in numbers)
-        found.append(f"The prepared data differs, {groups}: the losses are those of different texts.")
+        sentences.append(f"The prepared data differs, {groups}: the losses are those of different texts.")
     for key, consequence in SCORED.items():
-        values = dict.fromkeys(shown(job.config[key]) for job in evaluated if key in job.config)
+        values = dict.fromkeys(as_typed(job.config[key]) for job in evaluated if key in job.config)
         if len(values) > 1:
-            found.append(f"{key} differs ({', '.join(values)}): {consequence}.")
+            sentences.append(f"{key} differs ({', '.join(values)}): {consequence}.")
     budgets = [job.tokens for job in evaluated if job.status == "completed"]
     if budgets and max(budgets) > 1.02 * min(budgets):
-        found.append(
+        sentences.append(
             f"The budgets differ by more than 2 % ({min(budgets):,} to {max(budgets):,} tokens): "
             "more tokens are an advantage of their own."
         )
-    return found
+    return sentences

@@ -6,13 +6,14 @@ the checks on left-out jobs show.
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gpt.sweeps.jobs import Job, grouped, is_number, shown, varied_keys
+from gpt.sweeps.jobs import Job, as_typed, grouped, is_number, varied_keys
 from gpt.sweeps.leaderboard import is_result, t_quantile
 from gpt.terminal.console import escape
 
@@ -40,16 +41,16 @@ class Prediction:
     left_out: int = 0  # ... of so many
 
     def __str__(self) -> str:
-        where = " ".join(f"{escape(key)}={shown(value)}" for key, value in self.settings.items())
-        found = f"no best {LR} can be predicted"
+        where = " ".join(f"{escape(key)}={as_typed(value)}" for key, value in self.settings.items())
+        best = f"no best {LR} can be predicted"
         if self.lr is not None:
-            found = f"best {LR} {_short(self.lr)}"
+            best = f"best {LR} {_short(self.lr)}"
             if self.low is not None:
-                found += f" (95 % interval {_short(self.low)} to {_short(self.high)})"
-            found += f", val/loss {self.loss:.4f} there"
+                best += f" (95 % interval {_short(self.low)} to {_short(self.high)})"
+            best += f", val/loss {self.loss:.4f} there"
             if self.loss_low is not None:
-                found += f" ({self.loss_low:.4f} to {self.loss_high:.4f})"
-        text = f"{where}: {found}" if where else found
+                best += f" ({self.loss_low:.4f} to {self.loss_high:.4f})"
+        text = f"{where}: {best}" if where else best
         return f"{text}, from {self.jobs} jobs. {self.sentence} {self._checks()}"
 
     def _checks(self) -> str:
@@ -160,13 +161,13 @@ def predictions(jobs: Sequence[Job]) -> list[Prediction]:
     if LR not in keys:
         return []
     others = [key for key in keys if key not in (LR, "seed")]
-    usable = [job for job in jobs if is_result(job) and _is_rate(job.setting(LR))]
-    found = []
+    usable = [job for job in jobs if is_result(job) and is_number(lr := job.setting(LR)) and 0 < lr < math.inf]
+    predicted = []
     for group in grouped(usable, others):
         lrs, losses = [job.setting(LR) for job in group], [job.val_loss for job in group]
         if _make_a_parabola(lrs):
-            found.append(_predict({key: group[0].setting(key) for key in others}, lrs, losses))
-    return found
+            predicted.append(_predict({key: group[0].setting(key) for key in others}, lrs, losses))
+    return predicted
 
 
 def held_out(predictions: Sequence[Prediction]) -> str | None:
@@ -201,14 +202,14 @@ def _lowest_point(curve: Parabola, tried: list[float]) -> dict[str, float]:
     first, last = math.log10(tried[0]), math.log10(tried[-1])
     if x is None or not 2 * first - last <= x <= 2 * last - first:  # farther away than the whole range is wide
         return {}
-    found = {"lr": 10**x, "loss": curve.at(10**x)}
+    point = {"lr": 10**x, "loss": curve.at(10**x)}
     if bounds := curve.minimum_interval():
-        found |= {"low": 10 ** bounds[0], "high": 10 ** bounds[1]}
+        point |= {"low": 10 ** bounds[0], "high": 10 ** bounds[1]}
     # The slope is 0 there, so that an error of x changes the loss in second order only: the delta method's interval
     # of the lowest loss is that of the curve.
     if heights := curve.interval(10**x):
-        found |= {"loss_low": heights[0], "loss_high": heights[1]}
-    return found
+        point |= {"loss_low": heights[0], "loss_high": heights[1]}
+    return point
 
 
 def _where_next(curve: Parabola, tried: list[float], best: float) -> str:
@@ -219,23 +220,23 @@ def _where_next(curve: Parabola, tried: list[float], best: float) -> str:
     below, above = [lr for lr in tried if math.log10(lr) <= x], [lr for lr in tried if math.log10(lr) >= x]
     if not below or not above:
         edge = tried[-1] if below else tried[0]
-        where = f"outside the rates tried, {shown(tried[0])} to {shown(tried[-1])}, an extrapolation"
-        contradiction = "" if best == edge else f"; yet the best one tried is {shown(best)}, so more seeds first"
+        where = f"outside the rates tried, {as_typed(tried[0])} to {as_typed(tried[-1])}, an extrapolation"
+        contradiction = "" if best == edge else f"; yet the best one tried is {as_typed(best)}, so more seeds first"
         return f"The lowest point is {where}: {_beyond(tried, edge)}{contradiction}."
     low, high = below[-1], above[0]
     near = min(low, high, key=curve.at)
     gain = curve.at(near) - curve.at(10**x)
-    place = f"between {shown(low)} and {shown(high)}"
+    place = f"between {as_typed(low)} and {as_typed(high)}"
     if best not in (low, high):
         sentence = (
-            f"It is {place}, but the best one tried is {shown(best)}: over so wide a range the losses are no parabola, "
-            "or they are noisy; look at rates around both next"
+            f"It is {place}, but the best one tried is {as_typed(best)}: over so wide a range the losses are no "
+            "parabola, or they are noisy; look at rates around both next"
         )
     elif abs(x - math.log10(near)) < 0.02:  # within 5 %
-        sentence = f"It has been tried already, with {shown(near)}"
+        sentence = f"It has been tried already, with {as_typed(near)}"
     elif curve.s is not None and gain < curve.s:
         sentence = (
-            f"Little to gain {place}: at {shown(near)} the curve is {gain:.4f} higher, less than what single jobs "
+            f"Little to gain {place}: at {as_typed(near)} the curve is {gain:.4f} higher, less than what single jobs "
             f"differ by ({curve.s:.4f})"
         )
     else:
@@ -249,10 +250,10 @@ def _where_next(curve: Parabola, tried: list[float], best: float) -> str:
 
 def _beyond(tried: list[float], best: float) -> str:
     if best == tried[-1]:
-        return f"look at {shown(best)} and above next"
+        return f"look at {as_typed(best)} and above next"
     if best == tried[0]:
-        return f"look at {shown(best)} and below next"
-    return f"the best one tried, {shown(best)}, may be so by chance; more seeds first"
+        return f"look at {as_typed(best)} and below next"
+    return f"the best one tried, {as_typed(best)}, may be so by chance; more seeds first"
 
 
 def _leave_jobs_out(lrs: list[float], losses: list[float]) -> dict[str, Any]:
@@ -265,40 +266,33 @@ def _leave_jobs_out(lrs: list[float], losses: list[float]) -> dict[str, Any]:
         low, high = fit(rest, losses[:i] + losses[i + 1 :]).interval(lr, of_a_job=True)
         inside += low <= loss <= high
         margins.append((high - low) / 2)
-    margin = float(np.median(margins)) if margins else None
+    margin = statistics.median(margins) if margins else None
     return {"inside": inside, "held_out": len(margins), "margin": margin}
 
 
 def _leave_rates_out(lrs: list[float], losses: list[float], tried: list[float], best: float) -> dict[str, int]:
     """How often the curve without one learning rate is lowest nearest to the one tried that is truly best."""
     nearest = left_out = 0
-    for one in tried:
-        rest = [(lr, loss) for lr, loss in zip(lrs, losses, strict=True) if lr != one]
+    for left_out_lr in tried:
+        rest = [(lr, loss) for lr, loss in zip(lrs, losses, strict=True) if lr != left_out_lr]
         if _make_a_parabola([lr for lr, _ in rest]):
             lowest = math.log10(fit(*zip(*rest, strict=True)).lowest(tried))
-            nearest += _nearest(tried, lowest) == best
+            nearest += min(tried, key=lambda lr: abs(math.log10(lr) - lowest)) == best
             left_out += 1
     return {"nearest": nearest, "left_out": left_out}
 
 
-def _nearest(tried: list[float], x: float) -> float:
-    """Of the learning rates tried, the one whose logarithm is nearest to x."""
-    return min(tried, key=lambda lr: abs(math.log10(lr) - x))
-
-
 def _best_tried(lrs: list[float], losses: list[float]) -> float:
     """The learning rate with the lowest mean of its losses."""
-    of = {lr: [loss for one, loss in zip(lrs, losses, strict=True) if one == lr] for lr in sorted(set(lrs))}
-    return min(of, key=lambda lr: sum(of[lr]) / len(of[lr]))
+    losses_of: dict[float, list[float]] = {}
+    for lr, loss in sorted(zip(lrs, losses, strict=True)):
+        losses_of.setdefault(lr, []).append(loss)
+    return min(losses_of, key=lambda lr: statistics.fmean(losses_of[lr]))
 
 
 def _make_a_parabola(lrs: list[float]) -> bool:
     """Whether there are 3 different ones; what agrees in 6 digits is one, or rounding would be most of the curve."""
     return len({round(math.log10(lr), 6) for lr in lrs}) >= 3
-
-
-def _is_rate(value: Any) -> bool:
-    return is_number(value) and 0 < value < math.inf
 
 
 def _short(lr: float) -> str:

@@ -230,12 +230,12 @@ def describe(mine: list[Job], n_others: int) -> str:
         kind = {"completed": "done", "stopped": "stopped", "failed": "failed", "halved": "halved"}.get(job.status)
         counts.setdefault(kind or ("resumes" if has_steps else "new"), []).append(job)
     steps = [str(int(listed(job.folder / "checkpoints")[-1].name.split("_")[1])) for job in counts.get("resumes", [])]
-    shown = ", ".join(steps[:8]) + (", ..." if len(steps) > 8 else "")
+    numbers = ", ".join(steps[:8]) + (", ..." if len(steps) > 8 else "")
     texts = {
         "done": "{} done",
         "stopped": "{} stopped from W&B",
         "halved": "{} halved",
-        "resumes": f"{{}} resumes at step {shown}" if len(steps) == 1 else f"{{}} resume at steps {shown}",
+        "resumes": f"{{}} resumes at step {numbers}" if len(steps) == 1 else f"{{}} resume at steps {numbers}",
         "failed": "{} failed (again)",
         "new": "{} new",
     }

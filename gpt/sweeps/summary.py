@@ -51,34 +51,34 @@ def close(directory: Path, wandb: WandbConfig | None = None) -> int:
 
 def collect(directory: Path) -> Results:
     """What the jobs of a sweep come to at this moment. Raises UserError where there is none."""
-    found = jobs.read(directory)
-    if not found:
+    all_jobs = jobs.read(directory)
+    if not all_jobs:
         raise UserError("there is no sweep", str(directory), f"there are: {', '.join(_others(directory)) or 'none'}")
-    entries = leaderboard.entries(found)
-    predicted = prediction.predictions(found)
-    predictions = [str(one) for one in predicted]
+    entries = leaderboard.entries(all_jobs)
+    predicted = prediction.predictions(all_jobs)
+    predictions = list(map(str, predicted))
     if len(predicted) > 1 and (checked := prediction.held_out(predicted)):
         predictions.append(checked)
-    failures = [jobs.failure(job) for job in found if job.status not in ENDED]
-    verdict, caveats = leaderboard.verdict(entries), leaderboard.caveats(found)
-    return Results(directory, found, entries, verdict, caveats, predictions, failures, command(directory))
+    failures = [jobs.failure(job) for job in all_jobs if job.status not in ENDED]
+    verdict, caveats = leaderboard.verdict(entries), leaderboard.caveats(all_jobs)
+    return Results(directory, all_jobs, entries, verdict, caveats, predictions, failures, command(directory))
 
 
 def write(results: Results) -> None:
     """leaderboard.md, leaderboard.csv, sweep.csv, curves.png, heatmap.png and report.html."""
-    directory, found, entries = results.directory, results.jobs, results.entries
-    said = results.verdict, results.caveats, results.failures, results.predictions
+    directory, entries = results.directory, results.entries
+    sentences = results.verdict, results.caveats, results.failures, results.predictions
     title = f"{directory.name}: val/loss"
     _try(atomic.write, directory / "leaderboard.csv", tables.entries_csv(entries))
-    _try(atomic.write, directory / "leaderboard.md", tables.markdown(directory.name, entries, *said))
-    _try(atomic.write, directory / "sweep.csv", tables.jobs_csv(found))
-    keys, evaluated = jobs.varied_keys(found), [job for job in found if job.val_loss is not None]
+    _try(atomic.write, directory / "leaderboard.md", tables.markdown(directory.name, entries, *sentences))
+    _try(atomic.write, directory / "sweep.csv", tables.jobs_csv(results.jobs))
+    keys, evaluated = jobs.varied_keys(results.jobs), [job for job in results.jobs if job.val_loss is not None]
     if evaluated:
         curves = {jobs.describe(job, keys) or job.id: job.rows for job in evaluated}
         _try(lambda path: figures.curves(curves, path, title), directory / "curves.png")
     if grid := tables.grid(entries):
         _try(lambda path: figures.heatmap(grid, path, title), directory / "heatmap.png")
-    page = found, entries, results.verdict, results.caveats, results.predictions, results.command
+    page = results.jobs, entries, results.verdict, results.caveats, results.predictions, results.command
     _try(lambda path: report.write(path.parent, *page), directory / "report.html")
 
 

@@ -20,7 +20,7 @@ DEATHS = {"TerminatedWorkerError", "BrokenProcessPool", "FailedJobError", "Uncom
 _threads: int | None = None  # of torch, when this process began
 _is_worker = False  # this process is a launcher's
 _is_busy = False  # with a job
-_ended = False  # it has been asked to end
+_ended = False  # it has had a signal to end
 
 
 class Ended(Exception):
@@ -50,9 +50,9 @@ def contained(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
 
 
 def settle(leave_group: bool = False) -> None:
-    """Makes a launcher's process one of ours: it ends when the launching process says so, and prints only what does not
-    get mixed up with the lines of others. All of them are in each job's train.log. `leave_group`: a terminal's Ctrl-C
-    goes to the launching process alone."""
+    """Prepares a launcher's process: it ends when the launching process says so, and prints only what does not get
+    mixed up with the lines of others. All of them are in each job's train.log. `leave_group`: a terminal's Ctrl-C goes
+    to the launching process alone."""
     global _is_worker
     _is_worker = True
     signal.signal(signal.SIGTERM, _end)
@@ -90,7 +90,8 @@ def launching(config: DictConfig, n_jobs: int) -> Iterator[None]:
             if not received and type(error).__name__ not in DEATHS:
                 raise
             if not received:
-                what = f"a job's process has died: {type(error).__name__}: {first_sentence(error)}"
+                first_sentence = console.one_line(str(error).partition(". ")[0])  # plugins go on for half a page
+                what = f"a job's process has died: {type(error).__name__}: {first_sentence}"
                 raise UserError(what, remedy="the same command again goes on", code=1) from error
         if received:
             raise Interrupted(received[0])
@@ -101,11 +102,6 @@ def threads_each(at_once: int, n_jobs: int) -> int:
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     at_once = at_once if at_once > 0 else max(1, processors + 1 + at_once)
     return max(1, processors // min(at_once, n_jobs))
-
-
-def first_sentence(error: Exception) -> str:
-    """Of what plugins say, which goes on for half a page."""
-    return " ".join(str(error).partition(". ")[0].split())
 
 
 def _reset() -> None:
@@ -136,11 +132,9 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in variables:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 @contextlib.contextmanager
@@ -186,8 +180,8 @@ def _passing_on_signals() -> Iterator[list[int]]:
 
 def _children() -> list[int]:
     """Processes that this one has started and that are still there."""
-    found = []
+    children: list[int] = []
     for path in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError, ValueError):
-            found += [int(number) for number in path.read_text().split()]
-    return found
+            children += map(int, path.read_text().split())
+    return children

@@ -142,10 +142,14 @@ def show_samples(samples: list[dict[str, str]]) -> None:
             say("  reference: " + textwrap.shorten(sample["reference"], LONGEST_REFERENCE, placeholder=" ..."))
 
 
+def one_line(text: str) -> str:
+    """A text of several lines on one."""
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
 def error(text: str) -> None:
     """One line `error: <text>` on stderr."""
-    one_line = " ".join(line.strip() for line in text.splitlines() if line.strip())
-    _print_prefixed(f"error: {escape(one_line)}", RED)
+    _print_prefixed(f"error: {escape(one_line(text))}", RED)
 
 
 def _print_prefixed(line: str, colour: str) -> None:

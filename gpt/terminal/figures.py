@@ -63,16 +63,16 @@ def loss_range(curves: list[list[tuple[float, float]]]) -> tuple[float, float, i
     """Lowest and highest loss of a picture in which the curves, (tokens, loss) each, can be told apart, and how many
     evaluations lie above it: those before training, the first ones, those of a few jobs that diverged."""
     finite = [[(tokens, loss) for tokens, loss in points if math.isfinite(loss)] for points in curves]
-    every = sorted(loss for points in finite for _, loss in points)
+    losses = sorted(loss for points in finite for _, loss in points)
     trained = [[loss for tokens, loss in points if tokens > 0] for points in finite]
-    shown = sorted(loss for losses in trained for loss in losses) or every or [0.0, 1.0]
+    shown = sorted(loss for of_a_job in trained for loss in of_a_job) or losses or [0.0, 1.0]
     low, spread = shown[0], shown[len(shown) // 2] - shown[0]
-    best = sorted(min(losses) for losses in trained if losses) or [low]
+    best = sorted(min(of_a_job) for of_a_job in trained if of_a_job) or [low]
     most_jobs = min(best[len(best) * 9 // 10], low + 10 * spread)
     high = min(shown[-1], max(low + 3 * spread, most_jobs))
     margin = (high - low) * 0.05 or max(abs(high) * 0.05, 1e-3)
     low, high = low - margin, high + margin
-    return low, high, sum(loss > high for loss in every)
+    return low, high, sum(loss > high for loss in losses)
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,8 @@ def _tokens_axis(axes: "Axes") -> None:
 
 def _thinned(labels: list[str], most: int = 25) -> tuple[list[int], list[str]]:
     """Places and texts of at most about `most` ticks, evenly spread."""
-    every = -(-len(labels) // most)
-    return list(range(0, len(labels), every)), [_plain(label, 24) for label in labels[::every]]
+    step = -(-len(labels) // most)
+    return list(range(0, len(labels), step)), [_plain(label, 24) for label in labels[::step]]
 
 
 def _frame(x: int, y: int) -> "Rectangle":

@@ -279,7 +279,7 @@ def test_successive_halving_stops_the_worst_and_the_best_is_the_same_as_without(
         "rung at 1,000 tokens: 4 of 6 jobs go on", "rung at 2,000 tokens: 2 of 4 jobs go on"
     ]  # fmt: skip
     ended = {
-        (job.config["optimizer.lr"], job.config["seed"]): (job.status, job.step)
+        (job.config["optimizer.lr"], job.config["seed"]): (job.status, job.rows[-1]["step"])
         for job in jobs.read(here.sweep("halved"))
     }
     assert ended == {

@@ -107,7 +107,7 @@ def test_what_is_written_is_what_is_read(tmp_path):
     assert jobs.read(tmp_path) == [job]
     assert (job.number, job.config, job.status, job.id) == (3, JOB, "failed", jobs.name_of(JOB))
     assert {name: getattr(job, name) for name in fields} == fields
-    assert (job.val_loss, job.val_bpb, job.tokens, job.step, job.tokens_per_second) == (4.0, 2.0, 1000, 10, 500.0)
+    assert (job.val_loss, job.val_bpb, job.tokens, job.tokens_per_second) == (4.0, 2.0, 1000, 500.0)
     assert jobs.load(job.folder) == replace(job, rows=[])
 
 
@@ -122,9 +122,7 @@ def test_jobs_come_in_the_order_of_their_numbers(tmp_path):
 
 def test_a_job_of_no_metrics_has_no_result(tmp_path):
     job = sweep_job(tmp_path, 0, JOB, status="new")
-    assert (job.best, job.val_loss, job.val_bpb, job.tokens, job.step, job.tokens_per_second) == (
-        {}, None, None, 0, 0, None,
-    )  # fmt: skip
+    assert (job.best, job.val_loss, job.val_bpb, job.tokens, job.tokens_per_second) == ({}, None, None, 0, None)
     assert job.samples() == []
 
 
@@ -171,7 +169,7 @@ def test_malformed_rows_are_left_out_and_all_others_count(tmp_path, record_prope
     path.write_bytes(text.encode("latin-1"))
     job = jobs.read_one(job.folder)
     assert [row["step"] for row in job.rows] == [0, 90, 99]
-    assert (job.val_loss, job.tokens, job.step) == (4.0, 99, 99)
+    assert (job.val_loss, job.tokens) == (4.0, 99)
     record_property("count", f"{len(MALFORMED)} malformed rows of metrics and a torn one left out, 3 others counted")
 
 
@@ -368,7 +366,7 @@ def test_settings_that_one_job_lacks_vary_and_those_of_sweep_wandb_and_hydra_do_
     ],
 )  # fmt: skip
 def test_a_setting_is_shown_as_one_types_it(value, text):
-    assert jobs.shown(value) == text
+    assert jobs.as_typed(value) == text
 
 
 @pytest.mark.parametrize(
