@@ -89,8 +89,8 @@ class SweepCallback(Callback):
             return
         if self._launched_by != _process():
             # joblib unblocks SIGINT in its processes. They are told with SIGTERM: a second signal would be too much.
-            workers.settle(leave_group="joblib" in str(config.hydra.launcher._target_))
-        if workers.has_ended():
+            workers.prepare_process(leave_group="joblib" in str(config.hydra.launcher._target_))
+        if workers.is_ending():
             return
         self._started = time.monotonic()
         job = _recorded(config)

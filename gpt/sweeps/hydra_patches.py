@@ -85,7 +85,7 @@ def _instantiate_launcher(self: Plugins, *, task_function: Callable[..., Any], *
     wrap, _wrap = _wrap, None
     if wrap is None:
         return HYDRAS_INSTANTIATE_LAUNCHER(self, task_function=task_function, **others)
-    alone = functools.partial(workers.contained, task_function)
+    alone = functools.partial(workers.run_isolated, task_function)
     return wrap(HYDRAS_INSTANTIATE_LAUNCHER(self, task_function=alone, **others), task_function)
 
 

@@ -83,32 +83,33 @@ class SelectingLauncher(Launcher):
                 alive = self._halve(alive, rung)
         return [_result(jobs.read_one(self._planned[overrides].job.folder)) for overrides in wanted]
 
-    def _make_plan(self, every: list[Sequence[str]]) -> None:
+    def _make_plan(self, all_overrides: list[Sequence[str]]) -> None:
         before = {jobs.name_of(job.config): job for job in jobs.read(self._directory)}
-        planned = plan(self._config, self._loader, every, before)
-        mine = {one.job.id: one.job for one in planned.values()}
-        still = [job.id for job in mine.values() if job.status == "running"]
-        if still:  # those of a launcher whose launching process was killed
-            what = f"{len(still)} of {len(mine)} jobs still run without it: {', '.join(still)}"
+        planned = plan(self._config, self._loader, all_overrides, before)
+        by_id = {one.job.id: one.job for one in planned.values()}
+        running = [job.id for job in by_id.values() if job.status == "running"]
+        if running:  # those of a launcher whose launching process was killed
+            what = f"{len(running)} of {len(by_id)} jobs still run without it: {', '.join(running)}"
             raise UserError(what, str(self._directory), "wait for them, or end them", IN_USE)
         if composition.is_known(self._config):
             check_axes(planned)
-            check_jobs(planned, self._fingerprint, workers.are_elsewhere(self._config))
-            warn_of_doubles([planned[tuple(overrides)].job for overrides in every])
-            console.say(describe(list(mine.values()), len({job.id for job in before.values()} - mine.keys())))
+            check_jobs(
+                planned,
+                lambda one: fingerprint(self._task, one.config, one.job.folder),
+                workers.are_elsewhere(self._config),
+            )
+            warn_of_doubles([planned[tuple(overrides)].job for overrides in all_overrides])
+            console.say(describe(list(by_id.values()), len({job.id for job in before.values()} - by_id.keys())))
         elif not self._planned:  # what the sweeper tries may be impossible, and fails alone; the rest shall not be
             fingerprint(self._task, self._config, self._directory)
             console.say(f"the sweeper chooses the jobs; {len(before)} of this sweep are there already")
-        for job in mine.values():
+        for job in by_id.values():
             if job.status not in DONE:
                 jobs.write(job)
         if not self._planned:
             _write_facts(self._directory)
             self._on_begin(self._directory)
         self._planned |= planned
-
-    def _fingerprint(self, one: Planned) -> str:
-        return fingerprint(self._task, one.config, one.job.folder)
 
     def _run(self, due: list[Planned], rung: int | None) -> None:
         """As far as the rung, or to the end."""
@@ -128,37 +129,37 @@ class SelectingLauncher(Launcher):
 
 
 def plan(
-    config: DictConfig, loader: ConfigLoader, every: Iterable[Sequence[str]], before: dict[str, Job]
+    config: DictConfig, loader: ConfigLoader, all_overrides: Iterable[Sequence[str]], before: dict[str, Job]
 ) -> dict[tuple[str, ...], Planned]:
     """The jobs with these overrides, by their overrides. `before`: those that the sweep has, by the names that their
     folders would have today; one that an older version has made is in another folder, and stays there."""
     swept = {axis.key_or_group for axis in composition.axes(config, loader) if axis.is_sweep_override()}
     number = max((job.number for job in before.values() if job.status != "damaged"), default=-1) + 1
-    found: dict[str, Planned] = {}
+    by_name: dict[str, Planned] = {}
     planned = {}
-    for overrides in every:
+    for overrides in all_overrides:
         job_config = composition.compose(config, loader, list(overrides), len(planned))
         job = composition.as_job(job_config, number, swept)
         name = job.id
-        if name not in found:
-            there = before.get(name)
-            if there is None or there.status == "damaged":
-                number += 1
-                job = replace(job, status="interrupted", folder=there.folder) if there else replace(job, status="new")
+        if name not in by_name:
+            earlier = before.get(name)
+            if earlier and earlier.status != "damaged":
+                job = replace(earlier, overrides=job.overrides, name=job.name)
             else:
-                job = replace(there, overrides=job.overrides, name=job.name)
-            found[name] = Planned(_named(config, overrides, job), job_config, job)
-        planned[tuple(overrides)] = found[name]
+                number += 1
+                job = replace(job, status="interrupted", folder=earlier.folder) if earlier else job
+            by_name[name] = Planned(_named(config, overrides, job), job_config, job)
+        planned[tuple(overrides)] = by_name[name]
     return planned
 
 
-def warn_of_doubles(every: list[Job]) -> None:
+def warn_of_doubles(planned: list[Job]) -> None:
     """One line for all jobs that come more than once."""
-    counts = Counter(job.id for job in every)
-    doubled = {job.id: job.name for job in every if counts[job.id] > 1}
+    counts = Counter(job.id for job in planned)
+    doubled = {job.id: job.name for job in planned if counts[job.id] > 1}
     if doubled:
-        n = len(every) - len(counts)
-        log.warning(f"{n} of {len(every)} jobs are doubles, and run once: {', '.join(doubled.values())}")
+        n = len(planned) - len(counts)
+        log.warning(f"{n} of {len(planned)} jobs are doubles, and run once: {', '.join(doubled.values())}")
 
 
 def check_axes(planned: dict[tuple[str, ...], Planned]) -> None:
@@ -220,12 +221,12 @@ def fingerprint(task: Callable[[DictConfig], Any], config: DictConfig, folder: P
     return prepared.read_meta(directory)["fingerprint"]
 
 
-def describe(mine: list[Job], n_others: int) -> str:
+def describe(planned: list[Job], n_others: int) -> str:
     """12 jobs: 7 done, 1 resumes at step 120, 1 failed (again), 3 new"""
     from gpt.runs.checkpoint import listed
 
     counts: dict[str, list[Job]] = {}
-    for job in mine:
+    for job in planned:
         has_steps = job.status in ("interrupted", "paused", "running") and listed(job.folder / "checkpoints")
         kind = {"completed": "done", "stopped": "stopped", "failed": "failed", "halved": "halved"}.get(job.status)
         counts.setdefault(kind or ("resumes" if has_steps else "new"), []).append(job)
@@ -240,7 +241,7 @@ def describe(mine: list[Job], n_others: int) -> str:
         "new": "{} new",
     }
     parts = [text.format(len(counts[kind])) for kind, text in texts.items() if kind in counts]
-    text = f"{len(mine)} job{'s' if len(mine) != 1 else ''}: {', '.join(parts)}"
+    text = f"{len(planned)} job{'s' if len(planned) != 1 else ''}: {', '.join(parts)}"
     return text + (f"; {n_others} more of this sweep are as they were" if n_others else "")
 
 
@@ -268,10 +269,8 @@ def _named(config: DictConfig, overrides: Sequence[str], job: Job) -> list[str]:
 
 
 def _result(job: Job) -> JobReturn:
-    result = JobReturn()
-    result.overrides, result.status = job.overrides, JobStatus.COMPLETED
-    result._return_value = job.val_loss if job.status in DONE else None
-    return result
+    value = job.val_loss if job.status in DONE else None
+    return JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED, _return_value=value)
 
 
 def _write_facts(directory: Path) -> None:

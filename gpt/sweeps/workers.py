@@ -20,20 +20,20 @@ DEATHS = {"TerminatedWorkerError", "BrokenProcessPool", "FailedJobError", "Uncom
 _threads: int | None = None  # of torch, when this process began
 _is_worker = False  # this process is a launcher's
 _is_busy = False  # with a job
-_ended = False  # it has had a signal to end
+_is_ending = False  # it has had a signal to end
 
 
 class Ended(Exception):
     """The sweep ends: the job of this process has saved where it is, or has not begun."""
 
 
-def contained(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+def run_isolated(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """`task(cfg)` as if it were alone: nothing is left that a job before has set in torch, and a job that calls
     sys.exit, or is asked to end in a launcher's process, ends alone."""
     global _is_busy
-    if _ended:
+    if _is_ending:
         raise Ended
-    _reset()
+    _reset_torch()
     _is_busy = True
     try:
         return task(cfg)
@@ -49,7 +49,7 @@ def contained(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
         _is_busy = False
 
 
-def settle(leave_group: bool = False) -> None:
+def prepare_process(leave_group: bool = False) -> None:
     """Prepares a launcher's process: it ends when the launching process says so, and prints only what does not get
     mixed up with the lines of others. All of them are in each job's train.log. `leave_group`: a terminal's Ctrl-C goes
     to the launching process alone."""
@@ -62,9 +62,9 @@ def settle(leave_group: bool = False) -> None:
     console.setup(quiet=True)
 
 
-def has_ended() -> bool:
+def is_ending() -> bool:
     """Whether no further job is to begin in this process."""
-    return _ended
+    return _is_ending
 
 
 def are_elsewhere(config: DictConfig) -> bool:
@@ -104,7 +104,7 @@ def threads_each(at_once: int, n_jobs: int) -> int:
     return max(1, processors // min(at_once, n_jobs))
 
 
-def _reset() -> None:
+def _reset_torch() -> None:
     """torch as it was when the process began."""
     global _threads
     import torch
@@ -119,8 +119,8 @@ def _reset() -> None:
 
 
 def _end(number: int, frame: Any) -> None:
-    global _ended
-    _ended = True
+    global _is_ending
+    _is_ending = True
     if _is_busy:
         raise Interrupted(number)
 

@@ -27,7 +27,7 @@ def launcher(target, **values):
 
 
 def test_a_job_gets_its_configuration_and_gives_its_result():
-    assert workers.contained(lambda cfg: cfg.seed + 1, CFG) == 2
+    assert workers.run_isolated(lambda cfg: cfg.seed + 1, CFG) == 2
 
 
 @pytest.mark.parametrize(
@@ -36,9 +36,9 @@ def test_a_job_gets_its_configuration_and_gives_its_result():
 )
 def test_a_job_that_calls_sys_exit_fails_alone_with_the_code_that_it_would_have_had(argument, shown, code):
     with pytest.raises(UserError) as caught:
-        workers.contained(lambda cfg: sys.exit(*argument), CFG)
+        workers.run_isolated(lambda cfg: sys.exit(*argument), CFG)
     assert (caught.value.what, caught.value.code) == (f"the job called sys.exit({shown})", code)
-    assert workers.contained(lambda cfg: "the next one", CFG) == "the next one"
+    assert workers.run_isolated(lambda cfg: "the next one", CFG) == "the next one"
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), UserError("x", code=4), MemoryError(), Interrupted(2)], ids=repr)
@@ -47,9 +47,9 @@ def test_any_other_error_of_a_job_is_what_it_was(error):
         raise error
 
     with pytest.raises(type(error)) as caught:
-        workers.contained(task, CFG)
+        workers.run_isolated(task, CFG)
     assert caught.value is error
-    assert not workers.has_ended()
+    assert not workers.is_ending()
 
 
 def state():
@@ -66,11 +66,11 @@ def test_what_a_job_sets_in_torch_is_gone_before_the_next_one():
 
     before = state()
     seen: list[tuple] = []
-    assert workers.contained(lambda cfg: state(), CFG) == before
+    assert workers.run_isolated(lambda cfg: state(), CFG) == before
     with pytest.raises(ValueError):
-        workers.contained(careless, CFG)
+        workers.run_isolated(careless, CFG)
     assert seen == [(torch.float64, before[1] + 1, True)]
-    assert workers.contained(lambda cfg: state(), CFG) == before == (torch.float32, 1, False)
+    assert workers.run_isolated(lambda cfg: state(), CFG) == before == (torch.float32, 1, False)
 
 
 def test_each_job_may_compile_as_many_versions_as_one_that_is_alone():
@@ -84,7 +84,7 @@ def test_each_job_may_compile_as_many_versions_as_one_that_is_alone():
 
     with torch._dynamo.config.patch(recompile_limit=2):
         counts = []
-        for run in (lambda: task(CFG), lambda: workers.contained(task, CFG)):
+        for run in (lambda: task(CFG), lambda: workers.run_isolated(task, CFG)):
             torch._dynamo.reset()
             counter, sizes = torch._dynamo.testing.CompileCounter(), iter(range(2, 9))
             for _ in range(5):
@@ -223,9 +223,9 @@ def test_ctrl_c_in_a_terminal_reaches_the_jobs_once_and_a_second_one_ends_the_la
 def worker(monkeypatch, logger):
     """This process as one of a launcher's."""
     before = signal.getsignal(signal.SIGTERM)
-    for name in ("_is_worker", "_is_busy", "_ended"):
+    for name in ("_is_worker", "_is_busy", "_is_ending"):
         monkeypatch.setattr(workers, name, False)
-    workers.settle(launcher(SLURM))  # of joblib it would get a process group of its own
+    workers.prepare_process(launcher(SLURM))  # of joblib it would get a process group of its own
     yield
     signal.signal(signal.SIGTERM, before)
     console.setup()
@@ -243,18 +243,18 @@ def test_in_a_process_of_a_launcher_a_job_that_is_asked_to_end_ends_and_no_other
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("the job went on")
 
-    assert workers.contained(lambda cfg: "done", CFG) == "done" and not workers.has_ended()
+    assert workers.run_isolated(lambda cfg: "done", CFG) == "done" and not workers.is_ending()
     for job in (task, lambda cfg: "begun"):
         with pytest.raises(workers.Ended):
-            workers.contained(job, CFG)
-        assert workers.has_ended()
+            workers.run_isolated(job, CFG)
+        assert workers.is_ending()
 
 
 def test_between_two_jobs_a_signal_waits_for_the_next_one(worker):
     os.kill(os.getpid(), signal.SIGTERM)
-    assert workers.has_ended()
+    assert workers.is_ending()
     with pytest.raises(workers.Ended):
-        workers.contained(lambda cfg: "begun", CFG)
+        workers.run_isolated(lambda cfg: "begun", CFG)
 
 
 def test_a_job_that_has_saved_and_says_that_it_was_interrupted_ends_a_launchers_process_too(worker):
@@ -262,5 +262,5 @@ def test_a_job_that_has_saved_and_says_that_it_was_interrupted_ends_a_launchers_
         raise Interrupted(signal.SIGTERM, "saved")  # as train.py does
 
     with pytest.raises(workers.Ended) as caught:
-        workers.contained(task, CFG)
+        workers.run_isolated(task, CFG)
     assert str(caught.value.__cause__) == "interrupted by SIGTERM: saved"
