@@ -27,7 +27,6 @@ YELLOW, RED = "33", "31"
 # lone surrogate, line and paragraph separator.
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _quiet = False  # this process shares the terminal with others like it
-_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def escape(text: str, keep_newlines: bool = False) -> str:
@@ -36,24 +35,17 @@ def escape(text: str, keep_newlines: bool = False) -> str:
     With `keep_newlines`, line feeds and tabs stay what they are.
     """
     kept = "\n\t" if keep_newlines else ""
-    return "".join(c if c in kept or unicodedata.category(c) not in _UNSEEN else _escape_one(c) for c in text)
-
-
-def _escape_one(char: str) -> str:
-    number = ord(char)
-    return _SHORT.get(char) or (
-        f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+    return "".join(
+        c if c in kept or unicodedata.category(c) not in _UNSEEN else c.encode("unicode_escape").decode() for c in text
     )
 
 
 class _Lines(logging.Formatter):
     """`text` for ordinary lines, `warning: text` and `error: text` for the others."""
 
-    def prefix(self, record: logging.LogRecord) -> str:
-        return f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-
     def format(self, record: logging.LogRecord) -> str:
-        return self.prefix(record) + escape(record.getMessage(), keep_newlines=True)
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return prefix + escape(record.getMessage(), keep_newlines=True)
 
 
 class _TimedLines(_Lines):

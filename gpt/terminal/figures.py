@@ -13,7 +13,6 @@ from gpt.config.schema import METRIC
 
 if TYPE_CHECKING:  # matplotlib takes 0.4 s to import: only when a figure is drawn
     from matplotlib.axes import Axes
-    from matplotlib.patches import Rectangle
 
 LABELLED = 30  # curves of a sweep with a colour and a line in the legend
 Row = dict[str, Any]
@@ -39,7 +38,10 @@ def curves(jobs: dict[str, list[Row]], path: Path, title: str) -> None:
         from matplotlib import colormaps
 
         series = {label: _series(rows, METRIC) for label, rows in jobs.items()}
-        best = {label: _lowest(losses) for label, (_, losses) in series.items()}
+        best = {
+            label: min((loss for loss in losses if not math.isnan(loss)), default=math.inf)
+            for label, (_, losses) in series.items()
+        }
         for number, label in enumerate(sorted(jobs, key=lambda label: (best[label], label))):
             # Ten colours, then the same ones dashed and dotted.
             style = {"color": colormaps["tab10"](number % 10), "linestyle": ("-", "--", ":")[number // 10 % 3]}
@@ -92,6 +94,7 @@ def heatmap(grid: Grid, path: Path, title: str) -> None:
 
     def draw(axes: "Axes") -> None:
         import numpy as np
+        from matplotlib.patches import Rectangle
 
         losses = np.array(grid.losses, dtype=float)
         low, high, _ = loss_range([[(1, loss)] for loss in losses.ravel()])
@@ -108,7 +111,7 @@ def heatmap(grid: Grid, path: Path, title: str) -> None:
                 axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
         if grid.best:
             i, j = grid.best
-            axes.add_patch(_frame(j, i))
+            axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="tab:red", linewidth=3))
 
     _save(draw, path)
 
@@ -155,16 +158,6 @@ def _thinned(labels: list[str], most: int = 25) -> tuple[list[int], list[str]]:
     """Places and texts of at most about `most` ticks, evenly spread."""
     step = -(-len(labels) // most)
     return list(range(0, len(labels), step)), [_plain(label, 24) for label in labels[::step]]
-
-
-def _frame(x: int, y: int) -> "Rectangle":
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="tab:red", linewidth=3)
-
-
-def _lowest(losses: list[float]) -> float:
-    return min((loss for loss in losses if not math.isnan(loss)), default=math.inf)
 
 
 def _plain(text: str, length: int = 60) -> str:
