@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt.sweeps.jobs import Job, as_typed, grouped, varied_keys
@@ -48,6 +49,20 @@ class Entry:
     def losses(self) -> list[float]:
         """val/loss of the completed jobs: what statistics are of."""
         return [job.val_loss for job in self.jobs if is_result(job)]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that is said about a sweep."""
+
+    directory: Path
+    jobs: list[Job]
+    entries: list[Entry]
+    verdict: str
+    caveats: list[str]
+    predictions: list[str]
+    failures: list[str]  # jobs that have failed, or are not done
+    command: str  # goes on with the sweep, as typed in a shell
 
 
 class Comparison(NamedTuple):

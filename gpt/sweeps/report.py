@@ -23,7 +23,7 @@ from gpt.runs.model_card import DISCLAIMER
 from gpt.sweeps import chart, tables
 from gpt.sweeps.chart import Curve
 from gpt.sweeps.jobs import STATUSES, Job, as_typed, describe, override_key, varied_keys
-from gpt.sweeps.leaderboard import Entry, is_result
+from gpt.sweeps.leaderboard import Entry, Results, is_result
 from gpt.terminal.console import escape
 from gpt.terminal.figures import Grid, loss_range
 
@@ -32,17 +32,9 @@ log = logging.getLogger(__name__)
 SCRIPT = ["python", str(PROJECT_ROOT / "train.py")]
 
 
-def write(
-    directory: Path,
-    jobs: Sequence[Job],
-    entries: Sequence[Entry],
-    verdict: str,
-    caveats: Sequence[str],
-    predictions: Sequence[object],
-    command: str,
-) -> Path:
-    """Writes report.html into a sweep's directory. `command` is what started the sweep, as typed in a shell; of a
-    prediction its str() is shown. Raises OSError, and then an older report is still there."""
+def write(sweep: Results) -> Path:
+    """Writes report.html into a sweep's directory. Raises OSError, and then an older report is still there."""
+    jobs, entries = sweep.jobs, sweep.entries
     # Jobs are numbered as they come in the leaderboard: tables, curves and the script know them by these numbers.
     numbers = {job.folder: i for i, job in enumerate(job for entry in entries for job in entry.jobs)}
     styled = list(zip(entries, _styles(entries), strict=True))
@@ -58,11 +50,7 @@ def write(
     heatmap = tables.grid(entries)
     script, style = (Path(__file__).with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".js", ".css"))
     page = _template().render(
-        name=directory.name,
-        jobs=jobs,
-        verdict=verdict,
-        caveats=caveats,
-        predictions=predictions,
+        sweep=sweep,
         styled=styled,
         keys=tables.setting_keys(entries),
         varied=varied,
@@ -75,12 +63,12 @@ def write(
         compared=compared,
         prompts=_samples([job for _, job in compared]),
         other_settings=_other_settings(jobs, varied),
-        commands=_commands(directory, best, command),
+        commands=_commands(sweep, best),
         style=Markup(style),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    path = directory / "report.html"
+    path = sweep.directory / "report.html"
     atomic.write(path, page)
     return path
 
@@ -217,10 +205,10 @@ def _other_settings(jobs: Sequence[Job], varied: Sequence[str]) -> dict[str, dic
     return {"What follows from these settings": follows, "What all jobs have in common": common}
 
 
-def _commands(directory: Path, best: Job | None, command: str) -> list[tuple[str, str]]:
+def _commands(sweep: Results, best: Job | None) -> list[tuple[str, str]]:
     """(title, shell command)."""
     return [
         *([("The best job again, alone:", reproduce(best))] if best else []),
-        ("The sweep again; what is finished is skipped, what was interrupted goes on:", command),
-        ("This report again, at any time:", shlex.join([*SCRIPT, f"sweep.report={directory.name}"])),
+        ("The sweep again; what is finished is skipped, what was interrupted goes on:", sweep.command),
+        ("This report again, at any time:", shlex.join([*SCRIPT, f"sweep.report={sweep.directory.name}"])),
     ]

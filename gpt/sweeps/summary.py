@@ -4,7 +4,6 @@ import json
 import logging
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from gpt.config.schema import METRIC, WandbConfig
@@ -12,27 +11,12 @@ from gpt.errors import UserError
 from gpt.files import atomic
 from gpt.files.paths import PROJECT_ROOT
 from gpt.sweeps import jobs, leaderboard, prediction, report, tables
-from gpt.sweeps.jobs import Job
-from gpt.sweeps.leaderboard import Entry
+from gpt.sweeps.leaderboard import Results
 from gpt.terminal import console, figures
 
 log = logging.getLogger(__name__)
 
 ENDED = ("completed", "stopped", "halved")  # as somebody has wanted it
-
-
-@dataclass(frozen=True)
-class Results:
-    """All that is said about a sweep."""
-
-    directory: Path
-    jobs: list[Job]
-    entries: list[Entry]
-    verdict: str
-    caveats: list[str]
-    predictions: list[str]
-    failures: list[str]  # jobs that have failed, or are not done
-    command: str  # goes on with the sweep
 
 
 def close(directory: Path, wandb: WandbConfig | None = None) -> int:
@@ -67,10 +51,9 @@ def collect(directory: Path) -> Results:
 def write(results: Results) -> None:
     """leaderboard.md, leaderboard.csv, sweep.csv, curves.png, heatmap.png and report.html."""
     directory, entries = results.directory, results.entries
-    sentences = results.verdict, results.caveats, results.failures, results.predictions
     title = f"{directory.name}: val/loss"
     _try(atomic.write, directory / "leaderboard.csv", tables.entries_csv(entries))
-    _try(atomic.write, directory / "leaderboard.md", tables.markdown(directory.name, entries, *sentences))
+    _try(atomic.write, directory / "leaderboard.md", tables.markdown(results))
     _try(atomic.write, directory / "sweep.csv", tables.jobs_csv(results.jobs))
     keys, evaluated = jobs.varied_keys(results.jobs), [job for job in results.jobs if job.val_loss is not None]
     if evaluated:
@@ -78,8 +61,7 @@ def write(results: Results) -> None:
         _try(lambda path: figures.curves(curves, path, title), directory / "curves.png")
     if grid := tables.grid(entries):
         _try(lambda path: figures.heatmap(grid, path, title), directory / "heatmap.png")
-    page = results.jobs, entries, results.verdict, results.caveats, results.predictions, results.command
-    _try(lambda path: report.write(path.parent, *page), directory / "report.html")
+    _try(lambda path: report.write(results), directory / "report.html")
 
 
 def show(results: Results) -> None:

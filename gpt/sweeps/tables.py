@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt.config.schema import METRIC
 from gpt.sweeps.jobs import Job, as_typed, is_number, varied_keys
-from gpt.sweeps.leaderboard import Entry, mean_text
+from gpt.sweeps.leaderboard import Entry, Results, mean_text
 from gpt.terminal.console import escape
 from gpt.terminal.figures import Grid
 
@@ -84,28 +84,22 @@ def results(entry: Entry) -> list[str]:
     ]
 
 
-def markdown(
-    title: str,
-    entries: Sequence[Entry],
-    verdict: str,
-    caveats: Sequence[str],
-    failures: Sequence[str],
-    predictions: Sequence[object],
-) -> str:
-    """leaderboard.md. Of a prediction its str() is shown; sections without content are left out."""
-    header = ["", *setting_keys(entries), *RESULTS]
+def markdown(sweep: Results) -> str:
+    """leaderboard.md; sections without content are left out."""
+    header = ["", *setting_keys(sweep.entries), *RESULTS]
     lines = [_line(header), "|" + " --- |" * len(header)]
-    for rank, entry in enumerate(entries, start=1):
+    for rank, entry in enumerate(sweep.entries, start=1):
         settings = map(as_typed, entry.settings.values())
         lines.append(_line([str(rank) if entry.losses else "", *settings, *results(entry)]))
-    parts = [f"# {_plain(title)}", _plain(verdict), "\n".join(lines)]
+    parts = [f"# {_plain(sweep.directory.name)}", _plain(sweep.verdict), "\n".join(lines)]
     parts.append(
         "val/loss: mean +- standard deviation over the seeds. The interval is that of the mean (Student's t). "
         "tokens: mean; time: sum."
     )
-    for name, items in [("Not comparable", caveats), ("Predicted best", predictions), ("Failures", failures)]:
-        if items:
-            parts.append(f"## {name}\n\n" + "\n".join(f"- {_plain(str(item))}" for item in items))
+    sections = {"Not comparable": sweep.caveats, "Predicted best": sweep.predictions, "Failures": sweep.failures}
+    for name, sentences in sections.items():
+        if sentences:
+            parts.append(f"## {name}\n\n" + "\n".join(f"- {_plain(sentence)}" for sentence in sentences))
     return "\n\n".join(parts) + "\n"
 
 

@@ -17,6 +17,7 @@ import pytest
 from gpt.files.jsonl import RowFile
 from gpt.sweeps import jobs, leaderboard, prediction, report
 from gpt.sweeps.jobs import Job
+from gpt.sweeps.leaderboard import Results
 from gpt.terminal.console import escape
 
 HOSTILE = "</pre><script>document.title='run'</script>\"><img src=x onerror=\"document.title='run'\"> \u202egnp\x1b[31m"
@@ -53,13 +54,14 @@ def add_grid(directory: Path, seeds=(1,), evaluations: int = 6) -> None:
 
 
 def write(directory: Path) -> str:
-    found = jobs.read(directory)
+    return report.write(results(directory, jobs.read(directory))).read_text(encoding="utf-8")
+
+
+def results(directory: Path, found: list[Job]) -> Results:
     entries = leaderboard.entries(found)
-    path = report.write(
-        directory, found, entries, leaderboard.verdict(entries), leaderboard.caveats(found),
-        [str(one) for one in prediction.predictions(found)], COMMAND,
-    )  # fmt: skip
-    return path.read_text(encoding="utf-8")
+    predictions = [str(one) for one in prediction.predictions(found)]
+    verdict, caveats = leaderboard.verdict(entries), leaderboard.caveats(found)
+    return Results(directory, found, entries, verdict, caveats, predictions, [], COMMAND)
 
 
 class Page(HTMLParser):
@@ -135,9 +137,8 @@ def test_a_text_stays_a_text_wherever_it_stands(tmp_path, hostile):
         for other in (hostile, "c"):
             add_job(directory, {hostile: value, "other": other}, [5.0, math.nan, 6.0], samples)
     add_job(directory, {hostile: 1, "other": 2}, [], status="failed", error=hostile, log=hostile, code=4)
-    found = jobs.read(directory)
-    entries = leaderboard.entries(found)
-    html = report.write(directory, found, entries, hostile, [hostile], [hostile], hostile).read_text(encoding="utf-8")
+    said = {"verdict": hostile, "caveats": [hostile], "predictions": [hostile], "command": hostile}
+    html = report.write(replace(results(directory, jobs.read(directory)), **said)).read_text(encoding="utf-8")
     page, visible = Page(html), escape(hostile)
     assert page.count("script") == 2 and page.count("img") == 0 and page.count("b") == 2 and "1337" not in page.text
     assert not set(html) & set("\u202e\u2028\x1b") and page.text.count(visible) > 20
@@ -218,7 +219,7 @@ def test_two_hundred_jobs_stay_legible_and_none_is_left_out(tmp_path):
         rows = [{"tokens": 0, "val/loss": 10.0}, {"tokens": 100, "val/loss": 6.0 + i / 100}]
         overrides = [f"{key}={value}" for key, value in config.items()]
         many.append(Job(tmp_path / f"{i:08x}", i, overrides, config, status="completed", rows=rows))
-    html = report.write(tmp_path, many, leaderboard.entries(many), "", [], [], COMMAND).read_text(encoding="utf-8")
+    html = report.write(replace(results(tmp_path, many), verdict="")).read_text(encoding="utf-8")
     page = Page(html)
     assert page.count("path") == 200 and page.count("li") == 9  # a legend of the best 8, and of the others
     assert sum("data-jobs" in attributes for tag, attributes in page.elements if tag == "tr") == 400

@@ -6,16 +6,22 @@ import math
 import re
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 from test_leaderboard import THREE, job, seeded
 
 from gpt.sweeps import leaderboard, tables
+from gpt.sweeps.leaderboard import Results
 from gpt.terminal import console
+
+
+def results(name, entries, verdict="v", caveats=(), predictions=(), failures=()):
+    return Results(Path(name), [], entries, verdict, caveats, predictions, failures, "")
 
 
 def test_nothing_at_all_has_tables_too():
     assert tables.entries_csv([]).count("\n") == tables.jobs_csv([]).count("\n") == 1
-    assert tables.markdown("empty", [], "none", [], [], []).startswith("# empty\n")
+    assert tables.markdown(results("empty", [])).startswith("# empty\n")
     assert tables.columns([]) == ["status", "val/loss", "val/bpb", "tokens", "tokens/s", "seconds"]
     assert tables.rows([]) == [] and tables.grid([]) is None
 
@@ -41,7 +47,9 @@ def test_the_csv_has_all_digits_and_reads_back():
 
 def test_the_page_has_varied_keys_only_and_everything_beside_the_table():
     found = leaderboard.entries(THREE)
-    page = tables.markdown("sweep first", found, "A verdict.", ["A caveat."], ["job 7 failed"], ["a prediction"])
+    page = tables.markdown(
+        results("sweep first", found, "A verdict.", ["A caveat."], ["a prediction"], ["job 7 failed"])
+    )
     assert page.splitlines()[:7] == [
         "# sweep first",
         "",
@@ -57,7 +65,7 @@ def test_the_page_has_varied_keys_only_and_everything_beside_the_table():
         "## Failures\n\n- job 7 failed\n",
     ):
         assert part in page
-    assert "##" not in tables.markdown("x", found, "v", [], [], [])
+    assert "##" not in tables.markdown(results("x", found))
 
 
 EVIL = "a|b\n<img src=x>`[link](http://x)\x1b[31m\u202e*"
@@ -66,7 +74,7 @@ EVIL = "a|b\n<img src=x>`[link](http://x)\x1b[31m\u202e*"
 def test_nothing_in_a_setting_or_a_failure_is_markup_or_moves_the_cursor():
     jobs = [job(0, 4.0, f"model={EVIL}", f"{EVIL}=1"), job(1, 4.1, "model=mini", f"{EVIL}=2")]
     found = leaderboard.entries(jobs)
-    page = tables.markdown(EVIL, found, leaderboard.verdict(found), [EVIL], [EVIL], [EVIL])
+    page = tables.markdown(results(EVIL.replace("/", "|"), found, leaderboard.verdict(found), [EVIL], [EVIL], [EVIL]))
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert len(rows) == 4
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {12}  # eleven cells each
