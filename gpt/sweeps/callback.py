@@ -33,7 +33,7 @@ _running: tuple[Path, WandbConfig] | None = None  # the sweep of this process, f
 
 
 class OtherRequest(BaseException):
-    """No run but something else is asked for. Raised before Hydra makes a directory; of an Exception in a callback
+    """Something else than a run is requested. Raised before Hydra makes a directory; of an Exception in a callback
     Hydra makes a warning."""
 
     def __init__(self, config: DictConfig, loader: ConfigLoader) -> None:
@@ -88,7 +88,7 @@ class SweepCallback(Callback):
         if config.hydra.mode != RunMode.MULTIRUN:
             return
         if self._launched_by != _process():
-            # joblib unblocks SIGINT in its processes. They are told with SIGTERM: a second signal would be too much.
+            # joblib unblocks SIGINT in its processes. They get SIGTERM: a second signal would be too much.
             workers.prepare_process(leave_group="joblib" in str(config.hydra.launcher._target_))
         if workers.is_ending():
             return
@@ -151,7 +151,7 @@ def _recorded(config: DictConfig) -> Job:
 
 
 def _ended(job: Job, config: DictConfig) -> Job:
-    """A job whose function has returned: whether it came to its end is told by its newest checkpoint."""
+    """A job whose function has returned: its newest checkpoint says whether it came to its end."""
     from gpt.progress import is_finished
     from gpt.runs import checkpoint
 

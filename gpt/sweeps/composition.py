@@ -21,7 +21,7 @@ from gpt.sweeps import jobs
 
 
 def is_known(config: DictConfig) -> bool:
-    """Whether the jobs of a sweep can be told before it runs; those of other sweepers than Hydra's own cannot."""
+    """Whether the jobs of a sweep are known before it runs; those of other sweepers than Hydra's own cannot."""
     return str(config.hydra.sweeper._target_).endswith("BasicSweeper")
 
 
@@ -48,7 +48,7 @@ def compose(config: DictConfig, loader: ConfigLoader, overrides: list[str], numb
 
 
 def as_job(config: DictConfig, number: int, swept: set[str]) -> jobs.Job:
-    """The record of a job that has not begun. `swept`: the keys that are not the same for all jobs."""
+    """The record of a job that has not started. `swept`: the keys that are not the same for all jobs."""
     typed = filter_overrides(OmegaConf.to_container(config.hydra.overrides.task))
     overrides = [override for override in typed if not override.startswith("sweep.")]
     name = " ".join(override for override in overrides if jobs.override_key(override) in swept)

@@ -12,7 +12,7 @@ function highlight(numbers) {
 
 for (const [element, own] of marked) {
   const isCurve = element.classList.contains("curve");
-  if (isCurve) element.querySelector("title").remove(); // the browser's own tooltip would lie over ours
+  if (isCurve) element.querySelector("title").remove(); // the browser's own tooltip would lie over #tip
   if (isCurve || !own.size) continue;
   if (element.tagName === "TR") element.tabIndex = 0;
   for (const event of ["pointerenter", "focus"]) element.addEventListener(event, () => highlight([...own]));

@@ -10,6 +10,7 @@ from gpt.config.schema import METRIC, WandbConfig
 from gpt.errors import UserError
 from gpt.files import atomic
 from gpt.files.paths import PROJECT_ROOT
+from gpt.runs import run_log
 from gpt.sweeps import jobs, leaderboard, prediction, report, tables
 from gpt.sweeps.leaderboard import Results
 from gpt.terminal import console, figures

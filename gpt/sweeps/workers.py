@@ -24,12 +24,12 @@ _is_ending = False  # it has had a signal to end
 
 
 class Ended(Exception):
-    """The sweep ends: the job of this process has saved where it is, or has not begun."""
+    """The sweep ends: the job of this process has saved where it is, or has not started."""
 
 
 def run_isolated(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """`task(cfg)` as if it were alone: nothing is left that a job before has set in torch, and a job that calls
-    sys.exit, or is asked to end in a launcher's process, ends alone."""
+    sys.exit, or gets a signal to end in a launcher's process, ends alone."""
     global _is_busy
     if _is_ending:
         raise Ended
@@ -75,7 +75,7 @@ def are_elsewhere(config: DictConfig) -> bool:
 @contextlib.contextmanager
 def launching(config: DictConfig, n_jobs: int) -> Iterator[None]:
     """What the processes of a launcher need: the way to this project, their share of the processor, and a word when
-    they shall end. Raises Interrupted when they have been told so, and UserError when one of them has died."""
+    they shall end. Raises Interrupted when they had to end, and UserError when one of them has died."""
     launcher = str(config.hydra.launcher._target_)
     if launcher.endswith("BasicLauncher"):
         yield
