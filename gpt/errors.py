@@ -1,4 +1,4 @@
-"""Defines the errors that end a process without a traceback: one that a person can mend, and a signal."""
+"""Defines the errors that end a process without a traceback: a user's mistake or surroundings, and a signal."""
 
 import signal
 from pathlib import Path
@@ -27,7 +27,7 @@ def unusable(path: Path, reason: str) -> UserError:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has asked the process to end. `code` is the shell's for that signal: 130 for SIGINT, 143 for SIGTERM."""
+    """The process got a signal to end. `code` is the shell's for that signal: 130 for SIGINT, 143 for SIGTERM."""
 
     def __init__(self, number: int, what: str = "") -> None:
         super().__init__(number, what)

@@ -8,10 +8,10 @@ from gpt.model import LanguageModel
 
 
 def prepare(model: LanguageModel, cfg: FinetuneConfig | None, seed: int) -> None:
-    """Freezes what is not trained and adds what is: for the model as it was loaded, before it gets an optimizer.
+    """Freezes what is not trained, and adds adapters, in a loaded model, before its optimizer is built.
 
-    None and full: everything. lora: adapters, drawn from a generator of their own. last_blocks: these and what lies
-    above them, the final norm and the head if it is a matrix of its own; a tied one is the embedding, and stays.
+    Trained are, with None and full, everything; with lora, the adapters, which are drawn with a generator of their own;
+    with last_blocks, these, the final norm, and the head if it is a matrix of its own (a tied one is the embedding).
     """
     if cfg is None or cfg.name == "full":
         return
@@ -23,17 +23,17 @@ def prepare(model: LanguageModel, cfg: FinetuneConfig | None, seed: int) -> None
 
 
 def depths(model: LanguageModel) -> dict[str, int]:
-    """How many blocks lie between each parameter and the loss, its own included: 0 for the final norm and a head of its
-    own, n_layer + 1 for the embeddings, of which a tied head is one."""
+    """The number of blocks from each parameter to the loss, its own block included: 0 for the final norm and an untied
+    head, n_layer + 1 for the embeddings and thus a tied head."""
     below = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     depth = {p: len(model.blocks) - i for i, block in enumerate(model.blocks) for p in block.parameters()}
     return {name: len(model.blocks) + 1 if p in below else depth.get(p, 0) for name, p in model.named_parameters()}
 
 
 def lr_scales(model: LanguageModel, decay: float) -> dict[str, float]:
-    """What the learning rate of each parameter is multiplied with: `decay` for each layer between it and the loss.
+    """The factor of each parameter's learning rate: `decay` for each of its `depths`.
 
-    Lower layers hold what is more general, and need less change (Howard and Ruder, 2018; Clark et al., 2020).
+    Lower layers hold more general features and need less change (Howard and Ruder, 2018; Clark et al., 2020).
     """
     return {name: decay**depth for name, depth in depths(model).items()}
 
@@ -44,11 +44,11 @@ def n_plain(model: LanguageModel) -> int:
 
 
 def n_trained(model: LanguageModel) -> int:
-    """How many numbers are trained."""
+    """The number of parameters that are trained."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def describe(model: LanguageModel, cfg: FinetuneConfig | None) -> str:
-    """How many parameters there are, adapters not counted, and how many numbers are trained."""
+    """The numbers of parameters, adapters not counted, and of trained ones, as a run prints them."""
     total = f"{n_plain(model):,} parameters"
     return total if cfg is None else f"{total}, {n_trained(model):,} trained (finetune={cfg.name})"

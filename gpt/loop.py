@@ -1,4 +1,4 @@
-"""Trains a model. `fit` yields after each logged step; whoever iterates over it logs, samples and saves.
+"""Trains a model. `fit` yields an event after each step at which something is due; its caller logs, samples and saves.
 
 Losses are weighted by tokens everywhere: the loss of a step is the mean over all its targets, however they are spread
 over rows and micro-batches, and the validation loss is the mean over all validation targets.
@@ -22,7 +22,7 @@ from gpt.machine.device import memory_gb
 from gpt.machine.machine import Machine
 from gpt.model import LanguageModel
 from gpt.objective import Objective
-from gpt.progress import Due, Progress, due_at, is_finished, rescaled, scored
+from gpt.progress import Due, Progress, due_after_evaluation, due_at, is_finished, rescaled, scored
 from gpt.sampling import eval_mode
 
 log = logging.getLogger(__name__)
@@ -30,9 +30,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Event:
-    """What `fit` reports: a row of metrics, and what is due now, while model and optimizer are consistent.
+    """What `fit` yields: a row of metrics, and what is due now, while model and optimizer are consistent.
 
-    Going on later from `progress` goes on behind this event; from `unreported`, at the same step, it comes once more.
+    A run that is resumed from `progress` continues after this event; one from `unreported`, at the same step, yields it
+    again.
     """
 
     row: dict[str, float]
@@ -43,7 +44,7 @@ class Event:
 
 
 class Stopped(Exception):
-    """The run is to stop here; the step or the evaluation is given up."""
+    """`stop` has returned true; the step or the evaluation is abandoned."""
 
 
 def train_step(
@@ -58,16 +59,16 @@ def train_step(
 ) -> tuple[float, float]:
     """One optimizer step: forward and backward for each micro-batch, clip, step. Returns loss and gradient norm.
 
-    When either is not finite, the weights are left as they were. Raises Stopped, without a trace, when `stop`, which is
-    called before each micro-batch, returns true. Gradients are computed `loss_scale` times too large, so that small
-    ones do not vanish in float16, and divided by it before they are used.
+    When either is not finite, the weights stay as they were. `stop` is called before each micro-batch; once it returns
+    true, Stopped is raised and nothing has changed. The loss is multiplied by `loss_scale`, so that small gradients do
+    not vanish in float16, and the gradients are divided by it before they are used.
     """
     ranks = machine.ranks
     micro_batches = ranks.share(micro_batches)
     n_targets = ranks.total(sum(batch.n_targets for batch in micro_batches))
     total = torch.zeros((), device=machine.device)
     try:
-        with machine.autocast():  # around all micro-batches: each weight that is trained is converted once
+        with machine.autocast():  # around all micro-batches: each trained weight is converted once
             for batch in unless(stop, micro_batches, machine):
                 loss_sum, _ = objective.loss(model, batch)
                 loss = loss_sum / n_targets
@@ -79,7 +80,7 @@ def train_step(
         if loss_scale != 1.0:
             torch._foreach_mul_(gradients, 1 / loss_scale)
         norm = torch.nn.utils.get_total_norm(gradients)
-        mean_loss, grad_norm = torch.stack([total, norm]).tolist()  # the one place where a GPU is waited for
+        mean_loss, grad_norm = torch.stack([total, norm]).tolist()  # the only wait for the GPU in a step
         if math.isfinite(mean_loss) and math.isfinite(grad_norm):
             if grad_clip is not None and grad_norm > grad_clip:
                 torch.nn.utils.clip_grads_with_norm_(model.parameters(), grad_clip, norm)
@@ -90,7 +91,7 @@ def train_step(
 
 
 def unless(stop: Callable[[], bool], batches: Iterable[Batch], machine: Machine) -> Iterator[Batch]:
-    """The batches on the machine's device, one after the other. Raises Stopped as soon as `stop` returns true."""
+    """The batches, on the machine's device. Raises Stopped as soon as `stop`, called before each, returns true."""
     for batch in batches:
         if stop():
             raise Stopped
@@ -122,26 +123,26 @@ def fit(
 ) -> Iterator[Event]:
     """Trains from `progress` to the last step, or until `train.patience` evaluations brought nothing better.
 
-    Yields before the first step, after each step at which something is due, and when `stop` returns true, which is
-    called before each micro-batch and each batch of an evaluation: then once more and without a row, as the end. Raises
-    UserError (4), with the weights as they were before, when a loss or a gradient is not finite, also of an evaluation.
+    Yields before the first step and after each step at which something is due. `stop` is called before each micro-batch
+    and each batch of an evaluation; once it returns true, a last event without a row follows. Raises UserError (4),
+    with the weights as they were before the step, when a loss, also of an evaluation, or a gradient is not finite.
     """
     model.train()
     ahead = ReadAhead(batches.train.step, machine.device)
-    total_steps, since = batches.total_steps, Clock(progress.tokens)
+    total_steps, clock = batches.total_steps, Clock(progress.tokens)
     try:
         while True:
             step = progress.step
             if progress.reported < step:
                 due = due_at(step, cfg.train, total_steps)
-                row, reported = report(progress, due, optimizer, cfg, total_steps, since, machine)
+                row, reported = report(progress, due, optimizer, cfg, total_steps, clock, machine)
                 if due.evaluation:
                     row |= evaluate(model, objective, batches.validation, machine, stop)
                     if not math.isfinite(row[METRIC]):
                         yield Event(row, progress, progress)
                         raise not_finite(step, f"{METRIC} {row[METRIC]}", row.get("lr", 0.0))
                     reported = scored(reported, row[METRIC])
-                    due = due_after(due, reported, cfg, total_steps)
+                    due = due_after_evaluation(due, reported, cfg.train, total_steps)
                 if any(due) or not math.isfinite(progress.grad_norm):
                     yield Event(row, reported, progress, due.sample, due.checkpoint)
                 progress = reported
@@ -153,8 +154,8 @@ def fit(
             place = 0 if cfg.train.one_batch else step
             micro_batches = ahead.step(place)
             following = None if step + 1 == total_steps else 0 if cfg.train.one_batch else step + 1
-            # Dropout draws from the global generator: with a seed of its own for each step, whatever else draws from it
-            # in between (samples, evaluation) changes nothing, and a resumed run draws the same.
+            # Dropout draws from the global generator. Each step seeds it, so that whatever else draws from it between
+            # steps (samples, evaluation) changes nothing, and a resumed run draws the same.
             step_seed = int(np.random.SeedSequence([cfg.seed, step]).generate_state(1, np.uint64)[0])
             scale = progress.loss_scale if machine.dtype == torch.float16 else 1.0
             while True:
@@ -166,7 +167,7 @@ def fit(
                 if scale == 1.0 or not math.isfinite(loss) or math.isfinite(grad_norm):
                     break
                 scale /= 2  # the gradients were too large for float16: the step is taken again with smaller ones
-            since.seconds += time.perf_counter() - started
+            clock.seconds += time.perf_counter() - started
 
             after = replace(progress, step=step + 1, tokens=progress.tokens + sum(b.n_tokens for b in micro_batches))
             if machine.dtype == torch.float16:
@@ -182,7 +183,7 @@ def fit(
                 row = {"step": step + 1, "tokens": after.tokens, "lr": lr, "grad_norm": grad_norm, "train/loss": loss}
                 yield Event(row, progress, progress)
                 raise error
-            # Not a finite gradient norm either, so that the step is reported whether or not anything else is due.
+            # The gradient norm becomes NaN, so that the step is reported even if nothing else is due.
             progress = replace(after, skipped=progress.skipped + 1, grad_norm=math.nan)
             log.warning(f"step {step + 1}: loss {loss}, gradient norm {grad_norm} ({error.where}); update left out")
     except Stopped:
@@ -191,17 +192,17 @@ def fit(
 
 @dataclass
 class Clock:
-    """Time spent in training steps since the last logged one, and the tokens that had been read then."""
+    """The time spent in training steps since the last logged row, and the tokens that had been read by then."""
 
     tokens: int
     seconds: float = 0.0
 
 
 def report(
-    progress: Progress, due: Due, optimizer: optim.Optimizer, cfg: TrainConfig, total_steps: int, since: Clock,
+    progress: Progress, due: Due, optimizer: optim.Optimizer, cfg: TrainConfig, total_steps: int, clock: Clock,
     machine: Machine,
 ) -> tuple[dict[str, float], Progress]:  # fmt: skip
-    """The row of metrics of a step, as far as training itself knows them, and the progress once it is reported."""
+    """The row of metrics of a step, without those of an evaluation, and the progress once it is reported."""
     row: dict[str, float] = {"step": progress.step, "tokens": progress.tokens}
     reported = replace(progress, reported=progress.step)
     if progress.step > 0:
@@ -212,22 +213,12 @@ def report(
     if due.log:
         if progress.loss_targets:
             row["train/loss"] = progress.loss_sum / progress.loss_targets
-        if since.seconds:  # none have passed when the run was stopped here and has just been resumed
-            row["tokens_per_second"] = (progress.tokens - since.tokens) / since.seconds
+        if clock.seconds:  # 0 when the run was stopped here and has just been resumed
+            row["tokens_per_second"] = (progress.tokens - clock.tokens) / clock.seconds
         row["memory_gb"] = memory_gb(machine.device)
         reported = replace(reported, loss_sum=0.0, loss_targets=0)
-        since.seconds, since.tokens = 0.0, progress.tokens
+        clock.seconds, clock.tokens = 0.0, progress.tokens
     return row, reported
-
-
-def due_after(due: Due, scored: Progress, cfg: TrainConfig, total_steps: int) -> Due:
-    """What an evaluation adds to what is due: the best and the last model are saved, and the last one is sampled."""
-    is_best = scored.step > 0 and scored.best_step == scored.step
-    is_end = is_finished(scored, cfg.train, total_steps)
-    return due._replace(
-        sample=due.sample or (is_end and cfg.train.sample_every is not None),
-        checkpoint=due.checkpoint or is_best or is_end,
-    )
 
 
 def not_finite(step: int, what: str, lr: float, documents: Sequence[int] = ()) -> UserError:

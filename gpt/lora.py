@@ -1,8 +1,8 @@
 """Adds low-rank adapters to a model and merges them: Hu et al., "LoRA: Low-Rank Adaptation" (2021).
 
-Fine-tuning moves each weight W by a matrix of W's shape. Here that matrix is a product of two thin ones, B A, and
-nothing but these is trained. B is 0 at first, so that training starts from the very model that was loaded; at the end
-B A is added to W, and the model is a plain one again.
+Fine-tuning changes each weight W by a matrix of W's shape. Here that matrix is a product of two thin ones, B A, and
+only these are trained. B starts at 0, so training starts from exactly the model that was loaded; at the end B A is
+added to W, and the model has no adapters any more.
 """
 
 import math
@@ -20,7 +20,7 @@ SUFFIXES = (".lora_a", ".lora_b")  # of the names of A and B, after that of thei
 class LoRALinear(nn.Linear):
     """y = W x + b + alpha / rank * B A x, where W is (out, in), A (rank, in) and B (out, rank).
 
-    It takes the place of a linear layer, whose weight and bias it shares and whose names for them it keeps.
+    It replaces a linear layer, shares its weight and bias, and keeps their names.
     """
 
     def __init__(self, linear: nn.Linear, cfg: LoRAConfig, generator: torch.Generator) -> None:
@@ -29,7 +29,7 @@ class LoRALinear(nn.Linear):
         self.scale = cfg.alpha / cfg.rank
         self.lora_a = nn.Parameter(self.weight.new_empty(cfg.rank, self.in_features))
         self.lora_b = nn.Parameter(self.weight.new_zeros(self.out_features, cfg.rank))
-        if not self.weight.is_meta:  # else A comes from a file
+        if not self.weight.is_meta:  # on the meta device A is loaded later
             on_cpu = torch.empty_like(self.lora_a, device="cpu")  # as the generator is: one A for all devices
             nn.init.kaiming_uniform_(on_cpu, a=math.sqrt(5), generator=generator)  # peft's: up to 1 / sqrt(in)
             self.lora_a.data.copy_(on_cpu)
@@ -42,18 +42,18 @@ class LoRALinear(nn.Linear):
     def merged(self) -> nn.Linear:
         """One matrix for both, W + alpha / rank * B A, in float32 on the CPU: a GPU's product may round to TF32."""
         linear = nn.Linear(self.in_features, self.out_features, device="meta")
-        weight = sum_of(self.weight.cpu(), self.lora_a.cpu(), self.lora_b.cpu(), self.scale)
+        weight = merged_weight(self.weight.cpu(), self.lora_a.cpu(), self.lora_b.cpu(), self.scale)
         linear.weight, linear.bias = nn.Parameter(weight.to(self.weight)), self.bias
         return linear
 
 
-def sum_of(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """W + alpha / rank * B A, (out, in), in float32."""
     return weight.float() + scale * (b.float() @ a.float())
 
 
 def add(model: LanguageModel, cfg: LoRAConfig, seed: int = 0) -> None:
-    """Puts adapters beside the chosen layers of every block, drawn with a generator of their own, and freezes the rest.
+    """Adds adapters, drawn with a generator of their own, to the chosen layers of every block and freezes the rest.
 
     Raises ValueError for a model that has some already.
     """
@@ -67,7 +67,7 @@ def add(model: LanguageModel, cfg: LoRAConfig, seed: int = 0) -> None:
 
 
 def merge(model: LanguageModel) -> None:
-    """Adds the adapters to the weights that they stand beside: a plain model again, in which everything is trained."""
+    """Replaces each layer that has an adapter by an nn.Linear of the merged weight, and makes everything trainable."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
             model.set_submodule(name, module.merged())
@@ -75,16 +75,16 @@ def merge(model: LanguageModel) -> None:
 
 
 def adapters(model: LanguageModel) -> dict[str, Tensor]:
-    """A and B of all layers that have them, under names like h.0.attn.c_attn.lora_a; no copies."""
+    """A and B of all layers that have them, by names such as h.0.attn.c_attn.lora_a; the tensors are not copied."""
     return {name: tensor for name, tensor in model.state_dict().items() if name.endswith(SUFFIXES)}
 
 
-def folded(weights: dict[str, Tensor], cfg: LoRAConfig) -> dict[str, Tensor]:
-    """The weights of a model with adapters, on the CPU, as those of the plain model that it is equal to."""
-    plain = {name: tensor for name, tensor in weights.items() if not name.endswith(SUFFIXES)}
+def merged_weights(weights: dict[str, Tensor], cfg: LoRAConfig) -> dict[str, Tensor]:
+    """The weights, on the CPU, of a model with adapters -> those of the equal model without."""
+    merged = {name: tensor for name, tensor in weights.items() if not name.endswith(SUFFIXES)}
     for name in weights:
         layer = name.removesuffix(".lora_a")
-        if layer != name and f"{layer}.weight" in plain and f"{layer}.lora_b" in weights:
+        if layer != name and f"{layer}.weight" in merged and f"{layer}.lora_b" in weights:
             a, b = weights[name], weights[f"{layer}.lora_b"]
-            plain[f"{layer}.weight"] = sum_of(plain[f"{layer}.weight"], a, b, cfg.alpha / cfg.rank)
-    return plain
+            merged[f"{layer}.weight"] = merged_weight(merged[f"{layer}.weight"], a, b, cfg.alpha / cfg.rank)
+    return merged

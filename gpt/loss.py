@@ -12,17 +12,17 @@ from torch.nn import functional as F
 def reference(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """(N, C) stream, (V, C) head, (N,) ids -> (N,) losses: -ln p(target) in nats. Everything below equals this.
 
-    At GPT-2's vocabulary these logits are the largest thing in a training step by far: 412 MB for 2,048 positions in
-    float32, and as much again for their gradient. Below, the logits of a few positions are computed, turned into losses
-    and into their own gradient, and multiplied back onto the head before those of the next few are: as fast as the two
-    lines or faster, in a third of the memory of a step. Measured: experiments/speed/README.md.
+    At GPT-2's vocabulary these logits are by far the largest tensor of a training step: 412 MB for 2,048 positions in
+    float32, and as much again for their gradient. The functions below take a few positions at a time, turn their logits
+    into losses and gradients, and multiply these by the head. That is at least as fast as the two lines, and a step
+    takes a third of the memory (experiments/speed/README.md).
     """
     logits = F.linear(hidden, head)  # (N, V)
     return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
 CHUNK = 512  # positions in one matrix product: fewer are slower, more take more memory
-CACHED = 64  # positions whose probabilities stay in a processor's cache between one pass over them and the next
+CACHED = 64  # positions whose probabilities fit into a processor's cache from one pass over them to the next
 ALIGNMENT = 64  # rows of logits begin at multiples of this; at 50,257 apart products with them take a third longer
 
 
@@ -42,8 +42,8 @@ def cross_entropy_sum(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
 class _CrossEntropySum(torch.autograd.Function):
     """d loss / d logits = softmax(logits) - one_hot(target), so the gradient is known as soon as the loss is.
 
-    It is computed in `forward`, while the logits are there. The alternative, to compute them again in `backward`, costs
-    a third more products with the head.
+    It is computed in `forward`, where the logits exist. Computing them again in `backward` would cost a third more
+    products with the head.
     """
 
     @staticmethod
@@ -59,7 +59,7 @@ class _CrossEntropySum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         d_hidden, d_head = ctx.gradients
-        ctx.gradients = None  # a step goes backward once; nobody else may see what is scaled in place
+        ctx.gradients = None  # scaled in place below, so they serve one backward pass only
         return *(None if d is None else d.mul_(upstream) for d in (d_hidden, d_head)), None
 
 
@@ -68,16 +68,16 @@ def _losses_and_gradients(
     hidden: Tensor, head: Tensor, targets: Tensor, d_hidden: Tensor | None, d_head: Tensor | None
 ) -> Tensor:
     """(N,) losses. Also fills `d_hidden` with the gradient of their sum and adds that of the head to `d_head`."""
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.dtype
+    device_type = hidden.device.type
+    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else head.dtype
     n_vocab = len(head)
     width = -(-n_vocab // ALIGNMENT) * ALIGNMENT
     rows = min(CHUNK, len(hidden))
-    group = CACHED if kind == "cpu" else rows
+    group = CACHED if device_type == "cpu" else rows
     losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-    with torch.autocast(kind, enabled=False):
-        # The columns from V to `width` are no tokens. A head that is converted anyway gets rows for them; in its own
-        # type it is used as it is, and the logits are a part of each row of the buffer.
+    with torch.autocast(device_type, enabled=False):
+        # The columns from V to `width` are no tokens. A head that is converted to another type gets rows for them;
+        # otherwise it is used as it is, and the logits fill only the first V columns of the buffer.
         weight = head if dtype == head.dtype else F.pad(head.to(dtype), (0, 0, 0, width - n_vocab))
         buffer = torch.empty((rows, width), dtype=dtype, device=hidden.device)  # for one chunk after the other
         softmax = torch.empty((min(group, rows), width), dtype=torch.float32, device=hidden.device)
@@ -90,7 +90,7 @@ def _losses_and_gradients(
             for i in range(0, len(h), group):
                 part = buffer[i : min(i + group, len(h))]
                 first, last = start + i, start + i + len(part)
-                losses[first:last] = _softmax_cross_entropy(part, targets[first:last], softmax)
+                losses[first:last] = _losses_and_logit_gradients(part, targets[first:last], softmax)
             if d_hidden is not None:
                 d_hidden[here] = logits @ weight
             if d_head is not None and dtype == head.dtype:
@@ -100,12 +100,13 @@ def _losses_and_gradients(
     return losses
 
 
-def _softmax_cross_entropy(logits: Tensor, targets: Tensor, softmax: Tensor) -> Tensor:
-    """Turns (n, width) logits in place into the gradient of their losses; returns these, (n,)."""
+def _losses_and_logit_gradients(logits: Tensor, targets: Tensor, softmax: Tensor) -> Tensor:
+    """(n, width) logits -> (n,) losses. Overwrites the logits with the gradient of the losses' sum. `softmax` is a
+    buffer."""
     n = torch.arange(len(logits), device=logits.device)
     wide = logits.float()
     p = torch.softmax(wide, dim=-1, out=softmax[: len(logits)])
-    # ln of the sum of exp(logits), from the largest logit and its probability: neither under- nor overflows.
+    # ln of the sum of exp(logits), from the largest logit and its probability: it can neither under- nor overflow.
     log_sum = wide.amax(-1) - p.amax(-1).log()
     losses = log_sum - wide[n, targets]
     p[n, targets] -= 1
@@ -114,13 +115,13 @@ def _softmax_cross_entropy(logits: Tensor, targets: Tensor, softmax: Tensor) -> 
 
 
 def head_operations(n_positions: int, weight: int, is_trained: bool) -> int:
-    """Multiplications and additions, forward and backward, of a head of `weight` numbers."""
+    """Multiplications and additions, forward and backward, in the products with a head of `weight` numbers."""
     return (6 if is_trained else 4) * n_positions * weight
 
 
 def head_bytes(n_positions: int, vocab_size: int, weight: int, is_trained: bool, kind: str, itemsize: int) -> int:
-    """What the loss of a micro-batch takes on a `kind` of device: a chunk's logits and their probabilities, the head's
-    gradient and, where autocast computes in `itemsize` 2, copies of the head and of a chunk's part of its gradient."""
+    """Bytes that the loss of a micro-batch takes on a device of type `kind`: a chunk's logits and their probabilities,
+    the head's gradient and, where autocast computes in `itemsize` 2, copies of the head and of a chunk's gradient."""
     rows = min(CHUNK, n_positions)
     group = min(CACHED, rows) if kind == "cpu" else rows
     logits = rows * vocab_size * itemsize + 2 * group * vocab_size * 4

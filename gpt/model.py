@@ -1,4 +1,4 @@
-"""Defines the network: what every architecture offers, then GPT-2 in plain PyTorch, in reading order.
+"""Defines the network: the interface of every architecture, then GPT-2 in plain PyTorch, in reading order.
 
 Letters in shape comments:
     B rows of a batch        T tokens of a row         S tokens attended to (T, or T plus what a cache holds)
@@ -24,7 +24,7 @@ LAYER_NORM_EPS = 1e-5
 
 
 class Cache(Protocol):
-    """Keys and values of the tokens seen before, kept by the sampler; see gpt/sampling.py."""
+    """The keys and values of earlier tokens; the sampler's is KVCache in gpt/sampling.py."""
 
     length: int
 
@@ -34,20 +34,19 @@ class Cache(Protocol):
 
 
 class LanguageModel(nn.Module):
-    """What the class of every family offers; the rest of the project knows no more of a model than this.
+    """The interface of every family: the rest of the project uses nothing else of a model.
 
-    A family defines `hidden`, `head` and `blocks`, and calls a block through `run`. What else there is to know follows:
-    weights of an nn.Embedding lie below the blocks, all others outside of them above; adapters (LoRA) stand beside
-    each nn.Linear of a block that the config's `linear_layers` names; a matrix is a parameter of two dimensions.
-    Parameters, operations and memory are counted by running the model on tensors without content
-    (gpt/machine/counting.py).
+    A family defines `hidden`, `head` and `blocks`, and calls each block through `run`. Three conventions: weights of an
+    nn.Embedding lie below the blocks, all others outside of them above; adapters (LoRA) stand beside each nn.Linear of
+    a block that the config's `linear_layers` names; a matrix is a parameter of two dimensions. Parameters, operations
+    and memory are counted by running the model on tensors without content (gpt/machine/counting.py).
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
-        self.gradient_checkpointing = False  # set it to keep only the stream between blocks until backward
+        self.gradient_checkpointing = False  # True: keeps only the stream between blocks until backward
 
     def hidden(
         self,
@@ -66,7 +65,7 @@ class LanguageModel(nn.Module):
 
     @property
     def head(self) -> nn.Parameter:
-        """(V, C), what the stream is multiplied with to get logits; may be the embedding."""
+        """(V, C), the matrix that turns the stream into logits; may be the embedding."""
         raise NotImplementedError
 
     @property
@@ -159,7 +158,7 @@ class Block(nn.Module):
 
 
 class GPT(LanguageModel):
-    """Token ids in, logits over the next token out."""
+    """GPT-2: token ids in, logits of the next token out."""
 
     def __init__(self, config: GPT2Config, vocab_size: int) -> None:
         super().__init__(config, vocab_size)

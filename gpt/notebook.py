@@ -1,7 +1,7 @@
-"""Offers the names of the notebook that this project grew from: its loaders, its loop, its greedy generation.
+"""Offers the functions of the notebook that this project grew from: its loaders, its loop, its greedy generation.
 
-They hold everything in memory, and batches are plain (inputs, targets) pairs; train.py uses the token files of
-gpt/data/batching.py and the loop of gpt/loop.py.
+They hold all data in memory, and a batch is an (inputs, targets) pair; train.py uses the token files of
+gpt/data/batching.py and the loop of gpt/loop.py instead.
 """
 
 import logging
@@ -158,7 +158,7 @@ def read_examples(path: Path) -> Iterator[dict[str, str]]:
 
 
 def tokenizer_eos(tokenizer: Any) -> int:
-    """The end-of-text id of one of our tokenizers, or of a tiktoken encoding."""
+    """The end-of-text id of a Tokenizer or a tiktoken encoding."""
     return tokenizer.eos if hasattr(tokenizer, "eos") else tokenizer.eot_token
 
 

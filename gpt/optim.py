@@ -1,4 +1,4 @@
-"""Builds optimizers and the groups that weight decay applies to, and gives the learning rate of each step."""
+"""Builds optimizers and their parameter groups, and computes the learning rate of each step."""
 
 import inspect
 import math
@@ -18,15 +18,15 @@ Groups = list[dict[str, Any]]
 Scale = Callable[[str], float]  # of the learning rate, by the name of the weight
 
 
-def uncompiled(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
-    """The same optimizer without torch's wrappers around its methods. All they do is to tell torch.compile not to look
-    inside, and for that they import it, which takes more than a second; the optimizer is never compiled here."""
+def without_compiler_hooks(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """The same optimizer without torch's wrappers around its methods. They only tell torch.compile not to trace inside,
+    and import it for that, which takes 0.9 s of each start (experiments/speed); here no optimizer is compiled."""
     names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
     return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
-AdamW, Muon, SGD = map(uncompiled, (torch.optim.AdamW, torch.optim.Muon, torch.optim.SGD))
+AdamW, Muon, SGD = map(without_compiler_hooks, (torch.optim.AdamW, torch.optim.Muon, torch.optim.SGD))
 
 
 def decay_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> Groups:
@@ -63,7 +63,7 @@ def build_sgd(model: LanguageModel, cfg: SGDConfig, scale: Scale) -> torch.optim
 class MuonWithAdamW:
     """Muon for the matrices inside the blocks, AdamW for everything else, under the interface of one optimizer.
 
-    Where nothing is trained that one of the two would be for, there is only the other.
+    When one of them would have no parameters, only the other exists.
     """
 
     def __init__(self, model: LanguageModel, cfg: MuonConfig, scale: Scale) -> None:
@@ -98,14 +98,13 @@ OPTIMIZERS: dict[str, Callable[[LanguageModel, Any, Scale], Optimizer]] = {
     "sgd": build_sgd,
 }
 
-
-# Tensors of its own shape that an optimizer remembers for a parameter, at most.
+# The most tensors of a parameter's shape that an optimizer's state holds for it.
 TENSORS_PER_PARAMETER = {"adamw": 2, "muon": 2, "sgd": 1}
 
 
 def build(model: LanguageModel, cfg: OptimizerConfig, finetune: FinetuneConfig | None = None) -> Optimizer:
-    """The optimizer that `cfg` names, of the weights that are trained. Each group remembers its learning rate in
-    "peak_lr", for `set_lr`; with finetune.layer_decay it is lower the farther from the loss."""
+    """The optimizer that `cfg` names, for the parameters that require a gradient. Each group has its highest learning
+    rate in "peak_lr", for `set_lr`; with finetune.layer_decay it is lower the farther from the loss."""
     decay = 1.0 if finetune is None else finetune.layer_decay
     optimizer = OPTIMIZERS[cfg.name](model, cfg, lr_scales(model, decay).__getitem__)
     for group in optimizer.param_groups:
@@ -114,15 +113,15 @@ def build(model: LanguageModel, cfg: OptimizerConfig, finetune: FinetuneConfig |
 
 
 def parts(optimizer: Optimizer) -> dict[str, torch.optim.Optimizer]:
-    """The optimizers of torch's that an optimizer consists of, by name."""
+    """The torch optimizers that an optimizer consists of, by name."""
     if isinstance(optimizer, MuonWithAdamW):
         return optimizer.parts
     return {type(optimizer).__name__.lower(): optimizer}
 
 
 def state_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """What an optimizer remembers of past steps, as {"adamw.0.exp_avg": tensor}: part, number of the parameter in the
-    order of its groups, name. Learning rates and the like are settings, and not among it."""
+    """An optimizer's state, as {"adamw.0.exp_avg": tensor}: part, number of the parameter in the order of its groups,
+    name. Learning rates and the like are settings and not in it."""
     return flatten_state({name: part.state_dict() for name, part in parts(optimizer).items()})
 
 
@@ -137,7 +136,7 @@ def flatten_state(state_dicts: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def load_state_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Makes an optimizer, which keeps its settings, remember what `state_tensors` gave.
+    """Restores an optimizer's state from what `state_tensors` gave; its settings stay.
 
     Raises ValueError for tensors of another kind of optimizer or of other shapes.
     """

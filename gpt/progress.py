@@ -1,4 +1,4 @@
-"""Tells how long a run is, how far it has come, what is due, which step was the best, and whether it is over."""
+"""Computes how long a run is, how far it has come, what is due at a step, and whether it is over."""
 
 import math
 from dataclasses import dataclass, replace
@@ -11,24 +11,24 @@ SCALE_GROWS_AFTER = 2000  # steps, as in torch's GradScaler
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: all that the loop remembers from one step to the next."""
+    """How far a run is: all of the loop's state between two steps, besides model and optimizer."""
 
     step: int = 0  # optimizer steps taken
     tokens: int = 0  # tokens read, padding not counted
     reported: int = -1  # the last step that was evaluated and logged as far as it was due
     best: float = math.inf  # lowest validation loss
     best_step: int = 0
-    stale: int = 0  # evaluations since then
+    stale: int = 0  # evaluations since best_step
     skipped: int = 0  # updates left out because loss or gradient was not finite
     grad_norm: float = 0.0  # of the last step
     loss_sum: float = 0.0  # of the targets since the last logged step ...
     loss_targets: int = 0  # ... and their number
-    loss_scale: float = 2.0**16  # by which float16 gradients are kept from vanishing; other types go without
-    steady: int = 0  # steps since it was changed
+    loss_scale: float = 2.0**16  # multiplies the loss in float16, so that gradients do not vanish; not used otherwise
+    steady: int = 0  # steps since loss_scale was changed
 
 
 class Due(NamedTuple):
-    """What is to be done at a step."""
+    """What is due at a step."""
 
     log: bool
     evaluation: bool
@@ -57,8 +57,18 @@ def due_at(step: int, cfg: TrainSection, total_steps: int) -> Due:
     return Due(*(n is not None and (step == total_steps or step % n == 0) for n in every))
 
 
+def due_after_evaluation(due: Due, scored: Progress, cfg: TrainSection, total_steps: int) -> Due:
+    """What an evaluation adds to what is due: the best and the last model are saved, and the last one is sampled."""
+    is_best = scored.step > 0 and scored.best_step == scored.step
+    is_end = is_finished(scored, cfg, total_steps)
+    return due._replace(
+        sample=due.sample or (is_end and cfg.sample_every is not None),
+        checkpoint=due.checkpoint or is_best or is_end,
+    )
+
+
 def scored(progress: Progress, loss: float) -> Progress:
-    """What an evaluation with this validation loss makes of the best one so far."""
+    """The progress after an evaluation with this validation loss: its best step, or one more that was not better."""
     if loss < progress.best:
         return replace(progress, best=loss, best_step=progress.step, stale=0)
     return replace(progress, stale=progress.stale + 1)

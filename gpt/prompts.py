@@ -43,7 +43,7 @@ def format_prompt(template: str, instruction: str, input: str = "") -> str:
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked while it trains, and what somebody else has answered, where that is known."""
+    """A prompt that the model answers while it trains, with the reference answer where there is one."""
 
     instruction: str
     input: str = ""

@@ -1,4 +1,4 @@
-"""Turns logits into text: draws the next token, goes on with a text, and keeps the cache that makes it quick.
+"""Generates text: draws the next token from logits, continues a prompt, and caches keys and values.
 
 Letters in shape comments are those of gpt/model.py: B rows, T tokens, V vocabulary, H heads, D width of a head.
 
@@ -72,15 +72,15 @@ def sample_generator(seed: int, sample: int) -> torch.Generator:
 
 
 class KVCache:
-    """The keys and values of all tokens seen so far: gpt.model.Cache. Setting `length` back forgets the later ones.
+    """The keys and values of all tokens so far: gpt.model.Cache. Setting `length` back forgets the later ones.
 
-    Each layer's tensors are made with its first keys, which say how many heads there are and how wide they are.
+    Each layer's tensors are allocated at its first keys, whose shape gives the number of heads and their width.
     """
 
     def __init__(self, context_length: int) -> None:
         self.context_length = context_length
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values, each (B, H, context_length, D)
-        self.length = 0  # tokens held; moved on by whoever ran the model, once all layers have written theirs
+        self.length = 0  # tokens held; raised by the caller once all layers have written theirs
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self.layers:
@@ -88,15 +88,15 @@ class KVCache:
             shape = B, H, self.context_length, D
             self.layers[layer] = keys.new_empty(shape), values.new_empty(shape)
         end = self.length + keys.shape[2]
-        held = self.layers[layer]
-        for all_tokens, new in zip(held, (keys, values), strict=True):
-            all_tokens[:, :, self.length : end] = new
-        return held[0][:, :, :end], held[1][:, :, :end]  # each (B, H, S, D)
+        all_keys, all_values = self.layers[layer]
+        all_keys[:, :, self.length : end] = keys
+        all_values[:, :, self.length : end] = values
+        return all_keys[:, :, :end], all_values[:, :, :end]  # each (B, H, S, D)
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """No dropout and nothing compiled inside; afterwards every submodule is in the mode it was in, whatever happened.
+    """Turns dropout and compiled blocks off inside; afterwards every submodule is in its former mode, also on errors.
 
     Blocks compiled for training would be compiled again for the shapes of sampling, which takes half a minute.
     """
@@ -113,10 +113,10 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def next_logits(model: LanguageModel, ids: list[int], cache: KVCache | None) -> Tensor:
-    """(V,) logits of the token after `ids`, float32 on the CPU, where all devices draw alike.
+    """(V,) logits of the token after `ids`, float32 on the CPU, so that the draw is the same on all devices.
 
-    Runs the model on the tokens that the cache does not hold. Of more tokens than the context the model sees the last
-    ones; that moves each to another position, so the cache is of no use then.
+    Runs the model on the tokens that the cache does not hold. Beyond the context length the model sees only the last
+    tokens; each is then at another position than before, so the cache is not used.
     """
     context_length = model.config.context_length
     if cache is None or len(ids) > context_length:
@@ -153,8 +153,8 @@ def generate(
 ) -> list[list[int]]:
     """The new ids of each sample, without the prompt and without `eos`, which ends a sample.
 
-    A prompt longer than the context keeps its end, with a warning. `stop` is asked before every token; once it says
-    true, what there is so far is returned. Raises UserError for an empty prompt or max_new_tokens below 1.
+    A prompt longer than the context keeps its end, with a warning. `stop` is called before every token; once it returns
+    true, the ids so far are returned. Raises UserError for an empty prompt or max_new_tokens below 1.
     """
     context_length = model.config.context_length
     if max_new_tokens < 1:
@@ -196,9 +196,11 @@ def preview(
     cfg: TrainConfig,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, str]]:
-    """One {"prompt", "text"} per question, with its "reference" if it has one, to watch a model learn. A template of
-    None takes the prompt as it is; one that would leave no room for its answer loses its beginning. `stop` as in
-    `generate`."""
+    """One {"prompt", "text"} per question, with its "reference" if it has one, to watch a model learn.
+
+    template None: the prompt is used as it is. A prompt that leaves no room for an answer loses its beginning.
+    `stop`: as in `generate`.
+    """
     previews, sample = [], cfg.sample
     for question in questions:
         prompt = question.instruction

@@ -74,7 +74,7 @@ class Tokenizer:
         """What `ids` gives for each text, in one call that lets other threads run until it is done."""
         try:
             if any(END_OF_TEXT in text for text in texts):
-                raise ValueError("a text has what would tell texts apart")
+                raise ValueError("a text contains the separator")
             joined = END_OF_TEXT.join(texts)
             ids = self.encoding.encode_to_numpy(joined, allowed_special={END_OF_TEXT}, disallowed_special=())
         except ValueError:
@@ -125,9 +125,9 @@ def gpt2_ranks() -> dict[bytes, int]:
     return {token.translate(byte_of).encode("latin-1"): rank for token, rank in vocabulary.items()}
 
 
-def difference(name: str, vocabulary: Any) -> str | None:
-    """In what a vocabulary as transformers writes it, token -> id, differs from that of the tokenizer `name`; tokens
-    that somebody has added behind it are no difference."""
+def vocabulary_difference(name: str, vocabulary: Any) -> str | None:
+    """How a vocabulary (token -> id, as transformers writes it) differs from that of the tokenizer `name`; None where
+    it does not, or only by tokens that were added behind it."""
     own = json.loads(openai_file(ENCODER)) if name == "gpt2" else {}
     if not isinstance(vocabulary, dict) or not own:
         return f"{len(vocabulary) if isinstance(vocabulary, dict) else 'no'} tokens"
@@ -138,8 +138,8 @@ def difference(name: str, vocabulary: Any) -> str | None:
 
 
 def ordinary_ids(tokenizer: Any, text: str) -> list[int]:
-    """Text -> ids, control tokens never, for one of our tokenizers or a tiktoken encoding (whose plain `encode` raises
-    on text that looks like a control token)."""
+    """Text -> ids, never a control token, with a Tokenizer or a tiktoken encoding (whose plain `encode` raises on text
+    that looks like a control token)."""
     return getattr(tokenizer, "encode_ordinary", tokenizer.encode)(text)
 
 

@@ -60,14 +60,14 @@ def test_the_losses_on_the_verdict_are_those_that_the_book_prints(name):
     model, tokens = load(name), tokenizer.load("gpt2")
     text = THE_VERDICT.read_text(encoding="utf-8")
     end = int(0.9 * len(text))
-    found = []
+    losses = []
     for part, is_train in ((text[:end], True), (text[end:], False)):
         windows = GPTDatasetV1(part, tokens, max_length=256, stride=256)
         batches = [as_batch(*pair) for pair in DataLoader(windows, batch_size=2, drop_last=is_train)]
         assert len(batches) == (9 if is_train else 1)  # of equal sizes: the mean of their means is that of all targets
-        found.append(loop.evaluate(model, NEXT_TOKEN, batches, Machine(CPU))["val/loss"])
+        losses.append(loop.evaluate(model, NEXT_TOKEN, batches, Machine(CPU))["val/loss"])
     expected = LOSSES[name if name in LOSSES else next(hub for hub, openai in SAME.items() if openai == name)]
-    assert found == pytest.approx(expected, abs=1e-3)
+    assert losses == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", SAME)

@@ -262,9 +262,9 @@ def gzip_load(name: str) -> Callable[[Place], Any]:
 
 def numpy_load(name: str) -> Callable[[Place], Any]:
     def load(place: Place) -> None:
-        found = np.load(place.root / name, allow_pickle=True)
-        if isinstance(found, np.lib.npyio.NpzFile):
-            found["documents"]
+        array = np.load(place.root / name, allow_pickle=True)
+        if isinstance(array, np.lib.npyio.NpzFile):
+            array["documents"]
 
     return load
 
@@ -276,8 +276,8 @@ def sign(step: Path, **changes: Any) -> None:
     """Writes the manifest of a checkpoint anew."""
     content = json.loads((step / "manifest.json").read_text())["content"] | changes
     if "files" not in changes:
-        found = sorted(path for path in step.iterdir() if path.name != "manifest.json")
-        content["files"] = {path.name: asdict(checkpoint.facts_of(path)) for path in found}
+        files = sorted(path for path in step.iterdir() if path.name != "manifest.json")
+        content["files"] = {path.name: asdict(checkpoint.facts_of(path)) for path in files}
     manifest = {"content": content, "sha256": checkpoint.hash_json(content)}
     (step / "manifest.json").write_text(json.dumps(manifest))
 
@@ -516,8 +516,8 @@ class Attempt:
 
 def outcomes_of(attempts: list[Attempt]) -> list[Outcome]:
     """Makes the attempts one after the other in a forked child, and goes on in another one when it has been killed."""
-    found: list[Outcome] = []
-    while len(found) < len(attempts):
+    outcomes: list[Outcome] = []
+    while len(outcomes) < len(attempts):
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -525,18 +525,18 @@ def outcomes_of(attempts: list[Attempt]) -> list[Outcome]:
             try:
                 total = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
                 resource.setrlimit(resource.RLIMIT_AS, (total + 2**30,) * 2)
-                for attempt in attempts[len(found) :]:
+                for attempt in attempts[len(outcomes) :]:
                     os.write(writer, json.dumps(asdict(outcome_of(attempt))).encode() + b"\n")
                 code = 0
             finally:
                 os._exit(code)
         os.close(writer)
         with os.fdopen(reader) as lines:
-            found += [Outcome(**json.loads(line)) for line in lines]
+            outcomes += [Outcome(**json.loads(line)) for line in lines]
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if code:
-            found.append(Outcome(code, "", "", 0, attempts[len(found)].place.marker.exists()))
-    return found
+            outcomes.append(Outcome(code, "", "", 0, attempts[len(outcomes)].place.marker.exists()))
+    return outcomes
 
 
 def outcome_of(attempt: Attempt) -> Outcome:
@@ -617,8 +617,8 @@ def safe(places) -> dict[str, list[Outcome]]:
 def unsafe(places) -> dict[str, Outcome]:
     """What comes of each kind with a payload when it is loaded the unsafe way."""
     names = [name for name, kind in KINDS.items() if kind.unsafe]
-    found = outcomes_of([Attempt(KINDS[name].unsafe, places[name], launched=False) for name in names])
-    return dict(zip(names, found, strict=True))
+    outcomes = outcomes_of([Attempt(KINDS[name].unsafe, places[name], launched=False) for name in names])
+    return dict(zip(names, outcomes, strict=True))
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -9,8 +9,8 @@ from conftest import ROOT
 
 MODULES = sorted(path for path in (ROOT / "gpt").rglob("*.py") if path.name != "__init__.py")
 SCRIPTS = [ROOT / name for name in ("train.py", "generate.py", "prepare_data.py")]
-# From what may import everything to what imports nothing of ours; a folder stands for all of its files, and "gpt" for
-# the files of gpt/ itself that are not named.
+# From what may import everything to what imports nothing of this project; a folder stands for all of its files, and
+# "gpt" for the files of gpt/ itself that are not named.
 ORDER = [
     "train generate prepare_data",
     "config.launch",
@@ -38,17 +38,17 @@ NAMES = {name_of(path) for path in MODULES}
 
 def imports(path):
     """The full names of all modules that a file imports, anywhere in it."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-def ours(path):
+def project_imports(path):
     """The project's modules among them."""
     return {name.removeprefix("gpt.") for name in imports(path) if name.startswith("gpt.")} & NAMES
 
@@ -65,12 +65,12 @@ def floor(name):
 
 @pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=name_of)
 def test_imports_go_down(path):
-    for imported in ours(path):
+    for imported in project_imports(path):
         assert floor(imported) >= floor(name_of(path)), f"{name_of(path)} imports {imported}"
 
 
 def test_no_circle_exists_anywhere():
-    arrows = {name_of(path): ours(path) for path in MODULES}
+    arrows = {name_of(path): project_imports(path) for path in MODULES}
     while arrows:
         leaves = {name for name, to in arrows.items() if not to & arrows.keys()}
         assert leaves, f"a circle among {', '.join(sorted(arrows))}"

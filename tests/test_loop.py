@@ -136,18 +136,18 @@ def test_each_matrix_is_converted_once_in_a_step_however_many_micro_batches_it_h
     shapes = [p.shape for name, p in model.named_parameters() if name.startswith("h.") and p.dim() == 2]
 
     class Conversions(TorchDispatchMode):
-        found = 0
+        n = 0
 
         def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
             if operator is torch.ops.aten._to_copy.default and kwargs["dtype"] == torch.bfloat16:
-                self.found += args[0].shape in shapes
+                self.n += args[0].shape in shapes
             return operator(*args, **(kwargs or {}))
 
     batches = TrainBatches(SPLIT, data_config(), 16, train_section(micro_batch=1), seed=3).step(0)
     with Conversions() as conversions:
         train_step(model, optimizer, NEXT_TOKEN, batches, Machine(CPU.device, torch.bfloat16))
     assert len(batches) > 1
-    assert conversions.found == len(shapes)
+    assert conversions.n == len(shapes)
 
 
 class TestFloat16:
@@ -330,11 +330,11 @@ def test_an_evaluation_that_is_not_finite_stops_the_run():
 
 @pytest.mark.parametrize("after", range(1, 40))
 def test_a_run_that_is_asked_to_stop_at_any_moment_goes_on_to_the_same_rows_and_weights(after):
-    """`stop` is asked before every micro-batch and every batch of an evaluation; here it says true the n-th time."""
+    """`stop` is called before every micro-batch and every batch of an evaluation; here its n-th call returns true."""
     events, model, *_ = run(micro_batch=1)
     assert after < 40 <= run_until(10**6)[0]
-    asked, rows, progress, half_model, half_optimizer = run_until(after)
-    assert asked == after  # it ended at once
+    n_calls, rows, progress, half_model, half_optimizer = run_until(after)
+    assert n_calls == after  # it ended at once
     continued = GPT(model_config(dropout=0.1), 50)
     continued.load_state_dict(half_model.state_dict())
     optimizer = optim.build(continued, adamw_config(lr=1e-2))
@@ -348,14 +348,14 @@ def test_a_run_that_is_asked_to_stop_at_any_moment_goes_on_to_the_same_rows_and_
 
 
 def run_until(after, model=None, optimizer=None, progress=None):
-    """A run whose `stop` says true when it is asked for the n-th time: (times asked, rows recorded, where to go on,
+    """A run whose `stop` returns true at its n-th call: (number of calls, rows recorded, progress to resume from,
     model, optimizer)."""
-    asked = 0
+    n_calls = 0
 
     def stop():
-        nonlocal asked
-        asked += 1
-        return asked >= after
+        nonlocal n_calls
+        n_calls += 1
+        return n_calls >= after
 
     cfg = settings(micro_batch=1)
     torch.manual_seed(0)
@@ -366,6 +366,6 @@ def run_until(after, model=None, optimizer=None, progress=None):
     for event in fit(model, optimizer, NEXT_TOKEN, batches_of(cfg), cfg, CPU, progress, stop):
         progress = event.progress
         if not event.row:
-            return asked, rows, event.unreported, model, optimizer
+            return n_calls, rows, event.unreported, model, optimizer
         rows.append(event.row)
-    return asked, rows, progress, model, optimizer
+    return n_calls, rows, progress, model, optimizer

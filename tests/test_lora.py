@@ -72,13 +72,13 @@ def test_a_merged_model_is_a_plain_one_with_the_same_logits(targets):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_weights_are_folded_as_the_model_is_merged_bit_for_bit():
+def test_merged_weights_are_those_of_the_merged_model_bit_for_bit():
     model = adapted()
-    folded = lora.folded(model.state_dict(), CONFIG)
+    merged = lora.merged_weights(model.state_dict(), CONFIG)
     lora.merge(model)
-    assert folded.keys() == model.state_dict().keys()
-    assert all(torch.equal(folded[name], tensor) for name, tensor in model.state_dict().items())
-    assert lora.folded(build().state_dict(), CONFIG).keys() == folded.keys()  # nothing to fold
+    assert merged.keys() == model.state_dict().keys()
+    assert all(torch.equal(merged[name], tensor) for name, tensor in model.state_dict().items())
+    assert lora.merged_weights(build().state_dict(), CONFIG).keys() == merged.keys()  # nothing to merge
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])

@@ -1,4 +1,4 @@
-"""The reference throughout is that of gpt/loss.py: torch's cross-entropy of all logits at once."""
+"""The cross-entropy in chunks equals the two-line reference in gpt/loss.py: torch's, of all logits at once."""
 
 import pytest
 import torch
@@ -27,8 +27,8 @@ def test_losses_and_gradients_are_those_of_all_logits_at_once(n, n_vocab):
     assert torch.allclose(cross_entropy(hidden, weight, targets), reference, atol=1e-5)
     total = cross_entropy_sum(hidden, weight, targets)
     assert total.item() == pytest.approx(reference.sum().item(), rel=1e-6)
-    for ours, theirs in zip(torch.autograd.grad(total / 7, (hidden, weight)), expected, strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-5 * theirs.abs().max().item())
+    for gradient, exact in zip(torch.autograd.grad(total / 7, (hidden, weight)), expected, strict=True):
+        assert torch.allclose(gradient, exact, atol=1e-5 * exact.abs().max().item())
 
 
 def test_huge_logits_neither_overflow_nor_lose_the_loss():
@@ -69,9 +69,9 @@ def test_under_autocast_products_are_rounded_and_the_loss_is_not(dtype):
     assert losses.dtype == torch.float32
     error = (losses - reference).abs().max().item()
     assert 0 < error < 20 * torch.finfo(dtype).eps
-    for ours, theirs in zip(torch.autograd.grad(total, (hidden, weight)), expected, strict=True):
-        assert ours.dtype == torch.float32
-        assert (ours - theirs).abs().max() < 20 * torch.finfo(dtype).eps * theirs.abs().max()
+    for gradient, exact in zip(torch.autograd.grad(total, (hidden, weight)), expected, strict=True):
+        assert gradient.dtype == torch.float32
+        assert (gradient - exact).abs().max() < 20 * torch.finfo(dtype).eps * exact.abs().max()
 
 
 def test_logits_of_all_positions_are_never_held():

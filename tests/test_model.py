@@ -1,3 +1,5 @@
+"""The network: causality, sizes, first weights, attention, packed rows and the cache."""
+
 import dataclasses
 import math
 from pathlib import Path

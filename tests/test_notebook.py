@@ -4,8 +4,10 @@ import json
 import logging
 
 import pytest
+import tiktoken
 import torch
 from conftest import THE_VERDICT, model_config
+from torch import nn
 from torch.utils.data import DataLoader
 
 from gpt import tokenizer
@@ -16,6 +18,9 @@ from gpt.notebook import (
     GPTDatasetV1,
     collate_examples,
     create_dataloader_from_examples,
+    generate_text_simple,
+    text_to_token_ids,
+    token_ids_to_text,
     train_model_simple,
 )
 
@@ -169,3 +174,31 @@ def test_the_notebooks_loop_evaluates_at_steps_0_5_10_and_so_on(capsys):
 
 def test_how_often_the_notebooks_loop_evaluates_changes_no_weight(capsys):
     assert torch.equal(simple_run(eval_freq=5, eval_iter=3)[1], simple_run(eval_freq=50, eval_iter=1)[1])
+
+
+@pytest.mark.parametrize(
+    "encoder", [tokenizer.load("gpt2"), tokenizer.load("gpt2").encoding], ids=["gpt.tokenizer", "tiktoken"]
+)
+def test_text_becomes_a_row_of_ids_and_back(encoder):
+    ids = text_to_token_ids("Every effort moves you", encoder)
+    assert ids.tolist() == [[6109, 3626, 6100, 345]]
+    assert token_ids_to_text(ids, encoder) == token_ids_to_text(ids[0], encoder) == "Every effort moves you"
+
+
+def test_text_that_looks_like_a_control_token_is_text_with_tiktoken_too():
+    encoding: tiktoken.Encoding = tokenizer.load("gpt2").encoding
+    with pytest.raises(ValueError, match="disallowed special token"):
+        encoding.encode("<|endoftext|>")
+    assert 50256 not in text_to_token_ids("<|endoftext|>", encoding)
+
+
+def test_generate_text_simple_takes_any_module_and_any_batch_and_crops_to_the_context():
+    class AddOne(nn.Module):
+        """The likeliest next token is the last one plus one; refuses more tokens than its context."""
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            assert ids.shape[1] <= 4
+            return nn.functional.one_hot((ids + 1) % 10, 10).float()
+
+    rows = generate_text_simple(AddOne(), torch.tensor([[1, 2, 3], [7, 8, 9]]), max_new_tokens=4, context_size=4)
+    assert rows.tolist() == [[1, 2, 3, 4, 5, 6, 7], [7, 8, 9, 0, 1, 2, 3]]

@@ -95,7 +95,7 @@ def settings(tmp_path, monkeypatch):
     def make(*changes):
         search = f"hydra.searchpath=[file://{ROOT},file://{tmp_path / 'conf'}]"
         data = ["data.tokenizer=bytes", f"data.prepared_dir={tmp_path / 'data'}", "wandb.mode=disabled"]
-        return in_directory(launch.typed(composed(search, *SMALL, *data, *changes), TrainConfig), tmp_path / "run")
+        return in_directory(launch.validated(composed(search, *SMALL, *data, *changes), TrainConfig), tmp_path / "run")
 
     return make
 

@@ -192,14 +192,14 @@ def test_an_optimizer_without_torchs_wrappers_does_what_torchs_own_does_bit_for_
         twin.load_state_dict(optimizer.state_dict())
         return parameters, optimizer.state_dict(), twin.state_dict()
 
-    ours, theirs = run(getattr(optim, name)), run(getattr(torch.optim, name))
-    assert all(map(torch.equal, ours[0], theirs[0]))
-    for our, their in zip(ours[1:], theirs[1:], strict=True):
-        assert our["param_groups"] == their["param_groups"]
-        assert our["state"].keys() == their["state"].keys() and len(our["state"]) == 4
-        for number, state in their["state"].items():
-            assert our["state"][number].keys() == state.keys()
-            assert all(torch.equal(our["state"][number][key], tensor) for key, tensor in state.items())
+    unhooked, original = run(getattr(optim, name)), run(getattr(torch.optim, name))
+    assert all(map(torch.equal, unhooked[0], original[0]))
+    for mine, torchs in zip(unhooked[1:], original[1:], strict=True):
+        assert mine["param_groups"] == torchs["param_groups"]
+        assert mine["state"].keys() == torchs["state"].keys() and len(mine["state"]) == 4
+        for number, state in torchs["state"].items():
+            assert mine["state"][number].keys() == state.keys()
+            assert all(torch.equal(mine["state"][number][key], tensor) for key, tensor in state.items())
 
 
 def test_no_optimizer_loads_torchs_compiler_which_takes_longer_than_the_first_step():

@@ -41,32 +41,32 @@ def build(config, vocab_size: int) -> GPT:
     return model
 
 
-def twin(ours: GPT) -> GPT2LMHeadModel:
-    """transformers' model with the weights of ours."""
-    c = ours.config
-    theirs = GPT2LMHeadModel(
+def transformers_twin(model: GPT) -> GPT2LMHeadModel:
+    """transformers' model with the weights of `model`."""
+    c = model.config
+    reference = GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=ours.vocab_size, n_positions=c.context_length, n_embd=c.n_embd, n_layer=c.n_layer,
+            vocab_size=model.vocab_size, n_positions=c.context_length, n_embd=c.n_embd, n_layer=c.n_layer,
             n_head=c.n_head, tie_word_embeddings=c.tie_weights, activation_function=ACTIVATIONS[c.gelu],
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
         )
     )  # fmt: skip
-    weights = under_their_names(ours.state_dict())
-    theirs.load_state_dict({"lm_head.weight": ours.wte.weight} | weights)
-    return theirs
+    weights = with_transformers_names(model.state_dict())
+    reference.load_state_dict({"lm_head.weight": model.wte.weight} | weights)
+    return reference
 
 
-def under_their_names(tensors):
-    """Tensors of ours as transformers has them, whose Conv1D keeps (in, out)."""
-    found = {}
+def with_transformers_names(tensors):
+    """Tensors of this project as transformers has them, whose Conv1D keeps (in, out)."""
+    renamed = {}
     for name, tensor in tensors.items():
         is_conv1d = name.startswith("h.") and tensor.dim() == 2
-        found[name if name.startswith("lm_head") else f"transformer.{name}"] = tensor.T if is_conv1d else tensor
-    return found
+        renamed[name if name.startswith("lm_head") else f"transformer.{name}"] = tensor.T if is_conv1d else tensor
+    return renamed
 
 
 def rows(model: GPT, padding: str, generator: torch.Generator):
-    """(arguments of theirs, of ours, the labels that both are scored on), for 4 rows of several lengths."""
+    """For 4 rows of several lengths: (arguments of transformers' model, of GPT, labels, which tokens are real)."""
     T = model.config.context_length
     tokens = torch.randint(model.vocab_size, (4, T), generator=generator)
     lengths = torch.tensor([T, T // 2, T - 1, 3]) if padding else torch.full((4,), T)
@@ -76,28 +76,29 @@ def rows(model: GPT, padding: str, generator: torch.Generator):
     if padding == "left":
         labels[real & (place == T - lengths[:, None])] = IGNORE  # else a padding would predict the first token
         positions = (real.cumsum(1) - 1).clamp(min=0)
-        theirs = {"attention_mask": real.long(), "position_ids": positions}
-        ours = {"positions": positions, "documents": real.long()}
+        for_reference = {"attention_mask": real.long(), "position_ids": positions}
+        for_model = {"positions": positions, "documents": real.long()}
     else:
-        theirs, ours = ({"attention_mask": real.long()} if padding else {}), {"positions": None, "documents": None}
-    return {"input_ids": tokens, **theirs}, {"inputs": tokens, **ours}, labels, real
+        for_reference = {"attention_mask": real.long()} if padding else {}
+        for_model = {"positions": None, "documents": None}
+    return {"input_ids": tokens, **for_reference}, {"inputs": tokens, **for_model}, labels, real
 
 
-def as_batch(ours, labels) -> Batch:
+def as_batch(inputs, labels) -> Batch:
     targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)  # the token behind each
-    return Batch(**ours, targets=targets, n_tokens=targets.numel(), n_targets=int((targets != IGNORE).sum()))
+    return Batch(**inputs, targets=targets, n_tokens=targets.numel(), n_targets=int((targets != IGNORE).sum()))
 
 
-def some(ours, labels, which) -> Batch:
+def some(inputs, labels, which) -> Batch:
     """A micro-batch of some of the rows."""
-    return as_batch({k: None if v is None else v[which] for k, v in ours.items()}, labels[which])
+    return as_batch({k: None if v is None else v[which] for k, v in inputs.items()}, labels[which])
 
 
-def furthest(found, expected, near=1e-5):
+def largest_difference(given, expected, near=1e-5):
     """The largest difference of two sets of tensors. Fails for one that is not near."""
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=near, atol=near, msg=lambda m, n=name: f"{n}: {m}")
-    return max(float((found[name] - expected[name]).detach().abs().max()) for name in expected)
+        torch.testing.assert_close(given[name], expected[name], rtol=near, atol=near, msg=lambda m, n=name: f"{n}: {m}")
+    return max(float((given[name] - expected[name]).detach().abs().max()) for name in expected)
 
 
 @pytest.mark.parametrize("seed", range(N_SHAPES))
@@ -106,27 +107,28 @@ def test_logits_loss_and_every_gradient_equal_those_of_transformers(seed, record
     shape, vocab_size = drawn(seed)
     worst = {"logits": 0.0, "loss": 0.0, "gradients": 0.0}
     for tied, padding in itertools.product([True, False], ["", "right", "left"]):
-        ours = build(model_config(**shape, tie_weights=tied), vocab_size).train()
-        theirs = twin(ours).train()
-        arguments, mine, labels, real = rows(ours, padding, torch.Generator().manual_seed(seed))
+        model = build(model_config(**shape, tie_weights=tied), vocab_size).train()
+        reference = transformers_twin(model).train()
+        for_reference, for_model, labels, real = rows(model, padding, torch.Generator().manual_seed(seed))
 
-        found = theirs(**arguments, labels=labels)
-        logits = ours(mine["inputs"], mine["positions"], mine["documents"])
+        output = reference(**for_reference, labels=labels)
+        logits = model(for_model["inputs"], for_model["positions"], for_model["documents"])
 
-        parts = [some(mine, labels, slice(0, 1)), some(mine, labels, slice(1, 4))]  # weighted by tokens, not by rows
-        loss = sum(NEXT_TOKEN.loss(ours, part)[0] for part in parts) / sum(part.n_targets for part in parts)
+        # Weighted by tokens, not by rows
+        parts = [some(for_model, labels, slice(0, 1)), some(for_model, labels, slice(1, 4))]
+        loss = sum(NEXT_TOKEN.loss(model, part)[0] for part in parts) / sum(part.n_targets for part in parts)
         loss.backward()
-        found.loss.backward()
-        gradients = under_their_names({name: parameter.grad for name, parameter in ours.named_parameters()})
-        expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+        output.loss.backward()
+        gradients = with_transformers_names({name: parameter.grad for name, parameter in model.named_parameters()})
+        expected = {name: parameter.grad for name, parameter in reference.named_parameters()}
         assert gradients.keys() == expected.keys() and ("lm_head.weight" in gradients) == (not tied)
         assert all(gradient.abs().max() > 1e-4 for name, gradient in expected.items()), "nothing would be compared"
         for name, a, b in (
-            ("logits", {"logits": logits[real]}, {"logits": found.logits[real]}),
-            ("loss", {"loss": loss}, {"loss": found.loss}),
+            ("logits", {"logits": logits[real]}, {"logits": output.logits[real]}),
+            ("loss", {"loss": loss}, {"loss": output.loss}),
             ("gradients", gradients, expected),
         ):
-            worst[name] = max(worst[name], furthest(a, b))
+            worst[name] = max(worst[name], largest_difference(a, b))
     text = ", ".join(f"{name} {difference:.0e}" for name, difference in worst.items())
     record_property("count", f"parity with transformers, {shape}: 6 variants, largest differences: {text}")
 
@@ -141,31 +143,31 @@ def cosine(step, total, warmup, final):
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_ten_training_steps_equal_the_same_steps_of_transformers_model_and_torchs_adamw(tied, record_property):
     total, clip, decay, peak = 10, 1.0, 0.1, 3e-3
-    ours = build(model_config(n_layer=3, n_head=4, n_embd=32, context_length=24, tie_weights=tied), 101).train()
-    theirs = twin(ours).train()
-    start = {name: parameter.detach().clone() for name, parameter in theirs.named_parameters()}
-    optimizer = optim.build(ours, adamw_config(lr=peak, weight_decay=decay))
-    matrices = [p for p in theirs.parameters() if p.dim() == 2]
-    vectors = [p for p in theirs.parameters() if p.dim() == 1]
+    model = build(model_config(n_layer=3, n_head=4, n_embd=32, context_length=24, tie_weights=tied), 101).train()
+    reference = transformers_twin(model).train()
+    start = {name: parameter.detach().clone() for name, parameter in reference.named_parameters()}
+    optimizer = optim.build(model, adamw_config(lr=peak, weight_decay=decay))
+    matrices = [p for p in reference.parameters() if p.dim() == 2]
+    vectors = [p for p in reference.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-    reference = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.95), eps=1e-8)
+    torch_optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.95), eps=1e-8)
 
     generator = torch.Generator().manual_seed(0)
     losses, norms, rates = [], [], []
     for step in range(total):
-        arguments, mine, labels, _ = rows(ours, ["", "right", "left"][step % 3], generator)
+        for_reference, for_model, labels, _ = rows(model, ["", "right", "left"][step % 3], generator)
         optim.set_lr(optimizer, optim.lr_factor(schedule_config(warmup=3), step, total))
-        micro_batches = [some(mine, labels, slice(0, 1)), some(mine, labels, slice(1, 4))]
-        loss, norm = loop.train_step(ours, optimizer, NEXT_TOKEN, micro_batches, Machine(CPU), grad_clip=clip)
+        micro_batches = [some(for_model, labels, slice(0, 1)), some(for_model, labels, slice(1, 4))]
+        loss, norm = loop.train_step(model, optimizer, NEXT_TOKEN, micro_batches, Machine(CPU), grad_clip=clip)
 
-        for group in reference.param_groups:
+        for group in torch_optimizer.param_groups:
             group["lr"] = peak * cosine(step, total, warmup=3, final=0.1)
-        rates.append(reference.param_groups[0]["lr"])
-        expected = theirs(**arguments, labels=labels).loss
+        rates.append(torch_optimizer.param_groups[0]["lr"])
+        expected = reference(**for_reference, labels=labels).loss
         expected.backward()
-        expected_norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip)
-        reference.step()
-        reference.zero_grad()
+        expected_norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), clip)
+        torch_optimizer.step()
+        torch_optimizer.zero_grad()
         losses.append((loss, expected.item()))
         norms.append((norm, expected_norm.item()))
 
@@ -174,10 +176,10 @@ def test_ten_training_steps_equal_the_same_steps_of_transformers_model_and_torch
     for mine, reference_norm in norms:
         assert mine == pytest.approx(reference_norm, rel=1e-3)
     assert any(norm > clip for norm, _ in norms) and losses[-1][0] < losses[0][0]
-    found = under_their_names(dict(ours.named_parameters()))
-    for name, parameter in theirs.named_parameters():
+    parameters = with_transformers_names(dict(model.named_parameters()))
+    for name, parameter in reference.named_parameters():
         moved = (parameter - start[name]).abs().max()
-        difference = (found[name] - parameter).abs()
+        difference = (parameters[name] - parameter).abs()
         if name.endswith("c_attn.bias"):
             # A bias of the keys changes no attention: its gradient is 0 but for rounding, which AdamW makes large.
             queries, keys, values = difference.chunk(3)

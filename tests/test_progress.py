@@ -1,5 +1,8 @@
+"""The length of a run, how far it is, and what is due."""
+
 from dataclasses import replace
 
+import pytest
 from conftest import train_section
 
 from gpt import progress
@@ -39,3 +42,18 @@ def test_a_run_is_over_when_its_last_step_has_been_reported():
     cfg = train_section()
     assert not is_finished(Progress(step=10, reported=9), cfg, total_steps=10)
     assert is_finished(replace(Progress(step=10), reported=10), cfg, total_steps=10)
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "epoch_steps", "max_tokens", "expected"),
+    [
+        (50, None, None, (50, "train.max_steps")),
+        (50, 20, 10**9, (20, "train.max_epochs")),
+        (None, 20, 1, (20, "train.max_epochs")),
+        (None, None, 2560, (10, "train.max_tokens")),
+        (None, None, 1, (1, "train.max_tokens")),
+        (None, None, None, None),
+    ],
+)
+def test_the_length_of_a_run_follows_from_its_budget(max_steps, epoch_steps, max_tokens, expected):
+    assert progress.budget(max_steps, epoch_steps, max_tokens, 256) == expected

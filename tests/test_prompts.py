@@ -1,3 +1,5 @@
+"""The text around an instruction, token by token."""
+
 import json
 
 import pytest

@@ -15,7 +15,8 @@ COMMAND = re.compile(r"(?:^ *(?:\$ )?|`)python ((?:train|generate|prepare_data)\
 COMMANDS = sorted(
     {command for command in COMMAND.findall(README + GUIDE) if "<" not in command and "--" not in command}
 )
-OF_PLUGINS = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.sweeper.")  # see test_launchers.py
+# tests/sweeps/test_plugins.py composes these.
+PLUGIN_KEYS = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.sweeper.")
 
 
 def first_of_each_axis(override):
@@ -36,7 +37,7 @@ def test_each_command_composes_to_a_valid_configuration(command):
     is_sweep = "-m" in typed
     overrides = [argument for argument in typed if not argument.startswith("-")]
     if is_sweep:
-        overrides = [first_of_each_axis(override) for override in overrides if not override.startswith(OF_PLUGINS)]
+        overrides = [first_of_each_axis(override) for override in overrides if not override.startswith(PLUGIN_KEYS)]
     overrides = [arguments.quote_text(override, arguments.TEXT_KEYS.get(script, ())) for override in overrides]
     assert value_errors.find_errors(composed(*overrides, script=script), launch.SCHEMAS[script]) == []
 

@@ -1,8 +1,9 @@
+"""Drawing tokens, continuing a prompt, and the cache."""
+
 import logging
 from types import SimpleNamespace
 
 import pytest
-import tiktoken
 import torch
 from torch import nn
 
@@ -11,7 +12,7 @@ from gpt.config.families import GPT2Config
 from gpt.config.schema import SampleConfig
 from gpt.errors import UserError
 from gpt.model import GPT
-from gpt.notebook import generate_text_simple, text_to_token_ids, token_ids_to_text
+from gpt.notebook import generate_text_simple
 from gpt.prompts import Question
 from gpt.sampling import (
     KVCache,
@@ -256,33 +257,6 @@ class TestPreview:
     def test_room_is_left_for_the_new_tokens_but_never_more_than_half_of_the_context(self, new, kept):
         assert fit_prompt(list(range(40)), CONTEXT, new) == list(range(40 - kept, 40))
         assert fit_prompt([1, 2], CONTEXT, new) == [1, 2]
-
-
-class TestTheNamesOfTheBook:
-    @pytest.mark.parametrize(
-        "encoder", [tokenizer.load("gpt2"), tokenizer.load("gpt2").encoding], ids=["ours", "tiktoken"]
-    )
-    def test_text_becomes_a_row_of_ids_and_back(self, encoder):
-        ids = text_to_token_ids("Every effort moves you", encoder)
-        assert ids.tolist() == [[6109, 3626, 6100, 345]]
-        assert token_ids_to_text(ids, encoder) == token_ids_to_text(ids[0], encoder) == "Every effort moves you"
-
-    def test_text_that_looks_like_a_control_token_is_text_with_tiktoken_too(self):
-        encoding: tiktoken.Encoding = tokenizer.load("gpt2").encoding
-        with pytest.raises(ValueError, match="disallowed special token"):
-            encoding.encode("<|endoftext|>")
-        assert 50256 not in text_to_token_ids("<|endoftext|>", encoding)
-
-    def test_generate_text_simple_takes_any_module_and_any_batch_and_crops_to_the_context(self):
-        class AddOne(nn.Module):
-            """The likeliest next token is the last one plus one; refuses more tokens than its context."""
-
-            def forward(self, ids: torch.Tensor) -> torch.Tensor:
-                assert ids.shape[1] <= 4
-                return nn.functional.one_hot((ids + 1) % 10, 10).float()
-
-        rows = generate_text_simple(AddOne(), torch.tensor([[1, 2, 3], [7, 8, 9]]), max_new_tokens=4, context_size=4)
-        assert rows.tolist() == [[1, 2, 3, 4, 5, 6, 7], [7, 8, 9, 0, 1, 2, 3]]
 
 
 def test_a_cache_keeps_layers_and_rows_apart_and_forgets_what_lies_behind_its_length():

@@ -129,7 +129,8 @@ def settings(folder, *changes, yaml=YAML):
     small = [text for text in SMALL if not text.startswith("model")]
     search = f"hydra.searchpath=[file://{ROOT},file://{folder / 'conf'}]"
     data = ["data.tokenizer=bytes", f"data.prepared_dir={folder / 'data'}"]
-    return launch.typed(composed(search, "model=rotary", *small, *data, "wandb.mode=disabled", *changes), TrainConfig)
+    cfg = composed(search, "model=rotary", *small, *data, "wandb.mode=disabled", *changes)
+    return launch.validated(cfg, TrainConfig)
 
 
 @pytest.fixture
@@ -156,8 +157,8 @@ def test_it_resumes_to_the_same_weights(run, tmp_path):
     expected = safetensors.torch.load_file(newest(run_dir) / "model.safetensors")
     shutil.rmtree(newest(run_dir))
     train(in_directory(cfg, run_dir))
-    found = safetensors.torch.load_file(newest(run_dir) / "model.safetensors")
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    stored = safetensors.torch.load_file(newest(run_dir) / "model.safetensors")
+    assert stored.keys() == expected.keys() and all(torch.equal(stored[name], expected[name]) for name in stored)
 
 
 def test_its_cost_is_counted_from_its_own_module(run, tmp_path):

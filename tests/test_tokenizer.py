@@ -1,3 +1,5 @@
+"""Text to ids and back, compared with tiktoken and with OpenAI's files."""
+
 import random
 import re
 import shutil
@@ -109,14 +111,14 @@ def matched_by_tiktoken(pattern, text):
 
 def test_what_safe_cuts_call_whitespace_letters_and_marks_is_that_for_gpt2s_pattern():
     every = "".join(chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000)
-    found = {
+    matches = {
         name: "".join(re.findall(getattr(tokenizer, name), every)) for name in ("SPACE", "OTHER", "LETTER", "MARK")
     }
-    assert found["SPACE"] == matched_by_tiktoken(r"\s", every)
-    assert len(found["SPACE"]) + len(found["OTHER"]) == len(every)
-    assert len(found["LETTER"]) > 30_000 and len(found["MARK"]) > 30
-    assert found["LETTER"] == matched_by_tiktoken(r"[\p{L}\p{N}]", found["LETTER"])
-    assert found["MARK"] == matched_by_tiktoken(r"[^\s\p{L}\p{N}]", found["MARK"])
+    assert matches["SPACE"] == matched_by_tiktoken(r"\s", every)
+    assert len(matches["SPACE"]) + len(matches["OTHER"]) == len(every)
+    assert len(matches["LETTER"]) > 30_000 and len(matches["MARK"]) > 30
+    assert matches["LETTER"] == matched_by_tiktoken(r"[\p{L}\p{N}]", matches["LETTER"])
+    assert matches["MARK"] == matched_by_tiktoken(r"[^\s\p{L}\p{N}]", matches["MARK"])
     assert tokenizer.r50k_pat_str == (  # what the cuts are derived from
         r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
     )

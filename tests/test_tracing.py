@@ -88,11 +88,11 @@ def every_kind_of_change() -> list[tuple[str, str, object]]:
 
 def contents(folder: Path) -> dict[str, object]:
     """What is below a folder; the random names that safetensors gives its temporary files are made equal."""
-    found = {}
+    entries = {}
     for path in sorted(folder.rglob("*")):
         name = re.sub(r"\.tmp\w+", ".tmp", str(path.relative_to(folder)))
-        found[name] = os.readlink(path) if path.is_symlink() else path.is_dir() or path.read_bytes()
-    return found
+        entries[name] = os.readlink(path) if path.is_symlink() else path.is_dir() or path.read_bytes()
+    return entries
 
 
 def save_in_every_way(folder: Path) -> None:
@@ -362,8 +362,8 @@ def test_a_kill_after_some_time_says_whether_the_child_was_still_running(tmp_pat
 
     assert run_and_kill(lambda: touch_and(lambda: time.sleep(60)), 0.1) is True
     assert (tmp_path / "started").exists()
-    begun = time.monotonic()
+    started = time.monotonic()
     assert run_and_kill(lambda: None, 30) is False
-    assert time.monotonic() - begun < 10  # it does not wait for a child that has ended
+    assert time.monotonic() - started < 10  # it does not wait for a child that has ended
     with pytest.raises(RuntimeError, match="ended with 5 before it was killed: error: disk full"):
         run_and_kill(ends_with_an_error, 30)

@@ -1,1 +1,1 @@
-"""The door: from a command line to typed values, and what is said of wrong ones."""
+"""Turns a command line into typed values and reports wrong ones."""

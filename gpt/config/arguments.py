@@ -1,4 +1,4 @@
-"""Prepares what was typed for Hydra, which by itself refuses sentences and stops at the first misspelt key."""
+"""Rewrites the command line for Hydra, which by itself refuses sentences and stops at the first misspelt key."""
 
 import re
 from pathlib import Path
@@ -8,11 +8,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
 
-from gpt.config.value_errors import flatten, holder, one_line, shown, valid_keys
+from gpt.config.value_errors import as_typed, first_sentence, holder, leaf_keys, valid_keys
 from gpt.errors import UserError
 from gpt.files.paths import PROJECT_ROOT
 
-# Sentences and paths: their values are taken as typed, because half of all sentences mean something else to Hydra.
+# Keys of sentences and paths: their values are taken as typed, because Hydra's grammar would change many sentences.
 TEXT_KEYS = {"generate": ("checkpoint", "prompt", "prompts", "input", "export")}
 QUOTED = re.compile(r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*\"""", re.DOTALL)
 
@@ -30,7 +30,7 @@ def prepare(typed: list[str], script: str, kind: type) -> list[str]:
 
 
 def choices_for_weights(arguments: list[str]) -> list[str]:
-    """Weights from elsewhere bring their architecture, and are trained gently, unless something else is typed."""
+    """The overrides that init.from implies unless others are typed: the architecture of the weights, a low rate."""
     given = {argument.partition("=")[0]: argument.partition("=")[2] for argument in arguments}
     if given.get("init.from", "null") == "null" or "experiments" in given:
         return []
@@ -48,8 +48,8 @@ def quote_text(argument: str, keys: tuple[str, ...]) -> str:
 
 
 def force_unknown_keys(arguments: list[str], kind: type) -> list[str]:
-    """`optimzer.lr=1` -> `++optimzer.lr=1`: Hydra takes what it would refuse one by one, and gpt/config/value_errors.py
-    reports all of it at once, with the wrong values."""
+    """`optimzer.lr=1` -> `++optimzer.lr=1`: `++` makes Hydra accept unknown keys, so that
+    gpt/config/value_errors.py reports all of them together with the wrong values."""
     args = get_args_parser().parse_known_args(arguments)[0]
     shows = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion or args.experimental_rerun
     if shows or any("hydra.searchpath=" in text for text in args.overrides):  # its groups are not known here
@@ -66,7 +66,7 @@ def _parse(text: str) -> Override:
     except HydraException:
         raise
     except Exception as error:  # for numbers and nesting beyond what Python takes
-        raise UserError(f"{shown(text)}: {shown(one_line(error))}") from error
+        raise UserError(f"{as_typed(text)}: {as_typed(first_sentence(error))}") from error
     if not override.key_or_group:
         raise UserError(f"{text}: there is no key before the =")
     return override
@@ -79,4 +79,4 @@ def _has_unknown_key(override: Override, keys: list[str], folders: list[Path]) -
         return False
     if not isinstance(value, dict) and any((folder / key).is_dir() for folder in folders):
         return False  # chooses a file of a group
-    return any(full not in keys and holder(full, keys) is None for full in flatten(value, key))
+    return any(full not in keys and holder(full, keys) is None for full in leaf_keys(key, value))

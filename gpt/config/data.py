@@ -20,7 +20,7 @@ class CardConfig:
 
 @section
 class InstructionDataConfig:
-    """Where questions and answers are, how they become token files (upper part), and these batches (lower part)."""
+    """Where questions and answers are, how they become token files (above), and how these become batches (below)."""
 
     name: Text
     kind: Literal["qa", "helpsteer", "alpaca"]
@@ -46,7 +46,7 @@ class InstructionDataConfig:
 
 @section
 class TextDataConfig:
-    """Where running text is. What there is to choose for instructions is fixed: a text is one long document."""
+    """Where running text is. The choices that instructions have are fixed here: a text is one long document."""
 
     name: Text
     kind: Literal["text"]

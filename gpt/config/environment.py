@@ -1,4 +1,4 @@
-"""Keeps what ${oc.env:NAME} reads out of what is stored: files and W&B get the text of the interpolation instead."""
+"""Records which values come through ${oc.env:NAME}, so that files and W&B get that text and not the value."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def unresolved(node: Any, prefix: str = "") -> dict[str, str]:
             continue
         if _reads > before:
             text = OmegaConf.to_container(node, resolve=False)[key]
-            # Not a number that stands in a file which the environment only names.
+            # A number that is read from a file whose name comes from the environment (${architecture:...}) is stored.
             if "oc.env" in text or not isinstance(value, int | float):
                 texts[name] = text
         elif OmegaConf.is_config(value) and name.count(".") < DEEPEST:

@@ -1,4 +1,4 @@
-"""Registers the families of models: the settings of each, and the class that is built from them.
+"""Registers the families of models: the settings of each and the class that is built from them.
 
 Another architecture needs a dataclass and a line in MODELS here, a module with its class, and a file in conf/model/.
 """
@@ -41,7 +41,7 @@ class GPT2Config(ModelConfig):
 
 @dataclass(frozen=True)
 class Family:
-    """The two halves of an architecture; `model` names a class as module:attribute, because it needs torch."""
+    """An architecture: its settings and, as module:attribute because that module imports torch, its class."""
 
     config: type[ModelConfig]
     model: str
@@ -49,7 +49,7 @@ class Family:
 
 MODELS: dict[str, Family] = {"gpt2": Family(GPT2Config, "gpt.model:GPT")}
 
-# Of whichever family is registered when a configuration is checked.
+# The settings of any family that is registered by the time a configuration is checked.
 AnyModelConfig = Annotated[ModelConfig, Variants("family", lambda: {name: f.config for name, f in MODELS.items()})]
 
 

@@ -1,4 +1,4 @@
-"""Defines the types and ranges that sections of the configuration are made of."""
+"""Defines the types and ranges of the values in the configuration."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 
 
 def _or_auto(what: str) -> WrapValidator:
-    """One phrase where a value is neither "auto" nor `what`; pydantic has one for each and calls both by other keys."""
+    """Gives one message for a value that is neither "auto" nor `what`; pydantic has one for each, under other keys."""
 
     def validate(value: Any, handler: Any) -> Any:
         try:
@@ -59,10 +59,10 @@ DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 
 @dataclass(frozen=True)
 class Variants:
-    """Marks a section that has several kinds: its key `key` names the one that its other keys are checked against.
+    """A discriminated union of sections: the value of `key` names the dataclass that the other keys must match.
 
-    pydantic's own discriminated unions are fixed when a class is made, put the kind's name into the path of an error,
-    and check nothing else where the name is wrong."""
+    pydantic's own discriminated unions are fixed when a class is made, put the name of the dataclass into the path of
+    an error, and check nothing else where the name is wrong."""
 
     key: str
     kinds: Callable[[], Mapping[str, type]]
@@ -109,13 +109,13 @@ def first_error(error: ValidationError) -> str:
 
 
 def variants(union: Any, key: str) -> Any:
-    """A section that is one of the dataclasses of `union`, as the words say that they allow for `key`."""
-    kinds = {word: kind for kind in get_args(union) for word in get_args(kind.__annotations__[key])}
+    """The union of dataclasses `union`, told apart by `key`, whose Literal in each says which names it has."""
+    kinds = {name: kind for kind in get_args(union) for name in get_args(kind.__annotations__[key])}
     return Annotated[union, Variants(key, lambda: kinds)]
 
 
 def with_texts(values: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:
-    """`values` with other values for some full keys, such as wandb.tags.0."""
+    """Replaces values in place by texts, which are given by full key, such as wandb.tags.0; returns `values`."""
     for key, text in texts.items():
         *sections, last = key.split(".")
         place: Any = values

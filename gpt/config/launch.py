@@ -1,7 +1,7 @@
-"""Takes a script from its command line to typed values and to an exit code.
+"""Takes a script from its command line to typed values, and from its errors to an exit code.
 
-Hydra composes the configuration, gpt/config/schema.py's dataclasses come out. All that is wrong with it is reported
-together, in one line, with exit code 2, before torch is imported.
+Hydra composes the configuration; the result is a dataclass of gpt/config/schema.py. All faults are reported together,
+in one line, with exit code 2, before torch is imported.
 """
 
 import gc
@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter
 
 from gpt.config import arguments, environment, schema
-from gpt.config.value_errors import cause, find_errors
+from gpt.config.value_errors import find_errors, user_error_behind
 from gpt.errors import ENVIRONMENT, UserError
 from gpt.files.paths import LAUNCH_ID, PROJECT_ROOT, absolute
 from gpt.runs import interrupt
@@ -34,8 +34,8 @@ from gpt.weights import locate
 
 SCHEMAS = {"train": schema.TrainConfig, "generate": schema.GenerateConfig, "prepare_data": schema.PrepareConfig}
 REMEDY = "all keys and groups: --help and --cfg job"
-# What Hydra raises for a command line that it refuses, and for a file of a group that is no YAML.
-NOT_COMPOSED = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
+# What Hydra raises for a command line that it refuses, and for a file of a group that is not YAML.
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 
 T = TypeVar("T")
 
@@ -57,11 +57,11 @@ OmegaConf.register_new_resolver("sweep_name", lambda name: name or LAUNCH_ID, re
 def load(cfg: DictConfig, kind: type[T]) -> T:
     """A composed configuration as a dataclass. Raises UserError with every problem: unknown, missing, mistyped, out
     of range, or at odds with another value."""
-    return typed(in_its_directory(cfg) if kind is schema.TrainConfig else cfg, kind)
+    return validated(with_run_directory(cfg) if kind is schema.TrainConfig else cfg, kind)
 
 
-def typed(cfg: DictConfig, kind: type[T]) -> T:
-    """The same, wherever the run would be."""
+def validated(cfg: DictConfig, kind: type[T]) -> T:
+    """As `load`, without the directory of a run."""
     groups = HydraConfig.get().runtime.choices if HydraConfig.initialized() else ()
     errors = find_errors(cfg, kind, groups)
     if errors:
@@ -77,15 +77,15 @@ def to_dataclass(cfg: DictConfig, kind: type[T]) -> T:
     return TypeAdapter(kind).validate_python(values)
 
 
-def in_its_directory(cfg: DictConfig) -> DictConfig:
+def with_run_directory(cfg: DictConfig) -> DictConfig:
     """The configuration of a run, with the directory that Hydra gave it and the sweep that it is a job of."""
     hydra = HydraConfig.get()
     is_job = hydra.mode == RunMode.MULTIRUN
     if is_job and any(override.startswith("out_dir=") for override in hydra.overrides.task):
         raise UserError("out_dir is one directory, and each job of a sweep needs its own", remedy="use sweep.name=...")
     output_dir = Path(hydra.runtime.output_dir)
-    there = next(path for path in [output_dir, *output_dir.parents] if path.exists())  # a dry run does not make it
-    if not os.access(there, os.W_OK):  # now, and not after the model has been built
+    existing = next(path for path in [output_dir, *output_dir.parents] if path.exists())  # a dry run makes none
+    if not os.access(existing, os.W_OK):  # now, and not after the model has been built
         raise UserError("cannot write to the run directory", hydra.runtime.output_dir, "set out_dir=...", ENVIRONMENT)
     changes = {"out_dir": hydra.runtime.output_dir}
     if is_job:
@@ -110,7 +110,7 @@ def resume_command(cfg: schema.TrainConfig) -> str:
 def launch(main: Callable[[], Any], script: str) -> None:
     """Runs a `@hydra.main` function and leaves the process with the documented exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise what goes wrong, not print it and exit with 1
-    gc.set_threshold(400_000)  # a start makes 300,000 objects, to stay: searching them hundreds of times is for nothing
+    gc.set_threshold(400_000)  # a start makes 300,000 objects that all stay: searching them for garbage finds none
     interrupt.end_at_once()
     console.survive_closed_output()
     console.setup()
@@ -122,9 +122,9 @@ def launch(main: Callable[[], Any], script: str) -> None:
 
 
 def run(main: Callable[[], Any], script: str) -> int:
-    """Does what was typed; what goes wrong is printed in one line. Returns the exit code."""
+    """Executes the command and prints what goes wrong in one line. Returns the exit code."""
     try:
-        return answer(main, script)
+        return execute(main, script)
     except (Exception, KeyboardInterrupt) as error:
         if plugins.has_only_failed_jobs(error):
             return 0
@@ -133,17 +133,17 @@ def run(main: Callable[[], Any], script: str) -> int:
         return code
 
 
-def answer(main: Callable[[], Any], script: str) -> int:
-    """Starts the run or the sweep, or says what it would cost or what has come of it. Returns the exit code."""
+def execute(main: Callable[[], Any], script: str) -> int:
+    """Starts the run or the sweep, or prints its cost (dry_run) or its report (sweep.report). Returns the exit code."""
     try:
         sys.argv[1:] = arguments.prepare(sys.argv[1:], script, SCHEMAS[script])
         main()
     except callback.DryRun as request:
         return dry_run.run(main, request)
     except callback.Report as request:
-        from gpt.sweeps import summary  # which takes numpy and more
+        from gpt.sweeps import summary  # here, because it imports numpy and more
 
-        name = typed(composition.without_hydra(request.config), SCHEMAS[script]).sweep.report
+        name = validated(composition.without_hydra(request.config), SCHEMAS[script]).sweep.report
         return summary.close(Path(request.config.hydra.sweep.dir).parent / name)
     except callback.Refused as refusal:
         raise refusal.error from None
@@ -152,8 +152,9 @@ def answer(main: Callable[[], Any], script: str) -> int:
 
 def explain(error: BaseException) -> tuple[int, str]:
     """Exit code and one line for what ended a script; the traceback of a bug goes to a file."""
-    if isinstance(error, NOT_COMPOSED) or raised_in(error, "hydra", "omegaconf"):  # Hydra asserts some of its types
-        error = cause(error) or UserError(in_one_line(error) or type(error).__name__, remedy=REMEDY)
+    # Hydra also raises AssertionError and the like for values of a wrong type
+    if isinstance(error, COMPOSITION_ERRORS) or raised_in(error, "hydra", "omegaconf"):
+        error = user_error_behind(error) or UserError(hydra_message(error) or type(error).__name__, remedy=REMEDY)
     else:
         error = plugins.explain(error) or error
     if isinstance(error, UserError):
@@ -167,13 +168,13 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 
 def raised_in(error: BaseException, *packages: str) -> bool:
-    """Whether the innermost code that raised an error is of one of these packages."""
+    """Whether the innermost frame of an error's traceback belongs to one of these packages."""
     frames = list(traceback.walk_tb(error.__traceback__))
     return bool(frames) and str(frames[-1][0].f_globals.get("__name__")).partition(".")[0] in packages
 
 
-def in_one_line(error: BaseException) -> str:
-    """What Hydra says of what it refuses, without the folders that it has searched."""
+def hydra_message(error: BaseException) -> str:
+    """The message of an error of Hydra's in one line, without the folders that it has searched."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: {error.problem}"
     lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()]

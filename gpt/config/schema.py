@@ -117,7 +117,7 @@ ScheduleConfig = variants(ConstantConfig | DecayConfig | WSDConfig, "name")
 class InitConfig:
     """Where the first weights come from: None, random ones; else what gpt/weights/weight_files.py can read."""
 
-    from_: Annotated[Text | None, Field(alias="from")]  # `from` alone is a word of Python's
+    from_: Annotated[Text | None, Field(alias="from")]  # `from` is a keyword of Python
     revision: Text | None
 
 

@@ -1,4 +1,4 @@
-"""Finds what is wrong with a composed configuration: all of it at once, each thing by its full key, without torch."""
+"""Finds all that is wrong with a composed configuration, each fault by its full key, without loading torch."""
 
 import dataclasses
 import difflib
@@ -51,14 +51,14 @@ def valid_keys(kind: type, values: Any = None, prefix: str = "") -> list[str]:
 
 
 def holder(key: str, keys: list[str]) -> str | None:
-    """The key of a plain value or dict that `key` would be within: data.columns of data.columns.answer."""
+    """The key of the dict of free keys that `key` is in, as data.columns for data.columns.answer; else None."""
     parts = key.split(".")
     above = [".".join(parts[:n]) for n in range(1, len(parts))]
     return next((name for name in above if name in keys and not any(k.startswith(f"{name}.") for k in keys)), None)
 
 
-def unknown(key: str, valid: Iterable[str]) -> str:
-    """`unknown key optimzer.lr, did you mean optimizer.lr?`"""
+def unknown_key(key: str, valid: Iterable[str]) -> str:
+    """The phrase for a key that is in no schema: `unknown key optimzer.lr, did you mean optimizer.lr?`"""
     known = [other for other in valid if other != key and other.startswith("hydra") == key.startswith("hydra")]
     section, leaf = _split(key)
     same_leaf = [other for other in known if _split(other)[1] == leaf]
@@ -73,49 +73,47 @@ def unknown(key: str, valid: Iterable[str]) -> str:
     return f"unknown key {key}" + (f", did you mean {close[0]}?" if close else "")
 
 
-def one_line(error: BaseException) -> str:
+def first_sentence(error: BaseException) -> str:
     """The first sentence of what an exception says, or of its cause where it says nothing itself."""
     text = str(error).strip() or str(error.__cause__ or "").strip() or type(error).__name__
     lines = [line.strip() for line in text.splitlines()]
     return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])
 
 
-def cause(error: BaseException | None) -> UserError | None:
-    """The UserError that an interpolation which reads a file has raised: OmegaConf wraps it in errors of its own."""
+def user_error_behind(error: BaseException | None) -> UserError | None:
+    """The UserError in an error's chain of causes: OmegaConf wraps what a resolver that reads a file has raised."""
     while error and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
 
 
-def shown(value: Any) -> str:
+def as_typed(value: Any) -> str:
     """A value as one types it, cut when it is long."""
     text = {"None": "null", "True": "true", "False": "false"}.get(repr(value), str(value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def flatten(values: Any, prefix: str = "") -> Iterator[str]:
-    """The full keys of all values of a nested dict."""
-    if isinstance(values, dict) and values:
-        for key, value in values.items():
-            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix
+def leaf_keys(key: str, value: Any) -> list[str]:
+    """The full keys of all values within `value`, a nested dict at `key`; of anything else only `key` itself."""
+    if not isinstance(value, dict) or not value:
+        return [key]
+    return [leaf for name, item in value.items() for leaf in leaf_keys(f"{key}.{name}", item)]
 
 
 def _contradictions(values: Any, errors: dict[str, str]) -> Iterator[str]:
     """Values that are fine alone and wrong together."""
     for keys, is_wrong, message in CHECKS:
-        known = not any(_is_below(key, errors) or any(_is_below(k, [key]) for k in errors) for key in keys)
-        found = [_get(values, key) for key in keys]
-        if known and None not in found and is_wrong(*found):
-            yield message.format(*found)
+        are_valid = not any(_is_below(key, errors) or any(_is_below(k, [key]) for k in errors) for key in keys)
+        given = [_get(values, key) for key in keys]
+        if are_valid and None not in given and is_wrong(*given):
+            yield message.format(*given)
     targets, family = _get(values, "finetune.targets"), _get(values, "model.family")
     if targets and not any(_is_below(key, ["finetune", "model.family"]) for key in errors):
         layers = MODELS[family].config.linear_layers
         for i, target in enumerate(targets):
             if target not in layers:
                 has = ", ".join(layers) or "none that can have adapters"
-                yield f"finetune.targets.{i}={shown(target)}: the linear layers of {family} are {has}"
+                yield f"finetune.targets.{i}={as_typed(target)}: the linear layers of {family} are {has}"
     keys = ["train.max_steps", "train.max_epochs", "train.max_tokens", "train.tokens_per_step"]
     if "train" not in values or any(_is_below(key, errors) for key in keys):
         return
@@ -172,23 +170,23 @@ def _resolved(node: Any, keys: Iterable[Any], prefix: str, errors: dict[str, str
             try:
                 values[key] = _plain(node[key], full_key, errors)
             except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or back to where it is
-                if unreadable := cause(error):
+                if unreadable := user_error_behind(error):
                     raise unreadable from None
-                errors[full_key] = f"{full_key}: {one_line(error)}"
+                errors[full_key] = f"{full_key}: {first_sentence(error)}"
     return values
 
 
 def _describe(key: str, item: Any, valid: list[str]) -> Iterator[tuple[str, str]]:
     """(full key, phrase) of what one item of pydantic's list is about."""
     if item["type"] == "unexpected_keyword_argument":
-        for leaf in flatten(item["input"], key):
-            yield leaf, unknown(leaf, valid)
+        for leaf in leaf_keys(key, item["input"]):
+            yield leaf, unknown_key(leaf, valid)
     elif item["type"] == "missing":
         yield key, f"missing key {key}"
     elif item["type"] in ("dataclass_type", "model_attributes_type"):
-        yield key, f"{key}={shown(item['input'])}: it is a section, and has keys of its own"
+        yield key, f"{key}={as_typed(item['input'])}: it is a section, and has keys of its own"
     else:
-        yield key, f"{key}={shown(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}"
+        yield key, f"{key}={as_typed(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
 def _get(values: Any, key: str) -> Any:

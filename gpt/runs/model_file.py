@@ -33,7 +33,7 @@ def save_model(path: Path, model: LanguageModel, identity: Identity, step: int) 
     """Writes weights, adapters folded into them, and what is needed to use them into one file. Raises UserError (5)."""
     weights = weights_of(model)
     if identity.lora:
-        weights, identity = lora.folded(weights, identity.lora), replace(identity, lora=None)
+        weights, identity = lora.merged_weights(weights, identity.lora), replace(identity, lora=None)
     try:
         with atomic.replacing(path) as temporary, open(temporary, "wb") as file:
             torch.save({"format": FORMAT, "step": step, **identity.as_dict(), "weights": weights}, file)

@@ -20,7 +20,7 @@ from gpt import lora
 from gpt.config.families import GPT2Config
 from gpt.config.fields import first_error
 from gpt.config.schema import LoRAConfig
-from gpt.config.value_errors import shown
+from gpt.config.value_errors import as_typed
 from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError, unusable
 from gpt.files import atomic
 from gpt.files.json_file import read_object
@@ -134,7 +134,7 @@ def read_config(path: Path) -> dict[str, Any]:
     read_here = {"peft_type", "init_lora_weights", "r", "lora_alpha", "use_rslora", "base_model_name_or_path"}
     for key, value in config.items():
         if value and (key, value) != ("bias", "none") and key not in HISTORY | read_here:
-            raise unsupported(path, f"{shown(key)} {in_json(value)}")
+            raise unsupported(path, f"{as_typed(key)} {in_json(value)}")
     return config
 
 
@@ -146,4 +146,4 @@ def unsupported(path: Path, what: str) -> UserError:
 
 def in_json(value: Any) -> str:
     """A value of peft's settings as its file has it, cut when it is long."""
-    return shown(value if isinstance(value, str) else json.dumps(value))
+    return as_typed(value if isinstance(value, str) else json.dumps(value))

@@ -91,7 +91,7 @@ def filled(first: First) -> LanguageModel:
             copy(part, target[start : start + len(part)])
             start += len(part)
         if name in first.adapters:
-            target.copy_(lora.sum_of(target, *first.adapters[name]))
+            target.copy_(lora.merged_weight(target, *first.adapters[name]))
         if not torch.isfinite(target.sum()):
             raise unusable(first.path, f"tensor {name} is not finite")
     return first.model

@@ -144,7 +144,7 @@ def check_tokenizer(source: Source, named: str) -> None:
             vocabulary: Any = read_json(path)
             for key in keys:
                 vocabulary = vocabulary.get(key) if isinstance(vocabulary, dict) else None
-            difference = tokenizer.difference(named, vocabulary)
+            difference = tokenizer.vocabulary_difference(named, vocabulary)
             if difference:
                 raise UserError(f"another vocabulary than that of {named}: {difference}", str(path), "", CHECKPOINT)
             return

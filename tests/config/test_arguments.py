@@ -1,4 +1,4 @@
-"""What is typed reaches Hydra as it was meant, and what is wrong with it is one line."""
+"""The command line reaches Hydra as it was meant, and its faults are reported in one line."""
 
 import pytest
 from launcher import launcher

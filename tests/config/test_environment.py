@@ -1,4 +1,4 @@
-"""What a configuration reads from the environment is used and not stored."""
+"""Values that a configuration reads from the environment are used and not stored."""
 
 import pytest
 from omegaconf import OmegaConf

@@ -8,7 +8,7 @@ from test_conf import composed
 from gpt.config import families
 from gpt.config.families import MODELS, Family, GPT2Config, ModelConfig, model_class
 from gpt.config.fields import Count, section
-from gpt.config.launch import typed
+from gpt.config.launch import validated
 from gpt.config.schema import TrainConfig
 from gpt.config.value_errors import find_errors
 
@@ -28,11 +28,11 @@ ROTARY = ["model.family=rotary", "~model.gelu", "+model.theta=10000"]
 
 
 def test_gpt2_is_there_and_its_files_say_so():
-    assert typed(composed(), TrainConfig).model == GPT2Config("gpt2", "tiny", 4, 4, 128, 128, 0.0, True, "tanh")
+    assert validated(composed(), TrainConfig).model == GPT2Config("gpt2", "tiny", 4, 4, 128, 128, 0.0, True, "tanh")
 
 
 def test_a_family_that_is_registered_before_composing_is_accepted(rotary):
-    model = typed(composed(*ROTARY), TrainConfig).model
+    model = validated(composed(*ROTARY), TrainConfig).model
     assert isinstance(model, RotaryConfig) and model.theta == 10_000
     assert model_class("rotary").__name__ == "Fraction"
 

@@ -1,4 +1,4 @@
-"""From a command line to typed values: all that is wrong is said at once."""
+"""Scripts as commands: all faults are reported together, in one line, with the right exit code."""
 
 import subprocess
 import sys

@@ -22,7 +22,10 @@ SECRETS = {
     "HTTPS_PROXY": "canary-of-the-proxy",
     "HF_ENDPOINT": "canary-of-the-endpoint",
     "DB_PASSWORD": "canary of the \"database\"",
+    "SECRET_SEED": "4027160893551284736",
 }  # fmt: skip
+# Settings of "train online" that come from the environment: a text and, because it changes the losses, the seed.
+INTERPOLATED = {"data.hub": "${oc.env:DB_PASSWORD}", "seed": "${oc.decode:${oc.env:SECRET_SEED}}"}
 ENVIRONMENT = SECRETS | {
     "HTTPS_PROXY": f"http://user:{SECRETS['HTTPS_PROXY']}@127.0.0.1:9",
     "HF_ENDPOINT": f"http://user:{SECRETS['HF_ENDPOINT']}@127.0.0.1:9",
@@ -55,12 +58,12 @@ wandb_run.INIT_TIMEOUT, figures.loss_curve = 1, None
 
 def forms(secret: str) -> list[bytes]:
     """A secret as it is, in a URL, in JSON, and in the three ways that base64 has for it inside a longer text."""
-    found = {secret.encode(), urllib.parse.quote(secret, safe="").encode(), json.dumps(secret)[1:-1].encode()}
+    encodings = {secret.encode(), urllib.parse.quote(secret, safe="").encode(), json.dumps(secret)[1:-1].encode()}
     for offset in range(3):
         encoded = base64.b64encode(b"\0" * offset + secret.encode())
         whole = encoded[(0, 2, 3)[offset] : (offset + len(secret)) // 3 * 4]
-        found |= {whole, whole.replace(b"+", b"-").replace(b"/", b"_")}
-    return sorted(found)
+        encodings |= {whole, whole.replace(b"+", b"-").replace(b"/", b"_")}
+    return sorted(encodings)
 
 
 def texts(path: Path) -> Iterator[bytes]:
@@ -84,7 +87,7 @@ def contents(folder: Path) -> dict[str, list[bytes]]:
 
 def leaks(secret: str, places: dict[str, list[bytes]]) -> list[str]:
     """The names of the places where a secret is."""
-    return [name for name, found in places.items() if any(form in text for form in forms(secret) for text in found)]
+    return [name for name, parts in places.items() if any(form in part for form in forms(secret) for part in parts)]
 
 
 @dataclass
@@ -129,23 +132,24 @@ def work(tmp_path_factory):
             return start("train.py", *SMALL, f"out_dir={folder / name}", *arguments, **changes)
 
         online = {"WANDB_BASE_URL": server.environment["WANDB_BASE_URL"]}
+        interpolated = [f"{key}='{text}'" for key, text in INTERPOLATED.items()]
         away = {"WANDB_BASE_URL": "https://wandb.invalid", "before": BUG}
-        found = {"prepare": start("prepare_data.py", "data.tokenizer=bytes")}
-        found["prepare"].wait()
-        found |= {
-            "train online": train("online", "wandb.mode=online", **online),
+        runs = {"prepare": start("prepare_data.py", "data.tokenizer=bytes")}
+        runs["prepare"].wait()
+        runs |= {
+            "train online": train("online", "wandb.mode=online", *interpolated, **online),
             "train offline": train("offline", "wandb.mode=offline"),
             BUGGY: train("bug", "wandb.mode=online", **away),
             "prepare from the hub": start("prepare_data.py", "data=helpsteer"),
         }
-        found["train online"].wait()
-        found["generate"] = start("generate.py", f"checkpoint={folder / 'online'}", "prompt=What?", "max_new_tokens=3")
-        for child in found.values():
+        runs["train online"].wait()
+        runs["generate"] = start("generate.py", f"checkpoint={folder / 'online'}", "prompt=What?", "max_new_tokens=3")
+        for child in runs.values():
             child.wait()
         received = [part.encode() for line, headers, _ in server.received for part in (line, headers)]
         received += [body for _, _, body in server.received]
-        yield Work(folder, found, received, server.keys)
-        for errors in re.findall(r"the traceback is in (\S+)\)", found[BUGGY].stderr):
+        yield Work(folder, runs, received, server.keys)
+        for errors in re.findall(r"the traceback is in (\S+)\)", runs[BUGGY].stderr):
             Path(errors).unlink()
 
 
@@ -165,11 +169,24 @@ def test_no_secret_is_in_a_file_on_the_terminal_or_at_wandb(work, record_propert
     files = contents(work.folder)
     printed = {name: [child.stdout.encode(), child.stderr.encode()] for name, child in work.children.items()}
     places = files | printed | {"traceback": [Path(errors).read_bytes()], "W&B": work.received}
-    found = {name: leaks(secret, places) for name, secret in (SECRETS | ALSO_SECRET).items()}
-    assert not any(found.values()), found
+    leaking = {name: leaks(secret, places) for name, secret in (SECRETS | ALSO_SECRET).items()}
+    assert not any(leaking.values()), leaking
     record_property("count", f"secrets: 0 of {len(SECRETS)} in the environment and 0 of {len(ALSO_SECRET)} others in "
                     f"{len(files)} files, the output of {len(printed)} commands and {len(work.received)} texts that "
                     "W&B got")  # fmt: skip
+
+
+def test_a_value_from_the_environment_is_used_and_the_interpolation_is_stored(work):
+    """The test above has searched for the value itself."""
+    metrics = [work.folder / name / "metrics.jsonl" for name in ("online", "offline")]
+    with_seed, without_seed = (json.loads(path.read_text().splitlines()[0])["val/loss"] for path in metrics)
+    assert with_seed != without_seed
+    run_dir = work.folder / "online"
+    checkpoints = list(run_dir.glob("checkpoints/step_*/config.json"))
+    files = [path.read_text() for path in [run_dir / "config.yaml", *checkpoints]]
+    assert checkpoints
+    for stored in [*files, b"".join(work.received).decode(errors="replace")]:
+        assert all(text in stored for text in INTERPOLATED.values())
 
 
 def test_the_commit_is_recorded_without_its_remote(work):

@@ -1,12 +1,11 @@
-"""What is wrong with a composed configuration: each value by its full key, and what does not go together."""
+"""Faults of a composed configuration: each wrong value by its full key, and values that contradict each other."""
 
 import pytest
 from omegaconf import OmegaConf
 from test_launch import composed
 
-from gpt import progress
 from gpt.config import schema
-from gpt.config.value_errors import find_errors, unknown, valid_keys
+from gpt.config.value_errors import find_errors, unknown_key, valid_keys
 
 DELETED = object()
 
@@ -16,7 +15,7 @@ def default():
     return composed()
 
 
-def problems(default, changes):
+def errors_of(default, changes):
     cfg = default.copy()
     OmegaConf.set_struct(cfg, False)
     for key, value in changes.items():
@@ -29,7 +28,7 @@ def problems(default, changes):
 
 
 def test_the_default_configuration_has_no_problem(default):
-    assert problems(default, {}) == []
+    assert errors_of(default, {}) == []
 
 
 @pytest.mark.parametrize(
@@ -102,8 +101,8 @@ def test_the_default_configuration_has_no_problem(default):
     ],
 )
 def test_a_fault_is_named_by_its_full_key_and_alone(default, changes, expected):
-    found = problems(default, changes)
-    assert len(found) == 1 and found[0].startswith(expected), found
+    errors = errors_of(default, changes)
+    assert len(errors) == 1 and errors[0].startswith(expected), errors
 
 
 @pytest.mark.parametrize(
@@ -126,7 +125,7 @@ def test_a_fault_is_named_by_its_full_key_and_alone(default, changes, expected):
     ],
 )
 def test_what_goes_together_is_no_problem(default, changes):
-    assert problems(default, changes) == []
+    assert errors_of(default, changes) == []
 
 
 def test_all_faults_are_reported_together_and_a_bad_value_takes_part_in_no_contradiction(default):
@@ -135,15 +134,15 @@ def test_all_faults_are_reported_together_and_a_bad_value_takes_part_in_no_contr
         "optimizer.name": "adam", "wandb.tags": ["${nope}"], "sweep.name": "???", "data.val_fraction": 0,
         "train.tokens_per_step": "many", "schedule.warmup": 10**9,
     }  # fmt: skip
-    found = problems(default, changes)
+    errors = errors_of(default, changes)
     keys = [*changes, "data.test_fraction"]
-    assert len(found) == len(changes) - 1  # how long the warm-up may be depends on train.tokens_per_step
-    assert all(any(key in line for key in keys) for line in found)
+    assert len(errors) == len(changes) - 1  # how long the warm-up may be depends on train.tokens_per_step
+    assert all(any(key in line for key in keys) for line in errors)
 
 
 def test_two_sections_that_refer_to_each_other_are_a_fault_and_not_an_endless_loop(default):
-    found = problems(default, {"a": {"x": "${b}"}, "b": {"x": "${a}"}})
-    assert 0 < len(found) <= 4 and all("a.x" in line or "b.x" in line for line in found)
+    errors = errors_of(default, {"a": {"x": "${b}"}, "b": {"x": "${a}"}})
+    assert 0 < len(errors) <= 4 and all("a.x" in line or "b.x" in line for line in errors)
 
 
 @pytest.mark.parametrize(
@@ -165,19 +164,4 @@ def test_two_sections_that_refer_to_each_other_are_a_fault_and_not_an_endless_lo
 )
 def test_the_nearest_key_is_suggested_and_none_when_nothing_is_near(key, meant):
     valid = [*valid_keys(schema.TrainConfig, {"optimizer": {"name": "adamw"}}), "hydra.run.dir", "hydra.sweep.dir"]
-    assert unknown(key, valid) == f"unknown key {key}" + (f", did you mean {meant}?" if meant else "")
-
-
-@pytest.mark.parametrize(
-    ("max_steps", "epoch_steps", "max_tokens", "expected"),
-    [
-        (50, None, None, (50, "train.max_steps")),
-        (50, 20, 10**9, (20, "train.max_epochs")),
-        (None, 20, 1, (20, "train.max_epochs")),
-        (None, None, 2560, (10, "train.max_tokens")),
-        (None, None, 1, (1, "train.max_tokens")),
-        (None, None, None, None),
-    ],
-)
-def test_the_length_of_a_run_follows_from_its_budget(max_steps, epoch_steps, max_tokens, expected):
-    assert progress.budget(max_steps, epoch_steps, max_tokens, 256) == expected
+    assert unknown_key(key, valid) == f"unknown key {key}" + (f", did you mean {meant}?" if meant else "")

@@ -185,7 +185,7 @@ def test_a_pretrained_model_needs_weights(root):
 @pytest.mark.parametrize(("name", "what"), [("gone", "no such file or directory"), ("empty", "an empty directory")])
 def test_weights_that_cannot_be_read_are_the_error_of_a_configuration(root, name, what):
     with pytest.raises(UserError) as caught:
-        launch.typed(composed(f"init.from={root / name}", "model=pretrained"), schema.TrainConfig)
+        launch.validated(composed(f"init.from={root / name}", "model=pretrained"), schema.TrainConfig)
     assert caught.value.code == 3 and str(caught.value).startswith(f"{what} ({root / name})")
 
 

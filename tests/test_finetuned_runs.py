@@ -1,4 +1,4 @@
-"""Fine-tuning as a run: from somebody's weights, a part of them trained, resumed, and handed on."""
+"""Whole fine-tuning runs: they start from given weights, train a part of them, resume, and are shared."""
 
 import json
 import shutil
@@ -40,12 +40,12 @@ METHODS = {
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A finished run of each kind."""
-    folder, found = tmp_path_factory.mktemp("finetuning"), {}
+    folder, configs_and_folders = tmp_path_factory.mktemp("finetuning"), {}
     for method, changes in METHODS.items():
         cfg = loaded(*SMALL, *changes, f"data.prepared_dir={folder / 'data'}")
         train(in_directory(cfg, folder / method))
-        found[method] = in_directory(cfg, folder / method), folder / method
-    return found
+        configs_and_folders[method] = in_directory(cfg, folder / method), folder / method
+    return configs_and_folders
 
 
 def final(run_dir):
