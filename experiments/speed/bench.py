@@ -31,6 +31,7 @@ from gpt.config.families import GPT2Config  # noqa: E402
 from gpt.data import preparation  # noqa: E402
 from gpt.machine.cost import count_operations  # noqa: E402
 from gpt.machine.device import choose_device, choose_dtype  # noqa: E402
+from gpt.machine.machine import Machine  # noqa: E402
 
 SHAPES = {"tiny": (4, 4, 128), "mini": (6, 6, 384), "small": (12, 12, 768)}  # layers, heads, width
 
@@ -101,7 +102,9 @@ def main() -> None:
     job = {"model": args.model, "shape": SHAPES[args.model], "rows": args.rows, "context": args.context,
            "dropout": args.dropout, "data": prepare(args.medquad) if args.medquad else None}  # fmt: skip
     model = GPT2Config("gpt2", args.model, *SHAPES[args.model], args.context, args.dropout, True, "tanh")
-    operations = count_operations(SimpleNamespace(model=model, finetune=None), VOCABULARY).total
+    train = SimpleNamespace(gradient_checkpointing=False, rows_per_step=lambda context_length: args.rows)
+    cfg = SimpleNamespace(model=model, finetune=None, train=train, data=SimpleNamespace(kind="text"))
+    operations = count_operations(cfg, VOCABULARY, Machine(device, torch.float32, {"micro_batch": args.rows})).total
     work = "MedQuAD, instruction tuning" if args.medquad else "pretraining"
     where = f"{device}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     print(f"{work}: {args.model}, {args.rows} x {args.context} tokens; {where}, torch {torch.__version__}")

@@ -68,10 +68,16 @@ class Variants:
     kinds: Callable[[], Mapping[str, type]]
 
     def choose(self, values: Any) -> type:
-        """The dataclass that `values` names, else the one with most of its keys."""
-        kinds = self.kinds()
+        """The dataclass that `values` names, else the one with most of its keys.
+
+        Where somebody has changed the name alone, and all other keys are those of another kind, it is that one."""
+        kinds, keys = self.kinds(), set(values)
+        names = {kind: {field.name for field in fields(kind)} for kind in kinds.values()}
         named = kinds.get(str(values.get(self.key)))
-        return named or max(kinds.values(), key=lambda kind: len({field.name for field in fields(kind)} & set(values)))
+        if named is None:
+            return max(names, key=lambda kind: len(names[kind] & keys))
+        complete = max((k for k in names if names[k] <= keys), key=lambda k: len(names[k]), default=named)
+        return complete if len(keys - names[named]) > 2 else named  # one or two keys too many may have been typed
 
     def validate(self, values: Any) -> Any:
         kinds = self.kinds()
@@ -84,8 +90,13 @@ class Variants:
             wrong = PydanticCustomError("one_of", f"it is one of {', '.join(kinds)}")
             given = values.get(self.key)
             errors = [InitErrorDetails(type=wrong if self.key in values else "missing", loc=(self.key,), input=given)]
+        kind = self.choose(values)
+        if not errors and kinds[values[self.key]] is not kind:
+            word = next(word for word in kinds if kinds[word] is kind)
+            wrong = PydanticCustomError("one_of", f"its other keys are those of {word}; choose a file of the group")
+            errors = [InitErrorDetails(type=wrong, loc=(self.key,), input=values[self.key])]
         try:
-            chosen = pydantic.TypeAdapter(self.choose(values)).validate_python(dict(values))
+            chosen = pydantic.TypeAdapter(kind).validate_python(dict(values))
         except ValidationError as error:
             if not errors:
                 raise

@@ -37,7 +37,8 @@ KEYS = {
     "train": {
         "model.name": TEXT, "model.n_layer": COUNT, "model.dropout": BELOW_ONE, "model.tie_weights": FLAG,
         "data.name": TEXT, "data.path": TEXT_OR_NULL, "data.max_tokens": COUNT_OR_NULL, "data.split_seed": SEED,
-        "data.kind": one_of("qa", "helpsteer", "alpaca", "text"), "data.mask": one_of("response", "all"),
+        "data.kind": (["qa", "helpsteer", "alpaca"], ["text", "qax", "null", "[a]", ""]),
+        "data.mask": one_of("response", "all"),
         "data.batching": one_of("packed", "bucketed", "padded"), "data.tokenizer": one_of("gpt2", "bytes"),
         "data.overflow": one_of("split", "truncate", "drop"), "data.card.license": TEXT,
         "optimizer.lr": POSITIVE, "optimizer.weight_decay": NOT_NEGATIVE, "schedule.final": FRACTION,
@@ -94,11 +95,11 @@ STRANGE = [  # arguments and what must be named of them
     ("foo/bar=1", "foo/bar"), ("hydra/nope=x", "hydra/nope"), ("hydra/launcher=basicc", "hydra/launcher"),
     ("hydra.run.dirr=x", "hydra.run.dirr"), ("hydra.mod=RUN", "hydra.mod"), ("~nowhere", "nowhere"),
     ("+extra=1", "extra"), ("++extra.more={a: 1}", "extra.more.a"), ("nothing@here=3", "nothing"),
-    ("+hydra.job.env_set.LD_PRELOAD=x.so", "hydra.job.env_set"), ("experiment=x", "experiment"),
+    ("experiment=x", "experiment"),
     ("+hydra.callbacks.evil._target_=os.system", "hydra.callbacks.evil._target_"), ("debug=null", "debug=null"),
     ("sample=5", "sample"), ("wandb=[1]", "wandb"), ("data.card=x", "data.card"),
     ("hydra.verbose=null", "hydra.verbose"), ("experiments=typo", "experiments"), ("debug=quick", "debug=quick"),
-    ("++hydra.sweeper.x.y._target_=os.system", "hydra.sweeper.x.y._target_"), ("seed@x=3", "seed"),
+    ("seed@x=3", "seed"),
 ]  # fmt: skip
 KINDS = {"value", "leaf", "section", "prefix", "gone", "there", "sweep", "choice", "strange", "together"}
 OF_HYDRA = {"gone", "there", "sweep", "choice", "strange"}  # it composes nothing, and names the first that it sees

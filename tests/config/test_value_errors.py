@@ -1,5 +1,7 @@
 """Faults of a composed configuration: each wrong value by its full key, and values that contradict each other."""
 
+import dataclasses
+
 import pytest
 from omegaconf import OmegaConf
 from test_launch import composed
@@ -126,6 +128,18 @@ def test_a_fault_is_named_by_its_full_key_and_alone(default, changes, expected):
 )
 def test_what_goes_together_is_no_problem(default, changes):
     assert errors_of(default, changes) == []
+
+
+def test_another_kinds_name_alone_is_one_fault_and_not_one_for_each_of_its_keys(default):
+    expected = "its other keys are those of"
+    for changes in ({"data.kind": "text"}, {"data.kind": "text", "data.path": "x.txt"}):
+        [error] = errors_of(default, changes)
+        assert error == f"data.kind=text: {expected} qa; choose a file of the group"
+    muon = {f.name: 0.5 for f in dataclasses.fields(schema.MuonConfig)} | {"name": "sgd"}
+    assert errors_of(default, {"optimizer": muon}) == [
+        f"optimizer.name=sgd: {expected} muon; choose a file of the group"
+    ]
+    assert errors_of(default, {"optimizer": muon | {"lr": -1.0}})[1].startswith("optimizer.lr=-1.0")
 
 
 def test_all_faults_are_reported_together_and_a_bad_value_takes_part_in_no_contradiction(default):
