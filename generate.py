@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from gpt.config import launch
 from gpt.config.schema import GenerateConfig
-from gpt.data import rows, text_files
+from gpt.data import columns, rows, text_files
 from gpt.errors import UserError
 from gpt.files import paths
 from gpt.prompts import format_prompt
@@ -65,7 +65,7 @@ def read_prompts(cfg: GenerateConfig) -> list[tuple[str, str]]:
     else:
         path = paths.absolute(cfg.prompts)
         if not path.is_file():
-            raise UserError("no such file", str(path), "prompts= takes a text or .jsonl file")
+            raise UserError("no such file", str(path), "prompts= takes a file of texts or of rows")
         prompts, where = prompts_in(path, cfg.input), str(path)
     if not prompts or not all(instruction.strip() for instruction, _ in prompts):
         raise UserError("the prompt is empty", where, "give at least one word")
@@ -77,17 +77,17 @@ def prompts_in(path: Path, given: str) -> list[tuple[str, str]]:
     the input of those without."""
     if rows.format_of(path) is None:
         return [(line.strip(), given) for line in text_files.read_text(path).split("\n") if line.strip()]
-    bad = rows.BadRows("skip")
+    bad = rows.BadRows("error", setting=None)
     prompts = []
-    for row in rows.read(path, bad):
-        own = row.values.get("input")
-        prompt = row.values.get("instruction"), given if own is None else own
-        if all(isinstance(part, str) for part in prompt):
-            prompts.append(prompt)
-        else:
+    for row in rows.read(path, bad, columns.Wanted("prompts")):
+        try:
+            names = columns.find(row.values, "prompts", {})
+        except columns.NoColumn as error:
+            bad.report(row.where, row.line, str(error), error.remedy)
+        own = row.values.get(names.get("input", ""))
+        prompts.append((row.values[names["instruction"]], given if own is None else own))
+        if not all(isinstance(part, str) for part in prompts[-1]):
             bad.report(row.where, row.line, "instruction, and input where there is one, must be texts")
-    if bad.left_out:
-        raise UserError("; ".join(bad.left_out[:5]), str(path), "correct the file")
     return prompts
 
 

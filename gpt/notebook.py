@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from gpt.config.schema import METRIC
 from gpt.data import rows
 from gpt.data.batching import IGNORE, Batch
+from gpt.data.columns import Wanted
 from gpt.errors import UserError
 from gpt.loop import evaluate, train_step
 from gpt.machine.machine import Machine
@@ -150,9 +151,9 @@ def create_dataloader_from_examples(
 
 
 def read_examples(path: Path) -> Iterator[dict[str, str]]:
-    """The records of a file: JSON Lines or an array, or .csv. Raises UserError, with the line, for one that cannot be
+    """The records of a file in any of rows.FORMATS. Raises UserError, with the line, for one that cannot be
     used."""
-    for row in rows.read(path, rows.BadRows("error", setting=None), default=".jsonl"):
+    for row in rows.read(path, rows.BadRows("error", setting=None), Wanted("examples")):
         where = f"{escape(row.where)}:{row.line}"
         yield dict(zip(("instruction", "input", "output"), example_texts(row.values, where), strict=True))
 

@@ -46,7 +46,8 @@ def variant(section: Any, values: dict[str, Any]) -> Any:
 
 def data_config(**changes) -> DataConfig:
     return variant(DataConfig, {
-        "name": "test", "kind": "qa", "path": None, "hub": None, "columns": {}, "prepared_dir": "unused",
+        "name": "test", "kind": "qa", "path": None, "hub": None, "columns": {},
+        "delimiter": None, "encoding": None, "document_separator": None, "prepared_dir": "unused",
         "tokenizer": "bytes", "template": "alpaca", "max_tokens": None, "split": "grouped", "val_fraction": 0.1,
         "test_fraction": 0.1, "split_seed": 0, "on_bad_row": "error",
         "card": {"title": "t", "description": "d", "license": "l", "citation": "c"},

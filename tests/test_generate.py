@@ -197,7 +197,11 @@ class TestErrors:
             ("empty.txt", b"\n \n", "the prompt is empty"),
             ("latin.txt", b"Croup\nM\xe9ni\xe8re", "latin.txt:2: not UTF-8 at byte 7"),
             ("broken.jsonl", b'{"instruction": "a"}\n{"instr', "broken.jsonl:2: invalid JSON"),
-            ("other.jsonl", b'{"question": "a"}\n', "other.jsonl:1: instruction"),
+            (
+                "other.jsonl",
+                b'{"text": "a"}\n',
+                "other.jsonl:1: no column instruction or prompt or question among text",
+            ),
             ("number.jsonl", b'{"instruction": "a", "input": 3}\n', "number.jsonl:1: instruction"),
             ("surrogate.jsonl", b'{"instruction": "\\ud800"}\n', "surrogate.jsonl:1: .*lone surrogate"),
             ("nothing.jsonl", b"", "is empty"),

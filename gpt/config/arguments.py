@@ -13,7 +13,9 @@ from gpt.errors import UserError
 from gpt.files.paths import PROJECT_ROOT
 
 # Keys of sentences and paths: their values are taken as typed, because Hydra's grammar would change many sentences.
-TEXT_KEYS = {"generate": ("checkpoint", "prompt", "prompts", "input", "export")}
+DATA_KEYS = ("data.delimiter", "data.document_separator")
+TEXT_KEYS = {"generate": ("checkpoint", "prompt", "prompts", "input", "export"), "train": DATA_KEYS,
+             "prepare_data": DATA_KEYS}  # fmt: skip
 QUOTED = re.compile(r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*\"""", re.DOTALL)
 
 

@@ -1,11 +1,27 @@
 """Defines the settings of data: where it is, how it becomes token files, and how these become batches."""
 
-from typing import ClassVar, Literal
+import codecs
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from gpt.config.fields import BelowOne, Count, Seed, Text, section, variants
 
 TokenizerName = Literal["gpt2", "bytes"]
 TemplateName = Literal["alpaca", "alpaca_stanford", "plain"]
+Delimiter = Annotated[str, Field(pattern=r'^(comma|semicolon|tab|pipe|\\t|[^"\r\n\x00])$')]
+
+
+def _check_encoding(name: str) -> str:
+    try:
+        "".encode(name)  # what is no encoding of text, such as zip, is refused too
+    except (LookupError, UnicodeError, ValueError):
+        raise PydanticCustomError("encoding", "such an encoding is not known; windows-1252 and utf-16 are") from None
+    return codecs.lookup(name).name
+
+
+Encoding = Annotated[str, AfterValidator(_check_encoding)]
 
 
 @section
@@ -27,6 +43,8 @@ class InstructionDataConfig:
     path: Text | None
     hub: Text | None
     columns: dict[str, str | None]
+    delimiter: Delimiter | None
+    encoding: Encoding | None
     prepared_dir: Text
     tokenizer: TokenizerName
     template: TemplateName
@@ -37,6 +55,8 @@ class InstructionDataConfig:
     split_seed: Seed
     on_bad_row: Literal["error", "skip"]
     card: CardConfig
+
+    document_separator: ClassVar[None] = None
 
     mask: Literal["response", "all"]
     batching: Literal["packed", "bucketed", "padded"]
@@ -51,6 +71,8 @@ class TextDataConfig:
     name: Text
     kind: Literal["text"]
     path: Text | None
+    encoding: Encoding | None
+    document_separator: Text | None
     prepared_dir: Text
     tokenizer: TokenizerName
     val_fraction: BelowOne
@@ -60,6 +82,7 @@ class TextDataConfig:
 
     hub: ClassVar[None] = None
     columns: ClassVar[dict[str, str | None]] = {}
+    delimiter: ClassVar[None] = None
     template: ClassVar[str] = "plain"
     max_tokens: ClassVar[None] = None
     split: ClassVar[str] = "sequential"

@@ -5,6 +5,12 @@ from typing import Any
 
 import numpy as np
 
+LEAKS = {
+    "question": "question occurs in train",
+    "question_bare": "without punctuation",
+    "focus": "focus occurs in train",
+}
+
 
 def percentiles(lengths: Sequence[int]) -> dict[str, int]:
     """Mean, median, p95, p99 and maximum, rounded to whole tokens."""
@@ -55,13 +61,19 @@ def data_card(meta: dict[str, Any]) -> str:
 def _about_records(meta: dict[str, Any]) -> list[str]:
     lengths = meta["lengths"]
     columns = list(lengths["document"])
+    columns_of_leaks = {
+        key: label for key, label in LEAKS.items() if any(key in leak for leak in meta["leaks"].values())
+    }
     counted = [f"- {label}: {count:,}" for label, count in meta["oddities"].items() if count]
     return [
         "## Leaks",
         "How much of what is held out can be known from train:",
         _table(
-            ["split", "question occurs in train", "focus occurs in train"],
-            [[name, f"{leak['question']:.1%}", f"{leak['focus']:.1%}"] for name, leak in meta["leaks"].items()],
+            ["split", *columns_of_leaks.values()],
+            [
+                [name, *(f"{leak.get(key, leak['question']):.1%}" for key in columns_of_leaks)]
+                for name, leak in meta["leaks"].items()
+            ],
         ),
         "## Lengths in tokens",
         _table(["", *columns], [[name, *(f"{row[c]:,}" for c in columns)] for name, row in lengths.items()]),
@@ -106,7 +118,9 @@ def _scores(scores: dict[str, dict[str, float]]) -> str:
 
 
 def _leak(leak: dict[str, float]) -> str:
-    return f"{leak['question']:.1%} of the questions occur in train, {leak['focus']:.1%} share their focus with train"
+    bare = f" ({leak['question_bare']:.1%} without punctuation)" if "question_bare" in leak else ""
+    focus = f", {leak['focus']:.1%} share their focus with train" if "focus" in leak else ""
+    return f"{leak['question']:.1%} of the questions occur in train{bare}{focus}"
 
 
 def _table(header: list[str], rows: Iterable[list[str]]) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 from gpt import tokenizer
 from gpt.config.data import DataConfig
 from gpt.data import data_card, prepared, records, rows, sources, splits, text_files, token_files
+from gpt.data.columns import Wanted
 from gpt.data.records import Record
 from gpt.data.sources import Source
 from gpt.errors import UserError
@@ -105,12 +106,12 @@ def _finish(meta: dict[str, Any], directory: Path) -> None:
 
 def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str, Any]:
     """Records of any kind; returns their part of meta.json."""
-    bad = rows.BadRows(cfg.on_bad_row)
+    bad, wanted = rows.BadRows(cfg.on_bad_row), Wanted(cfg.kind, cfg.columns, cfg.delimiter, cfg.encoding)
     if source.hub:
         revision, raw = sources.hub_rows(source)
         origin: dict[str, Any] = {"hub": source.hub, "revision": revision}
     else:
-        raw = chain.from_iterable(rows.read(path, bad) for path in source.files)
+        raw = chain.from_iterable(rows.read(path, bad, wanted) for path in source.files)
         origin = {"files": source.identity()}
     encoding = tokenizer.load(cfg.tokenizer)
     cleaned = records.Cleaned()
@@ -125,6 +126,8 @@ def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str
 
     ids = list(token_files.encode_records(read(), cfg.template, encoding))
     _report_bad_rows(bad, directory)
+    for line in records.describe_left_out(cleaned):
+        log.info(line)
     end = np.array([encoding.eos], dtype=np.uint16)
     lengths = [len(prompt) + len(response) + 1 for prompt, response in ids]
     kept = [i for i, length in enumerate(lengths) if cfg.max_tokens is None or length <= cfg.max_tokens]
@@ -138,6 +141,8 @@ def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str
     parts = splits.split(kept_records, cfg)
     leaks = splits.leaks(kept_records, parts)
     _warn_of_leaks(cfg, leaks)
+    if missed := splits.missed_shares(kept_records, parts, cfg):
+        log.warning(missed)
     _write_lines(directory / f"{cfg.name}_alpaca.jsonl", lines)
     counts = {}
     for name, chosen in parts.items():
@@ -179,8 +184,12 @@ def _report_bad_rows(bad: rows.BadRows, directory: Path) -> None:
 def _warn_of_leaks(cfg: DataConfig, leaks: dict[str, dict[str, float]]) -> None:
     if cfg.split != "grouped":
         shares = "; ".join(
-            f"{100 * leak['question']:.1f} % of the {name} questions occur in train, "
-            f"{100 * leak['focus']:.1f} % of the {name} rows share their focus with train"
+            f"{100 * leak['question']:.1f} % of the {name} questions occur in train"
+            + (
+                f", {100 * leak['focus']:.1f} % of the {name} rows share their focus with train"
+                if "focus" in leak
+                else ""
+            )
             for name, leak in leaks.items()
         )
         log.warning(f"data.split={cfg.split}: {shares}; data.split=grouped keeps them apart")
@@ -196,9 +205,15 @@ def _write_texts(cfg: DataConfig, source: Source, directory: Path) -> dict[str, 
     twice, as their characters must be counted before they are cut, and never as a whole."""
     encoding = tokenizer.load(cfg.tokenizer)
     end = np.array([encoding.eos], dtype=np.uint16)
-    measured = [text_files.measure(path) for path in source.files]
-    n_chars = sum(n for n, _ in measured)
-    parts = token_files.encode_files(source.files, measured, splits.text_ranges(n_chars, cfg), encoding)
+    form = cfg.encoding, cfg.document_separator
+    measured = [text_files.measure(path, *form) for path in source.files]
+    n_chars, n_marks, n_separators = (sum(counts) for counts in list(zip(*measured, strict=True))[:3])
+    if n_marks and not cfg.document_separator:
+        mark = text_files.END_OF_TEXT
+        log.warning(
+            f'{mark} occurs {n_marks:,} times and is learned as text; data.document_separator="{mark}" cuts there'
+        )
+    parts = token_files.encode_files(source.files, measured, splits.text_ranges(n_chars, cfg), encoding, *form)
     with contextlib.ExitStack() as stack:
         writers = {name: stack.enter_context(token_files.Writer(directory, name)) for name in splits.IN_ORDER}
         for name, is_first, ids in parts:
@@ -208,7 +223,8 @@ def _write_texts(cfg: DataConfig, source: Source, directory: Path) -> dict[str, 
         counts = {name: writer.finish() for name, writer in writers.items()}
     n_tokens = sum(split["tokens"] for split in counts.values())
     return {
-        "source": {"files": list(map(source.described, source.files, (sha256 for _, sha256 in measured)))},
-        "ladder": [("files", len(measured)), ("characters", n_chars), ("tokens", n_tokens)],
+        "source": {"files": list(map(source.described, source.files, (size.sha256 for size in measured)))},
+        "ladder": [("files", len(measured)), *([("separators of documents", n_separators)] if n_separators else []),
+                   ("characters", n_chars), ("tokens", n_tokens)],
         "splits": counts,
-    }
+    }  # fmt: skip

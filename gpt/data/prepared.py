@@ -25,6 +25,7 @@ FORMAT = 1
 # A change of one of these needs new files; the other keys of DataConfig are about batches.
 SETTINGS = ("name", "kind", "columns", "tokenizer", "template", "max_tokens", "split", "val_fraction", "test_fraction",
             "split_seed", "on_bad_row", "card")  # fmt: skip
+HOW_WRITTEN = ("delimiter", "encoding", "document_separator")  # these, too; recorded where they are set
 TOKEN_FILES = set(chain.from_iterable(map(token_files.names, splits.NAMES)))
 OTHER_FILES = {"README.md", "token_lengths.png", "bad_rows.txt", *(f"{split}.jsonl" for split in splits.NAMES)}
 META_LIMIT = 2**26  # bytes of meta.json, enough for 500,000 source files
@@ -96,14 +97,15 @@ def directory_of(cfg: DataConfig, root: Path) -> Path:
 
 
 def settings_of(cfg: DataConfig) -> dict[str, Any]:
-    return {name: getattr(cfg, name) for name in SETTINGS} | {"card": asdict(cfg.card)}
+    how_written = {name: value for name in HOW_WRITTEN if (value := getattr(cfg, name)) is not None}
+    return {name: getattr(cfg, name) for name in SETTINGS} | {"card": asdict(cfg.card)} | how_written
 
 
 def why_unready(cfg: DataConfig, root: Path, directory: Path) -> str | None:
     """Why the prepared data cannot be used as it is; None when it can."""
     try:
         meta = read_meta(directory)
-        for name, value in settings_of(cfg).items():
+        for name, value in (dict.fromkeys(HOW_WRITTEN) | settings_of(cfg)).items():
             before = meta["settings"].get(name)
             if before != value:
                 change = "" if isinstance(value, dict) else f" from {escape(str(before)[:80])} to {value}"

@@ -1,6 +1,7 @@
 """Cleans rows as publishers name and write them into records: instruction, input, output."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -9,23 +10,15 @@ from typing import Any
 import numpy as np
 
 from gpt.config.data import DataConfig
+from gpt.data import chats
+from gpt.data import columns as known
 from gpt.data.rows import BadRows, Row
 from gpt.errors import UserError
 from gpt.terminal.console import escape
 
-# Our name of a column -> the names that publishers give it, compared without case.
-COLUMNS = {
-    "qa": {
-        "question": ["question"],
-        "answer": ["answer"],
-        "source": ["source", "document_source", "qtype"],  # medquad.csv, lavita/MedQuAD, keivalya's copy
-        "focus_area": ["focus_area", "question_focus"],
-    },
-    "helpsteer": {"prompt": ["prompt"], "response": ["response"]},
-    "alpaca": {"instruction": ["instruction"], "input": ["input"], "output": ["output", "response"]},
-}
-OPTIONAL = {"source", "focus_area", "input"}
 ATTRIBUTES = ["helpfulness", "correctness", "coherence", "complexity", "verbosity"]  # of HelpSteer, 0 to 4
+NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")
+NOTHING = (None, "", [], {})  # in a cell
 
 
 @dataclass(slots=True)
@@ -48,14 +41,9 @@ class Cleaned:
     ladder: list[tuple[str, int]] = field(default_factory=list)
     changed_whitespace: int = 0  # answers
     scores: dict[str, list[float]] = field(default_factory=dict)
-
-
-class NoColumn(ValueError):
-    """A column that is needed and not there; `remedy` names the key to set."""
-
-    def __init__(self, problem: str, remedy: str) -> None:
-        super().__init__(problem)
-        self.remedy = remedy
+    n_rows: int = 0  # that could be read
+    n_other_chats: int = 0  # chats of several turns, or of another form
+    left_out: Counter[str] = field(default_factory=Counter)  # columns not learned from: rows with something in them
 
 
 def clean(rows: Iterable[Row], cfg: DataConfig, bad: BadRows, result: Cleaned) -> Iterator[Record]:
@@ -65,25 +53,34 @@ def clean(rows: Iterable[Row], cfg: DataConfig, bad: BadRows, result: Cleaned) -
     Only question-answer pairs have their whitespace normalised: instructions may contain code. Raises UserError for a
     row that `bad` does not take, and when no row is left.
     """
-    unknown = set(cfg.columns) - set(COLUMNS[cfg.kind])
+    unknown = set(cfg.columns) - set(known.COLUMNS[cfg.kind])
     if unknown:
-        raise UserError(f"data.columns: {sorted(unknown)[0]} is not one of {', '.join(COLUMNS[cfg.kind])}")
+        raise UserError(f"data.columns: {sorted(unknown)[0]} is not one of {', '.join(known.COLUMNS[cfg.kind])}")
     columns: dict[tuple[str, ...], dict[str, str]] = {}  # rows of JSON Lines need not have the same keys
+    others: dict[tuple[str, ...], list[str]] = {}
     seen: set[tuple[str, str, str]] = set()
-    n_rows = n_questions = n_answers = 0
+    n_questions = n_answers = 0
     for row in rows:
         try:
             keys = tuple(row.values)
             if keys not in columns:
-                columns[keys] = find_columns(keys, cfg)
-            cells = {name: _text(name, row.values[column]) for name, column in columns[keys].items()}
+                columns[keys] = known.find(keys, cfg.kind, cfg.columns)
+                used = {*columns[keys].values(), *(ATTRIBUTES if cfg.kind == "helpsteer" else [])}
+                others[keys] = [key for key in keys if key not in used]
+            cells = _cells(row.values, columns[keys])
             scores = _scores(row.values) if cfg.kind == "helpsteer" else {}
         except ValueError as error:
             bad.report(row.where, row.line, str(error), remedy=getattr(error, "remedy", "correct it"))
             continue
-        n_rows += 1
+        result.n_rows += 1
+        result.left_out.update(key for key in others[keys] if row.values[key] not in NOTHING)
         for name, score in scores.items():
             result.scores.setdefault(name, []).append(score)
+        if cells is None:
+            result.n_other_chats += 1
+            continue
+        if cells.pop("system", ""):
+            result.left_out["the system's messages"] += 1
         record = _record(cells, cfg.kind, row.split)
         if not record.instruction.strip():
             continue
@@ -97,8 +94,10 @@ def clean(rows: Iterable[Row], cfg: DataConfig, bad: BadRows, result: Cleaned) -
             seen.add(key)
             result.records.append(record)
             yield record
-    steps = [("rows", n_rows + len(bad.left_out)), ("well-formed", n_rows), ("with a question", n_questions),
-             ("with an answer", n_answers), ("without exact duplicates", len(result.records))]  # fmt: skip
+    n_rows, n_chats = result.n_rows, result.n_rows - result.n_other_chats
+    steps = [("rows", n_rows + len(bad.left_out)), ("well-formed", n_rows), ("of one turn", n_chats),
+             ("with a question", n_questions), ("with an answer", n_answers),
+             ("without exact duplicates", len(result.records))]  # fmt: skip
     always = {"rows", "with an answer", "without exact duplicates"}
     result.ladder = [steps[0]] + [
         step for step, before in zip(steps[1:], steps, strict=False) if step[0] in always or step[1] < before[1]
@@ -108,28 +107,6 @@ def clean(rows: Iterable[Row], cfg: DataConfig, bad: BadRows, result: Cleaned) -
         raise UserError(f"no record is left: {counts}", remedy=(bad.left_out or [""])[0])
 
 
-def find_columns(names: Iterable[str], cfg: DataConfig) -> dict[str, str]:
-    """Our name of each column -> its name in the data: data.columns first, else a known one, whatever its case.
-
-    Raises NoColumn.
-    """
-    by_name: dict[str, str] = {}
-    for name in names:
-        by_name.setdefault(name.strip().casefold(), name)
-    columns = {}
-    for name, aliases in COLUMNS[cfg.kind].items():
-        chosen = cfg.columns.get(name)
-        keys = [alias.strip().casefold() for alias in ([chosen] if chosen else aliases)]
-        column = next((by_name[key] for key in keys if key in by_name), None)
-        if column is not None:
-            columns[name] = column
-        elif chosen or name not in OPTIONAL:
-            present = ", ".join(map(escape, by_name.values())) or "none"
-            problem = f"no column {chosen or ' or '.join(aliases)} among {present}"
-            raise NoColumn(problem, f"data.columns.{name}=<its name here>")
-    return columns
-
-
 def _record(cells: dict[str, str], kind: str, split: str | None) -> Record:
     if kind == "qa":
         question, answer = normalise(cells["question"]), normalise(cells["answer"])
@@ -137,6 +114,13 @@ def _record(cells: dict[str, str], kind: str, split: str | None) -> Record:
     if kind == "helpsteer":
         return Record(cells["prompt"], "", cells["response"], split=split)
     return Record(cells["instruction"], cells.get("input", ""), cells["output"], split=split)
+
+
+def _cells(values: dict[str, Any], columns: dict[str, str]) -> dict[str, str] | None:
+    """Our name of each column -> its text; None for a chat that is not one question and one answer."""
+    if "messages" in columns:
+        return chats.read(values[columns["messages"]])
+    return {name: _text(name, values[column]) for name, column in columns.items()}
 
 
 def normalise(text: str) -> str:
@@ -153,11 +137,28 @@ def _text(name: str, cell: Any) -> str:
 
 
 def _scores(values: dict[str, Any]) -> dict[str, float]:
-    scores = {name: values[name] for name in ATTRIBUTES if values.get(name) is not None}
+    scores = {name: values[name] for name in ATTRIBUTES if values.get(name) not in (None, "")}
     for name, score in scores.items():
+        if isinstance(score, str) and NUMBER.fullmatch(score.strip()):  # as in a CSV file
+            scores[name] = score = float(score)
         if type(score) not in (int, float) or not math.isfinite(score):
             raise ValueError(f"{name} is {escape(str(score)[:40])}, a number is needed")
     return scores
+
+
+def describe_left_out(cleaned: Cleaned) -> list[str]:
+    """A line each on the columns that are not learned from, and on chats that no template holds."""
+    lines = []
+    shares = [f"{escape(name[:40])} ({count / cleaned.n_rows:.1%})" for name, count in cleaned.left_out.most_common(12)]
+    if shares:
+        more = f" and {len(cleaned.left_out) - 12} more" if len(cleaned.left_out) > 12 else ""
+        lines.append(f"not learned from, with the share of rows that have it: {', '.join(shares)}{more}")
+    if cleaned.n_other_chats:
+        lines.append(
+            f"{cleaned.n_other_chats:,} of {cleaned.n_rows:,} chats left out: they have several turns, or are no "
+            "question with its answer, and no template holds them"
+        )
+    return lines
 
 
 def oddities(cleaned: Cleaned) -> dict[str, int]:

@@ -1,23 +1,27 @@
 """Reads the rows of a file in any of the formats that are known, gzipped or not, one at a time.
 
 Nothing is guessed or mended: what cannot be read as it stands is reported with its file and line, and counted if the
-configuration says that such rows may be left out.
+configuration says that such rows may be left out. A form that has one meaning only is read, and a log line says so.
 """
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt.data import csv_rows, json_rows
+from gpt.data import csv_rows, json_rows, parquet_rows, unread_formats
+from gpt.data.columns import Wanted
 from gpt.errors import UserError
 from gpt.terminal.console import escape
 
 # What a file's name ends in -> the function that gives (line, values, what is wrong with the row) of each of its rows.
-FORMATS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any], str | None]]]] = {
+FORMATS: dict[str, Callable[[Path, Wanted], Iterator[tuple[int, dict[str, Any], Any]]]] = {
     ".csv": csv_rows.read,
+    ".tsv": csv_rows.read,
+    ".tab": csv_rows.read,
     ".json": json_rows.read,
     ".jsonl": json_rows.read,
     ".ndjson": json_rows.read,
+    ".parquet": parquet_rows.read,
 }
 
 
@@ -49,16 +53,19 @@ class BadRows:
 
 
 def format_of(path: Path) -> str | None:
-    """The key in FORMATS of a file, by its name; None for a name that says nothing."""
+    """The key in FORMATS of a file, by its name, or by its content where that is JSON; None for another file."""
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
+    if suffixes and suffixes[-1] in FORMATS:
+        return suffixes[-1]
+    unread_formats.refuse_name(path)
+    return ".jsonl" if json_rows.is_json(path) else None
 
 
-def read(path: Path, bad: BadRows, default: str = ".csv") -> Iterator[Row]:
-    """The rows of a file; `default` is the format of one whose name says nothing. Raises UserError for what is wrong
-    with the file or, unless `bad` takes it, with a row."""
-    for line, values, problem in FORMATS[format_of(path) or default](path):
+def read(path: Path, bad: BadRows, wanted: Wanted | None = None) -> Iterator[Row]:
+    """The rows of a file; one whose name and content say nothing is CSV. `wanted` says which columns are needed.
+    Raises UserError for what is wrong with the file or, unless `bad` takes it, with a row."""
+    for line, values, problem in FORMATS[format_of(path) or ".csv"](path, wanted or Wanted()):
         if problem:
-            bad.report(str(path), line, problem)
+            bad.report(str(path), line, str(problem), getattr(problem, "remedy", "correct it"))
         else:
             yield Row(str(path), line, values)

@@ -88,22 +88,24 @@ def encode_records(records: Iterable[Record], template: str, tokenizer: Tokenize
 
 
 def encode_files(
-    files: list[Path], measured: list[tuple[int, str]], borders: list[tuple[str, int, int]], tokenizer: Tokenizer
-) -> Iterator[tuple[str, bool, np.ndarray]]:
-    """Running text as ids: the split they belong to, whether a file begins with them there, and some ids.
+    files: list[Path], measured: list[text_files.Measured], borders: list[tuple[str, int, int]], tokenizer: Tokenizer,
+    encoding: str | None = None, separator: str | None = None,
+) -> Iterator[tuple[str, bool, np.ndarray]]:  # fmt: skip
+    """Running text as ids: the split they belong to, whether a document begins with them there, and some ids.
 
     `measured` is what text_files.measure says of the files, `borders` what splits.text_ranges says of all characters.
     """
 
     def texts() -> Iterator[tuple[str, bool, str]]:
         before = 0  # characters
-        for path, (n_chars, sha256) in zip(files, measured, strict=True):
-            after = before + n_chars
+        for path, size in zip(files, measured, strict=True):
+            after = before + size.n_chars
             sizes = {name: n for name, first, last in borders if (n := min(last, after) - max(first, before)) > 0}
-            portions = text_files.portions(path, list(sizes.values()), sha256)
+            portions = text_files.portions(path, list(sizes.values()), size.sha256, encoding, separator)
             for name, portion in zip(sizes, portions, strict=True):
-                for i, piece in enumerate(pieces(portion, tokenizer.safe_cut, escape(str(path)))):
-                    yield name, i == 0, piece
+                for document in text_files.documents(portion):
+                    for i, piece in enumerate(pieces(document, tokenizer.safe_cut, escape(str(path)))):
+                        yield name, i == 0, piece
             before = after
 
     return in_order(lambda part: (part[0], part[1], tokenizer.ids(part[2])), texts())

@@ -103,7 +103,8 @@ class Job:
 
 
 # Settings that came after the first sweeps of this format, with the value that all jobs before have.
-ADDED = {"model.family": "gpt2", "objective.name": "next_token"}
+ADDED = {"model.family": "gpt2", "objective.name": "next_token",
+         "data.delimiter": None, "data.encoding": None, "data.document_separator": None}  # fmt: skip
 STORED = [f.name for f in fields(Job) if f.name not in ("folder", "rows")]
 TYPES = {"number": int, "overrides": list, "config": dict, "name": str, "seconds": int | float}  # others: text or None
 

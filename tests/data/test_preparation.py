@@ -207,7 +207,11 @@ def test_a_place_that_cannot_be_written_is_an_error_of_the_environment(tmp_path,
 
 def test_an_empty_split_is_an_error_with_the_counts(tmp_path):
     cfg = small_csv(tmp_path / "small.csv", n_topics=3)
-    assert "a split is empty: train 3, val 0, test 0 documents (data.val_fraction" in problem(cfg, tmp_path, 2)
+    text = problem(cfg, tmp_path, 2)
+    assert (
+        "a split is empty: train 3, val 0, test 0 documents, as rows with a question or a focus area in common" in text
+    )
+    assert "data.split=random" in text
 
 
 def test_a_limit_below_every_record_is_an_error(tmp_path):

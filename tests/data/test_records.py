@@ -111,7 +111,7 @@ def test_scores_of_helpsteer_are_collected_from_all_rows():
     assert statistics["verbosity"]["count"] == 5 and statistics["verbosity"]["std"] == 0
 
 
-@pytest.mark.parametrize("score", ["3", True, float("nan"), [1]])
+@pytest.mark.parametrize("score", ["three", "nan", True, float("nan"), [1]])
 def test_a_score_that_is_no_number_is_a_bad_row(score):
     with pytest.raises(UserError, match=r"data.csv:2: helpfulness is .*, a number is needed"):
         clean([{"prompt": "p", "response": "r", "helpfulness": score}], kind="helpsteer")

@@ -91,7 +91,7 @@ def test_a_large_json_array_is_refused_before_it_is_in_memory(tmp_path, monkeypa
     path = tmp_path / "a.json"
     path.write_bytes(pack(b"[" + b'{"q": "x"},\n' * (LARGE // 12)))
     tracemalloc.start()
-    with pytest.raises(UserError, match=r"a.json is a JSON array of more than 1,000,000 bytes; convert it"):
+    with pytest.raises(UserError, match=r"a.json is not JSON Lines and has more than 1,000,000 bytes; convert it"):
         list(rows.read(path, BadRows("skip")))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -99,13 +99,13 @@ def test_a_large_json_array_is_refused_before_it_is_in_memory(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("name", ["a.CSV", "a.csv.gz", "a.json", "a.JSONL", "a.v2.ndjson.GZ", "a.txt", "csv"])
-def test_the_name_says_the_format_and_where_it_does_not_the_caller_does(tmp_path, name):
+def test_the_name_says_the_format_and_where_it_does_not_the_content_does(tmp_path, name):
     is_json = "json" in name.lower()
     content = b'{"q": "x"}\n' if is_json else b"q\nx\n"
     assert read(tmp_path / name, content)[0][0].values == {"q": "x"}
     assert (rows.format_of(tmp_path / name) is None) == (name in ("a.txt", "csv"))
     (tmp_path / "a.txt").write_text('{"q": "y"}')
-    assert [row.values for row in rows.read(tmp_path / "a.txt", BadRows("error"), default=".jsonl")] == [{"q": "y"}]
+    assert [row.values for row in rows.read(tmp_path / "a.txt", BadRows("error"))] == [{"q": "y"}]
 
 
 def test_messages_stay_short_whatever_the_file_holds(tmp_path):

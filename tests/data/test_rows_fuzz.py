@@ -170,7 +170,7 @@ def expected(kind: str, data: bytes, policy: str) -> Found:
     if kind == "csv":
         found = csv_file(data)
     else:
-        found = json_array(data) if data.lstrip(b" \t\r\n").startswith(b"[") else json_lines(data)
+        found = json_array(data) if data.lstrip(b" \t\r\n").startswith(b"[") else json_objects(data)
     if found is None or not any(found) or (policy == "error" and found[1]):
         return None
     return found
@@ -185,21 +185,33 @@ def csv_file(data: bytes) -> Found:
             at = line_end
             continue
         cells, row_end = csv_row(data, at)
+        row = data[at:row_end]
         if cells is None and (header is None or data.count(b'"', at, line_end) % 2):
             return None
-        if header is None:
-            header = cells
-            if len({name.strip().casefold() for name in header}) < len(header):
+        at = line_end if cells is None else row_end
+        if cells and not UTF8.fullmatch(row):
+            if header is None:
                 return None
-        elif cells is None or len(cells) != len(header):
+            bad.append(line + row.count(b"\n", 0, row.find(b"\0") if b"\0" in row else UTF8.match(row).end()))
+            continue
+        cells = cells and [cell.decode() for cell in cells]
+        if header is None:
+            keys = [name.strip().casefold() for name in cells if name.strip()]
+            if len(set(keys)) < len(keys):
+                return None
+            header = [name if name.strip() else f"column {i} without a name" for i, name in enumerate(cells, start=1)]
+            n_named = max((i for i, name in enumerate(cells, start=1) if name.strip()), default=len(cells))
+        elif cells is None or (
+            len(cells) != len(header) and (len(cells) > len(header) or len(cells) < n_named or any(cells[n_named:]))
+        ):
             bad.append(line)
         else:
+            cells += [""] * (len(header) - len(cells))
             rows.append((line, dict(zip(header, cells, strict=True))))
-        at = line_end if cells is None else row_end
     return rows, bad
 
 
-def csv_row(data: bytes, at: int) -> tuple[list[str] | None, int]:
+def csv_row(data: bytes, at: int) -> tuple[list[bytes] | None, int]:
     """The cells of the row that starts at a byte, None if it is not as RFC 4180 says; and where the next one starts."""
     cells: list[bytes] = []
     cell, state = bytearray(), "start"
@@ -230,9 +242,7 @@ def csv_row(data: bytes, at: int) -> tuple[list[str] | None, int]:
         if state == "quoted":
             return None, at
         cells.append(bytes(cell))
-    if not all(UTF8.fullmatch(cell) for cell in cells):
-        return None, at
-    return [cell.decode() for cell in cells], at
+    return cells, at
 
 
 JSON_TOKEN = re.compile(
@@ -332,6 +342,43 @@ def is_row(value: object) -> bool:
         [part for pair in value.items() for part in pair if isinstance(part, str)] if type(value) is dict else [None]
     )
     return all(text is not None and not re.search("[\0\ud800-\udfff]", text) for text in texts)
+
+
+def json_objects(data: bytes) -> Found:
+    """Objects one after the other, if the first one ends in another line than it begins in; else JSON Lines."""
+    lines = data.lstrip(b" \t\r\n").split(b"\n", 1)
+    if not lines[0].startswith(b"{"):
+        return json_lines(data)
+    for text in (lines[0], b"\n".join(lines)):
+        parser = JsonParser(text.decode(errors="replace"))
+        try:
+            parser.value()
+        except ValueError:
+            continue
+        if text is lines[0]:
+            if not parser.peek():
+                return json_lines(data)
+        elif parser.at > len(lines[0].decode(errors="replace")):
+            return json_sequence(data)
+    return json_lines(data)
+
+
+def json_sequence(data: bytes) -> Found:
+    if not UTF8.fullmatch(data):
+        return None
+    text, rows, bad = data.decode(), [], []
+    parser = JsonParser(text)
+    try:
+        while parser.peek():
+            parser.is_bad = False
+            start = len(text) - len(text[parser.at :].lstrip(" \t\r\n"))
+            value = parser.value()
+            where = bad if parser.is_bad or not is_row(value) else rows
+            line = 1 + text.count("\n", 0, start)
+            where.append(line if where is bad else (line, value))
+    except ValueError:
+        return None
+    return rows, bad
 
 
 def json_lines(data: bytes) -> Found:

@@ -61,7 +61,8 @@ def test_rows_go_on_after_a_line_that_is_no_text(path):
             except BadLine as error:
                 found.append((error.line, str(error)))
     assert found == [
-        "a\n", (2, "not UTF-8 at byte 2 of the file: 0xff"), (3, "NUL character at byte 5 of the file"), "c\n"
+        "a\n", (2, "not UTF-8 at byte 2 of the file: 0xff, in Windows-1252 ÿ"),
+        (3, "NUL character at byte 5 of the file"), "c\n",
     ]  # fmt: skip
 
 
@@ -83,14 +84,14 @@ def test_characters_have_unix_line_ends_wherever_pieces_end(path, monkeypatch, s
     expected = content[3:].decode().replace("\r\n", "\n")
     with open_text(path) as file:
         assert "".join(file.characters()) == expected
-    assert measure(path) == (len(expected), hashlib.sha256(path.read_bytes()).hexdigest())
+    assert measure(path) == (len(expected), 0, 0, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", gzip.compress(b"") * 2], ids=["empty", "mark", "gzip"])
 def test_a_file_without_characters_has_none(path, content):
     path.write_bytes(content)
-    assert measure(path) == (0, hashlib.sha256(content).hexdigest())
-    assert list(portions(path, [], measure(path)[1])) == []
+    assert measure(path) == (0, 0, 0, hashlib.sha256(content).hexdigest())
+    assert list(portions(path, [], measure(path).sha256)) == []
 
 
 @pytest.mark.parametrize("size", [4, 10, 1000])
@@ -98,7 +99,7 @@ def test_a_file_without_characters_has_none(path, content):
 def test_portions_are_all_of_a_file(path, monkeypatch, size, pack):
     monkeypatch.setattr(text_files, "PIECE", size)
     path.write_bytes(pack("aé漢\r\n".encode() * 50))
-    n_chars, sha256 = measure(path)
+    n_chars, _, _, sha256 = measure(path)
     for sizes in ([n_chars], [1, n_chars - 1], [70, 60, 70], [4] * 50):
         assert ["".join(p) for p in portions(path, sizes, sha256)] == [
             ("aé漢\n" * 50)[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))
@@ -108,7 +109,7 @@ def test_portions_are_all_of_a_file(path, monkeypatch, size, pack):
 @pytest.mark.parametrize("change", [lambda c: c + b"x", lambda c: c[:-1], lambda c: b"b" + c[1:], lambda c: b""])
 def test_a_file_that_changes_between_two_readings_is_refused(path, change):
     path.write_bytes(b"a" * 200_000)
-    n_chars, sha256 = measure(path)
+    n_chars, _, _, sha256 = measure(path)
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(UserError, match=r"a.txt was changed while it was read; start again"):
         for portion in portions(path, [n_chars], sha256):

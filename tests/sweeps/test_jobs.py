@@ -94,6 +94,8 @@ def test_the_name_of_a_folder_is_eight_hexadecimal_digits():
 
 JOB = {
     "model.family": "gpt2",
+    "data.delimiter": None,
+    "data.encoding": None,
     "objective.name": "next_token",
     "optimizer.lr": 0.001,
     "model.context_length": 64,
