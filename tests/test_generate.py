@@ -147,6 +147,10 @@ class TestText:
             ("p.JSONL", '{"instruction": "Sort.", "input": "b, a"}\n{"instruction": "Croup", "input": null}\n'),
             ("p.json", '[{"instruction": "Sort.", "input": "b, a"},\n {"instruction": "Croup"}]'),
             ("p.csv", 'instruction,input\nSort.,"b, a"\nCroup,\n'),
+            ("p.csv", '"prompt";"input"\nSort.;"b, a"\nCroup;\n'),
+            ("p.tsv", "n\tquestion\tinput\n1\tSort.\tb, a\n2\tCroup\t\n"),
+            ("prompts.txt", '{"instruction": "Sort.", "input": "b, a"}\n{"instruction": "Croup"}\n'),
+            ("p.json", '{"data": [{"prompt": "Sort.", "input": "b, a"}, {"prompt": "Croup"}]}'),
         ],
     )
     def test_records_may_come_in_each_format_of_data(self, run_dir, tmp_path, capsys, name, content):
@@ -205,6 +209,8 @@ class TestErrors:
             ("number.jsonl", b'{"instruction": "a", "input": 3}\n', "number.jsonl:1: instruction"),
             ("surrogate.jsonl", b'{"instruction": "\\ud800"}\n', "surrogate.jsonl:1: .*lone surrogate"),
             ("nothing.jsonl", b"", "is empty"),
+            ("list.csv", b"What is Croup ?\nWhy ?\n", "list.csv:1: no column instruction .*name a column instruction"),
+            ("sheet.xlsx", b"PK\x03\x04", "sheet.xlsx is a spreadsheet; save it as CSV"),
         ],
     )
     def test_a_file_of_prompts_that_cannot_be_used(self, run_dir, tmp_path, name, content, message):

@@ -264,6 +264,20 @@ def test_alpaca_from_a_json_array_uses_the_template_with_input(tmp_path):
     assert bytes(ids[: index[0, 1]].tolist()).decode() == prompt
 
 
+def test_documents_of_a_text_end_at_its_separator_which_is_said_where_it_stays_text(tmp_path, lines):
+    (tmp_path / "a.txt").write_text("<|endoftext|>\n".join("abcdefghi\n" for _ in range(20)))
+    cfg = data_config(kind="text", path="a.txt", prepared_dir="out", val_fraction=0.2, test_fraction=0.0)
+    before = prepared.read_meta(preparation.ensure(cfg, tmp_path))
+    assert any("<|endoftext|> occurs 19 times" in line and "data.document_separator=" in line for line in lines())
+    assert "document_separator" not in before["settings"]  # so that data of older versions is what it was
+    cfg = data_config(**{**vars(cfg), "document_separator": "<|endoftext|>"})
+    directory = preparation.ensure(cfg, tmp_path)
+    assert "data.document_separator changed" in lines()[-1]
+    ids = np.fromfile(directory / "train.bin", dtype="<u2").tolist()
+    assert ids.count(256) == 16 - 1 and bytes(ids[:9]) == b"abcdefghi" and ids[9:11] == [256, ord("a")]
+    assert preparation.ensure(cfg, tmp_path) == directory
+
+
 @pytest.mark.skipif(not THE_VERDICT.exists(), reason=f"{THE_VERDICT} is not there")
 def test_the_verdict_gives_4612_and_534_tokens(tmp_path):
     cfg = data_config(kind="text", path=str(THE_VERDICT), prepared_dir="out", tokenizer="gpt2", test_fraction=0.0)

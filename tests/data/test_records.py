@@ -126,3 +126,29 @@ def test_oddities_are_counted():
         "answers whose whitespace was normalised": 1,
         "rows without a focus area": 3,
     }
+
+
+def test_columns_that_are_not_learned_from_are_said_with_the_share_of_rows_that_have_them():
+    rows = [{"instruction": f"i{i}", "output": "o", "history": [["a", "b"]] * (i % 2), "system": ""} for i in range(4)]
+    found = clean([*rows, {"instruction": "j", "output": "o", "tag\x1b": 0}], kind="alpaca")
+    assert records.describe_left_out(found) == [
+        "not learned from, with the share of rows that have it: history (40.0%), tag\\x1b (20.0%)"
+    ]
+    assert records.describe_left_out(clean([qa(source="s", focus_area="f")])) == []
+
+
+def test_chats_of_one_turn_are_records_and_others_are_counted_and_said():
+    turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    system = {"role": "system", "content": "Be Marv."}
+    rows = [{"messages": turn}, {"messages": [system, turn[0], {"role": "assistant", "content": "b"}]}]
+    found = clean([*rows, {"messages": turn * 2}, {"messages": 3}], policy="skip", kind="alpaca")
+    assert [(record.instruction, record.output) for record in found.records] == [("q", "a"), ("q", "b")]
+    assert found.ladder[:3] == [("rows", 4), ("well-formed", 3), ("of one turn", 2)]
+    assert [line[:50] for line in records.describe_left_out(found)] == [
+        "not learned from, with the share of rows that have", "1 of 3 chats left out: they have several turns, or"
+    ]  # fmt: skip
+
+
+def test_scores_may_be_written_as_text_and_be_missing():
+    row = {"prompt": "p", "response": "r", "helpfulness": "4", "correctness": "3.0", "verbosity": ""}
+    assert clean([row], kind="helpsteer").scores == {"helpfulness": [4.0], "correctness": [3.0]}

@@ -7,6 +7,7 @@ from conftest import data_config
 
 from gpt.data import splits
 from gpt.data.records import Record
+from gpt.errors import UserError
 
 
 def made(n_topics=100, rows_each=4, sources=("A", "B")):
@@ -100,3 +101,47 @@ def test_the_publishers_validation_rows_stay_and_what_asks_the_same_joins_them()
     assert len(parts["test"]) == pytest.approx(40, abs=6)
     parts = split(records, split="random", val_fraction=0.3, test_fraction=0.1)
     assert parts["val"] == list(range(10)) and len(parts["test"]) == 39
+
+
+def of_sizes(*sizes):
+    return [Record(f"q{n} {i}", "", "a", focus=f"f{n}") for n, size in enumerate(sizes) for i in range(size)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "sizes, val, test, expected",
+    [
+        ((60, 30, 10), 0.1, 0.0, (90, 10, 0)),
+        ((60, 30, 10), 0.1, 0.3, (60, 10, 30)),
+        ((70, 10, 10, 5, 5), 0.1, 0.1, (80, 10, 10)),
+        ((45, 45, 4, 3, 3), 0.1, 0.0, (90, 10, 0)),
+    ],
+)
+def test_the_groups_that_make_up_a_share_are_found(sizes, val, test, expected, seed):
+    records = of_sizes(*sizes)
+    parts = split(records, val_fraction=val, test_fraction=test, split_seed=seed)
+    assert tuple(len(parts[name]) for name in splits.NAMES) == expected
+    cfg = data_config(val_fraction=val, test_fraction=test)
+    assert splits.missed_shares(records, parts, cfg) is None
+
+
+def test_a_share_that_misses_its_target_by_more_than_a_fifth_is_said_with_the_cause():
+    records = of_sizes(60, 27, 13)
+    cfg = data_config(val_fraction=0.1, test_fraction=0.0)
+    said = splits.missed_shares(records, splits.split(records, cfg), cfg)
+    assert said.startswith("val has 13.0% of the rows, not 10.0%: rows with a question or a focus area in common")
+    assert "the largest of 3 groups have 60, 27, 13 rows; data.split=random" in said
+
+
+@pytest.mark.parametrize("sizes", [(100,), (50, 50)])
+def test_a_split_that_no_group_fits_is_an_error_with_the_cause(sizes):
+    with pytest.raises(UserError, match=r"a split is empty: .* kept together, and the largest of .*data.split=random"):
+        split(of_sizes(*sizes), val_fraction=0.1, test_fraction=0.0)
+
+
+def test_leaks_are_counted_without_punctuation_too_and_without_focus_areas_nothing_is_said_of_them():
+    records = [Record(text, "", "a") for text in ("What is Croup?", "what is  croup ?", "(Why)", "New")]
+    parts = {"train": [0], "val": [1, 3], "test": [2]}
+    assert splits.leaks(records, parts) == {
+        "val": {"question": 0.0, "question_bare": 0.5}, "test": {"question": 0.0}
+    }  # fmt: skip

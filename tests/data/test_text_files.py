@@ -145,3 +145,38 @@ def test_a_file_that_cannot_be_read_is_an_error_of_the_environment():
     with pytest.raises(UserError, match="cannot read /proc/self/mem") as caught:
         read_text(Path("/proc/self/mem"))
     assert caught.value.code == 5
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 100])
+def test_separators_are_found_wherever_pieces_end_and_lose_the_line_ends_around_them(path, monkeypatch, size):
+    monkeypatch.setattr(text_files, "PIECE", size)
+    path.write_bytes(b"<|e|>one\r\ntwo\n\n<|e|>\r\n\nthree<|e|><|e|>\n\n<|e|>f<|e\n")
+    with open_text(path) as file:
+        documents = ["".join(document) for document in text_files.documents(file.characters("<|e|>"))]
+    assert [document for document in documents if document] == ["one\ntwo", "three", "f<|e\n"]
+    with open_text(path) as file:
+        assert "".join(file.characters()).count("<|e|>") == 5
+
+
+@pytest.mark.parametrize("size", [1, 5, 13, 100])
+def test_marks_of_the_end_of_text_are_counted_wherever_pieces_end(path, monkeypatch, size):
+    monkeypatch.setattr(text_files, "PIECE", size)
+    path.write_text("a<|endoftext|>\n<|endoftext|><|endoftext|>b<|endoftext")
+    assert measure(path).n_marks == 3
+    assert measure(path, separator="<|endoftext|>")[1:3] == (0, 3)
+
+
+@pytest.mark.parametrize("size", [4, 5, 100])
+def test_a_text_in_another_encoding_is_read_as_what_it_says(path, monkeypatch, size):
+    monkeypatch.setattr(text_files, "PIECE", size)
+    for encoding in ("latin-1", "cp1252", "utf-16", "utf-16-le", "utf-8", "shift_jis"):
+        text = "1 2\n\u5b57\u6f22\n" if encoding == "shift_jis" else "\u00e9t\u00e9\n1"
+        path.write_bytes(text.encode(encoding))
+        with open_text(path, encoding=encoding) as file:
+            assert "".join(file.characters()) == text
+    path.write_bytes(b"a\nb\x81")
+    with (
+        pytest.raises(UserError, match=r"a.txt:2: a byte that is not in cp1252"),
+        open_text(path, None, "cp1252") as file,
+    ):
+        list(file.characters())
