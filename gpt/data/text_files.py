@@ -44,6 +44,9 @@ class TextFile:
         self.quotes, self.raw = 0, b""  # in that row
         self._lines = 0  # line ends read
         self.n_bytes = 0  # that were read; in a gzipped file, after decompression
+        self._is_utf8 = (
+            False  # whether a character of several bytes was read, which other encodings hardly ever make up
+        )
         self._cut = b""  # the first bytes of a character whose others are in the next piece
 
     def row(self, multiline: bool = False) -> str:
@@ -106,7 +109,9 @@ class TextFile:
             text, used = codecs.utf_8_decode(raw[mark:], "strict", is_end)
         except UnicodeDecodeError as error:
             at = mark + error.start
+            self._is_utf8 |= not raw[mark:at].isascii()
             raise BadLine(line + raw.count(b"\n", 0, at), *self._not_text(raw[at], start + at)) from None
+        self._is_utf8 |= not raw[mark:].isascii()
         self.n_bytes += mark + used - len(raw)
         return text, mark + used
 
@@ -116,7 +121,7 @@ class TextFile:
             return f"a byte that is not in {self.encoding}", "correct it, or set another data.encoding"
         problem = f"not UTF-8 at byte {at} of the file: 0x{byte:02x}"
         character = bytes([byte]).decode("windows-1252", "replace")
-        if character == "\ufffd":
+        if character == "\ufffd" or self._is_utf8:
             return problem, "correct it"
         remedy = "save it as UTF-8, or, where it is data, set data.encoding=windows-1252"
         return f"{problem}, in Windows-1252 {character}", remedy
@@ -183,7 +188,7 @@ def open_text(path: Path, digest: Any = None, encoding: str | None = None) -> It
             file: Any = stack.enter_context(io.BufferedReader(raw, BUFFER))
             if file.peek(2)[:2] == b"\x1f\x8b":
                 file = stack.enter_context(io.BufferedReader(gzip.GzipFile(fileobj=file)))
-            unread_formats.refuse(path, file.peek(unread_formats.LONGEST)[: unread_formats.LONGEST])
+            unread_formats.refuse(path, file.peek(unread_formats.N_BYTES)[: unread_formats.N_BYTES])
             if encoding is not None and codecs.lookup(encoding).name == "utf-8":
                 encoding = None
             if encoding is not None:

@@ -49,13 +49,13 @@ NOT_ROWS = {
        {".xml": "XML", ".yaml": "YAML", ".yml": "YAML", ".toml": "TOML", ".html": "HTML", ".htm": "HTML"}.items()},
     **NAMES,
 }  # fmt: skip
-LONGEST = max(map(len, SIGNATURES))
+N_BYTES = 64  # of the beginning of a file in which a signature stands, white space before it included
 
 
 def refuse(path: Path, start: bytes) -> None:
     """Raises UserError for a file whose first bytes are those of a format that is not text."""
     for signature, (what, remedy) in SIGNATURES.items():
-        if start.startswith(signature):
+        if start.startswith(signature) or start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(signature):
             is_office = signature.startswith((b"PK", b"\xd0"))
             what, remedy = NAMES.get(path.suffix.lower(), (what, remedy)) if is_office else (what, remedy)
             raise UserError(f"{escape(str(path))} is {what}", remedy=remedy)

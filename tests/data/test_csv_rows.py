@@ -114,6 +114,14 @@ def test_windows_1252_is_named_with_the_key_that_reads_it_and_skip_counts_each_r
     assert qa(csv, content, encoding="cp1252")[0] == [("été", "a\nb"), ("q", "ö\nü"), ("x", "y")]
 
 
+def test_a_file_that_is_utf8_but_for_one_byte_is_not_called_windows_1252(csv):
+    """With that encoding all of its other letters would be read wrongly, and nobody would notice."""
+    for content in (b"question,answer\nq,\xc3\xa9\nx,\xe9\n", b"question,answer\nq,a\nx,\xc3\xa9\xe9\n"):
+        with pytest.raises(UserError, match="csv:3: not UTF-8 at byte ") as caught:
+            qa(csv, content)
+        assert "1252" not in str(caught.value)
+
+
 def test_a_byte_that_an_encoding_does_not_have_is_a_bad_row(csv):
     content = b"question,answer\nq,\x81\nx,\xe9\n"
     assert qa(csv, content, "skip", encoding="cp1252") == (

@@ -35,6 +35,7 @@ def archive() -> bytes:
         ("a.db", b"SQLite format 3\0" + bytes(90), "is an SQLite database; convert it"),
         ("a.pdf", b"%PDF-1.7\n", "is a PDF document; save it as plain text"),
         ("a.csv", b"<!DOCTYPE html>\n<html>", "is a web page; download the file itself"),
+        ("a.csv", b"\r\n\r\n  <!DOCTYPE html>\n<html>", "is a web page; download the file itself"),
         ("a.csv", b"version https://git-lfs.github.com/spec/v1\noid ", "is a pointer of Git LFS"),
         ("a.csv", b"PAR1" + bytes(90), "is a Parquet file; give it a name that ends in .parquet"),
     ],
