@@ -65,7 +65,7 @@ def read_prompts(cfg: GenerateConfig) -> list[tuple[str, str]]:
     else:
         path = paths.absolute(cfg.prompts)
         if not path.is_file():
-            raise UserError("no such file", str(path), "prompts= takes a file of texts or of rows")
+            raise UserError("no such file", str(path), paths.elsewhere(path) or "it takes a file of texts or of rows")
         prompts, where = prompts_in(path, cfg.input), str(path)
     if not prompts or not all(instruction.strip() for instruction, _ in prompts):
         raise UserError("the prompt is empty", where, "give at least one word")

@@ -7,15 +7,24 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
+from omegaconf import grammar_parser
+from omegaconf.errors import GrammarParseError
 
+from gpt.config import places
 from gpt.config.value_errors import as_typed, first_sentence, holder, leaf_keys, valid_keys
 from gpt.errors import UserError
-from gpt.files.paths import PROJECT_ROOT
+from gpt.files.paths import PROJECT_ROOT, exists
 
-# Keys of sentences and paths: their values are taken as typed, because Hydra's grammar would change many sentences.
-DATA_KEYS = ("data.delimiter", "data.document_separator")
-TEXT_KEYS = {"generate": ("checkpoint", "prompt", "prompts", "input", "export"), "train": DATA_KEYS,
-             "prepare_data": DATA_KEYS}  # fmt: skip
+# Keys of sentences and names, and of paths: their values are taken as typed, because Hydra's grammar would change or
+# refuse many of them. Paths are relative to where the user is.
+SENTENCES = ("prompt", "input")
+NAMES = (
+    "wandb.project", "wandb.entity", "wandb.group", "sweep.name", "sweep.report", "data.name", "data.hub", "model.name",
+    "init.revision", "data.delimiter", "data.document_separator",
+)  # fmt: skip
+NAMES_BELOW = ("data.card.", "data.columns.")
+PATHS = (*places.PATHS, "hydra.run.dir", "hydra.sweep.dir")
+INPUTS = ("data.path", "prompts", *places.WEIGHTS)  # which exist already
 QUOTED = re.compile(r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*\"""", re.DOTALL)
 
 
@@ -23,7 +32,8 @@ def prepare(typed: list[str], script: str, kind: type) -> list[str]:
     """The arguments that Hydra gets. `kind` is the dataclass that the configuration becomes.
 
     Raises UserError or HydraException for what is no override."""
-    arguments = [quote_text(argument, TEXT_KEYS.get(script, ())) for argument in typed]
+    may_be_several = any(text in ("-m", "--multirun", "hydra.mode=MULTIRUN") for text in typed)
+    arguments = [text for argument in typed for text in taken_as_typed(argument, may_be_several)]
     if script == "train":
         arguments = [*choices_for_weights(arguments), *arguments]
     # Hydra's parser refuses overrides on both sides of a flag: `train.py model=mini -m seed=1,2`
@@ -39,14 +49,73 @@ def choices_for_weights(arguments: list[str]) -> list[str]:
     return [f"{key}={choice}" for key, choice in (("model", "pretrained"), ("finetune", "full")) if key not in given]
 
 
-def quote_text(argument: str, keys: tuple[str, ...]) -> str:
-    """`prompt=Hello, I am` -> `prompt='Hello, I am'` for the given keys: to Hydra a comma starts a sweep, parentheses
-    call a function, an apostrophe opens a string and ${ an interpolation. What is quoted already, or null, stays."""
-    key, equals, value = argument.partition("=")
-    if key not in keys or not equals or value == "null" or QUOTED.fullmatch(value):
-        return argument
-    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # a backslash before ${ keeps it a text
-    return f"{key}={QuotedString(literal, Quote.single).with_quotes()}"
+def taken_as_typed(argument: str, may_be_several: bool) -> list[str]:
+    """`prompt=Hello, I am` -> `prompt='Hello, I am'`, `data.path=a (1).csv` -> `data.path='/home/me/a (1).csv'`:
+    to Hydra a comma starts a sweep, parentheses call a function and an apostrophe opens a string. null stays, and what
+    is in quotes already loses them, as everywhere in Hydra. Where there `may_be_several`, choice(a,b) makes two jobs,
+    and so does a,b of files that exist, unless that is itself one."""
+    left, equals, value = argument.partition("=")
+    key = left.lstrip("+")
+    if not equals or not value or left.startswith("-"):
+        return [argument]
+    if key not in (*SENTENCES, *NAMES, *PATHS) and not key.startswith(NAMES_BELOW):
+        return [argument, *_paths_within(argument)]
+    chosen = _choices(key, value) if may_be_several else None
+    return [f"{left}={','.join(_literal(key, text) for text in chosen or [value])}"]
+
+
+def _choices(key: str, value: str) -> list[str] | None:
+    """The values that choice(a,b) or, for files that exist, a,b stands for; None for one value."""
+    if value.startswith("choice("):
+        try:
+            override = OverridesParser.create().parse_override(f"{key}={value}")
+        except HydraException:
+            return None
+        items = override.value().list if override.is_choice_sweep() else []
+        return [item.text if isinstance(item, QuotedString) else as_typed(item) for item in items]
+    if key in INPUTS and "," in value and not exists(Path(places.absolute(key, value, Path.cwd()))):
+        places_of_parts = [places.absolute(key, part, Path.cwd()) for part in value.split(",") if part != "null"]
+        if all(not Path(place).is_absolute() or exists(Path(place)) for place in places_of_parts):
+            return value.split(",")
+    return None
+
+
+def _literal(key: str, value: str) -> str:
+    """One value so that Hydra takes it as it is. Interpolations are for Hydra to resolve, except in sentences."""
+    if value == "null":
+        return value
+    if QUOTED.fullmatch(value):
+        if key not in PATHS:
+            return value
+        value = OverridesParser.create().parse_override(f"{key}={value}")._value.text
+    if key in PATHS and not (value.startswith("${") and _has_interpolation(value)):
+        value = places.absolute(key, value, Path.cwd())
+        if re.fullmatch(r"[\w./-]+", value, re.ASCII):
+            return value
+    if key in SENTENCES or not _has_interpolation(value):
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # a backslash before ${ keeps it a text
+    return QuotedString(value, Quote.single).with_quotes()
+
+
+def _has_interpolation(value: str) -> bool:
+    try:
+        grammar_parser.parse(value)
+    except GrammarParseError:
+        return False
+    return "${" in value
+
+
+def _paths_within(argument: str) -> list[str]:
+    """`init={from: x.pt}` -> [`init.from=/home/me/x.pt`]"""
+    if argument.lstrip("+").partition("=")[0] not in ("init", "data"):
+        return []
+    override = _parse(argument)
+    key, value = override.key_or_group, override.value()
+    return [
+        f"{full}={_literal(full, str(value[name]))}"
+        for name in (value if isinstance(value, dict) else ())
+        if (full := f"{key}.{name}") in PATHS and value[name]
+    ]
 
 
 def force_unknown_keys(arguments: list[str], kind: type) -> list[str]:

@@ -16,8 +16,8 @@ section = pydantic.dataclasses.dataclass(config=ConfigDict(extra="forbid", froze
 Int = Annotated[int, BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v), Strict()]
 Float = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]
-Count = Annotated[Int, Field(ge=1, lt=2**63)]  # where torch's integers end
-Seed = Annotated[Int, Field(ge=0, lt=2**63)]
+Count = Annotated[Int, Field(ge=1, le=2**63 - 1)]  # where torch's integers end; lt would be shown rounded
+Seed = Annotated[Int, Field(ge=0, le=2**63 - 1)]
 Positive = Annotated[Float, Field(gt=0)]
 NonNegative = Annotated[Float, Field(ge=0)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]

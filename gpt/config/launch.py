@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter
 
-from gpt.config import arguments, environment, schema
+from gpt.config import arguments, environment, places, schema
 from gpt.config.value_errors import find_errors, user_error_behind
 from gpt.errors import ENVIRONMENT, UserError
 from gpt.files.paths import LAUNCH_ID, PROJECT_ROOT, absolute
@@ -70,8 +70,8 @@ def validated(cfg: DictConfig, kind: type[T]) -> T:
 
 
 def to_dataclass(cfg: DictConfig, kind: type[T]) -> T:
-    """The one step from Hydra's configuration to typed values: after it there is no DictConfig."""
-    values = OmegaConf.to_container(cfg, resolve=True)
+    """The one step from Hydra's configuration to typed values: after it, no DictConfig, and paths are absolute."""
+    values = places.with_paths(OmegaConf.to_container(cfg, resolve=True), places.absolute)
     if kind is schema.TrainConfig:  # which is stored
         values |= {"unresolved": environment.unresolved(cfg)}
     return TypeAdapter(kind).validate_python(values)
@@ -102,9 +102,7 @@ def resume_command(cfg: schema.TrainConfig) -> str:
     """What to type to go on with a run, also with one job of a sweep."""
     kept = [override for override in cfg.overrides if not override.startswith("out_dir=")]
     mode = ["hydra.mode=RUN"] if cfg.sweep.name else []  # an experiment would start its sweep again
-    is_plain = re.fullmatch(r"[\w./-]*", cfg.out_dir)
-    out_dir = arguments.quote_text(f"out_dir={cfg.out_dir}", () if is_plain else ("out_dir",))
-    return shlex.join(["python", str(PROJECT_ROOT / "train.py"), *kept, *mode, out_dir])
+    return shlex.join(["python", str(PROJECT_ROOT / "train.py"), *kept, *mode, f"out_dir={cfg.out_dir}"])
 
 
 def launch(main: Callable[[], Any], script: str) -> None:

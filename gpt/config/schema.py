@@ -35,6 +35,7 @@ from gpt.config.fields import (
     variants,
     with_texts,
 )
+from gpt.config.places import stored, with_paths
 
 METRIC = "val/loss"  # what is minimised: it decides the best checkpoint, when to stop early, and every leaderboard
 
@@ -302,10 +303,13 @@ class PrepareConfig:
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain dicts, lists, str, int, float, bool and None, for YAML, W&B and checkpoints. What was
-    read from the environment is not in it, but the text that names the variable."""
+    """A configuration as plain dicts, lists, str, int, float, bool and None, for YAML, W&B and checkpoints. Paths
+    inside the project are relative to it, but for the run's own. What was read from the environment is not in it, but
+    the text that names the variable."""
     values = dataclasses.asdict(config, dict_factory=lambda items: {key_of(name): value for name, value in items})
-    return with_texts(values, values.pop("unresolved", {}))
+    texts, run_dir = values.pop("unresolved", {}), values.get("out_dir")
+    values = with_paths(values, stored)
+    return with_texts(values | ({"out_dir": run_dir} if run_dir else {}), texts)
 
 
 def key_of(field: str) -> str:

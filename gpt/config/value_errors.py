@@ -21,9 +21,10 @@ def find_errors(cfg: DictConfig, kind: type, groups: Iterable[str] = ()) -> list
     """One phrase for each thing that is wrong with `cfg` as a `kind`, one of gpt/config/schema.py's three dataclasses.
     `groups`: names that may be meant by a misspelt key, too.
 
-    Raises UserError for weights that a value would be read from and that cannot be read."""
+    Raises UserError where nothing else is wrong than weights that values would be read from and that cannot be read."""
     errors: dict[str, str] = {}  # full key: what is wrong with it
-    values = _plain(cfg, "", errors)
+    unreadable: list[UserError] = []
+    values = _plain(cfg, "", errors, unreadable)
     keys = [*valid_keys(kind, values), *groups]
     try:
         TypeAdapter(kind).validate_python(values)
@@ -32,7 +33,10 @@ def find_errors(cfg: DictConfig, kind: type, groups: Iterable[str] = ()) -> list
             for key, phrase in _describe(".".join(map(str, item["loc"])), item, keys):
                 if not _is_below(key, errors):
                     errors[key] = phrase
-    return [*errors.values(), *_contradictions(values, errors)]
+    phrases = [*dict.fromkeys(errors.values()), *_contradictions(values, errors)]
+    if unreadable and len(phrases) == 1:
+        raise unreadable[0]
+    return phrases
 
 
 def valid_keys(kind: type, values: Any = None, prefix: str = "") -> list[str]:
@@ -149,16 +153,18 @@ CHECKS: list[tuple[tuple[str, ...], Callable[..., bool], str]] = [
 ]  # fmt: skip
 
 
-def _plain(node: Any, prefix: str, errors: dict[str, str]) -> Any:
+def _plain(node: Any, prefix: str, errors: dict[str, str], unreadable: list[UserError]) -> Any:
     """A configuration as dicts, lists and values. What has no value, or leads nowhere, is left out and reported."""
     if isinstance(node, ListConfig):
-        return list(_resolved(node, range(len(node)), prefix, errors).values())
+        return list(_resolved(node, range(len(node)), prefix, errors, unreadable).values())
     if isinstance(node, DictConfig):
-        return _resolved(node, list(node), prefix, errors)
+        return _resolved(node, list(node), prefix, errors, unreadable)
     return node
 
 
-def _resolved(node: Any, keys: Iterable[Any], prefix: str, errors: dict[str, str]) -> dict[Any, Any]:
+def _resolved(
+    node: Any, keys: Iterable[Any], prefix: str, errors: dict[str, str], unreadable: list[UserError]
+) -> dict[Any, Any]:
     values = {}
     for key in keys:
         full_key = f"{prefix}.{key}" if prefix else str(key)
@@ -168,11 +174,12 @@ def _resolved(node: Any, keys: Iterable[Any], prefix: str, errors: dict[str, str
             errors[full_key] = f"{full_key}: nested too deeply"
         else:
             try:
-                values[key] = _plain(node[key], full_key, errors)
+                values[key] = _plain(node[key], full_key, errors, unreadable)
             except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or back to where it is
-                if unreadable := user_error_behind(error):
-                    raise unreadable from None
-                errors[full_key] = f"{full_key}: {first_sentence(error)}"
+                if behind := user_error_behind(error):
+                    unreadable.append(behind)
+                whole = str(UserError(behind.what, behind.where)) if behind else ""
+                errors[full_key] = whole or f"{full_key}: {first_sentence(error)}"
     return values
 
 

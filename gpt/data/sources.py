@@ -13,7 +13,7 @@ from typing import Any
 from gpt.config.data import DataConfig
 from gpt.data.rows import Row
 from gpt.errors import ENVIRONMENT, UserError
-from gpt.files import atomic
+from gpt.files import atomic, paths
 from gpt.files.hub import described, quiet_library, why_unreachable
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def find(cfg: DataConfig, root: Path) -> Source:
     wanted = path_of(cfg, root)
     missing = f"no text file at {wanted}" if cfg.kind == "text" else f"{wanted} does not exist"
     if cfg.hub is None:
-        raise UserError(missing, "data.path")
+        raise UserError(missing, "data.path", paths.elsewhere(wanted))
     log.warning(f"{missing}; trying the hub: {cfg.hub}")
     return Source(hub=cfg.hub, wanted=wanted)
 
@@ -96,7 +96,7 @@ def _texts(path: Path) -> Source | None:
         return _table(path)
     if not path.is_dir() and not glob.has_magic(str(path)):
         return None
-    matches = path.rglob("*.txt") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
+    matches = path.rglob("*.txt") if path.is_dir() else map(Path, glob.glob(paths.glob_pattern(path), recursive=True))
     files = sorted(match for match in matches if match.is_file())
     return Source(files, Path(os.path.commonpath([file.parent for file in files]))) if files else None
 

@@ -19,6 +19,7 @@ from typing import Any
 from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError, unusable
 from gpt.files.atomic import sha256, why_refused
 from gpt.files.directory import in_bytes
+from gpt.files.hub_names import PINNED, WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -29,18 +30,6 @@ KINDS = ("model.safetensors", "pytorch_model.bin")  # of weights, the best first
 SHARD = re.compile(r"[\w.-]{1,200}\.(safetensors|bin)", re.ASCII)  # a name, not a path to elsewhere
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")  # names a large file; small ones have git's hash, as long as that of a commit
-PINNED = {  # of openai-community: commits
-    "gpt2": "607a30d783dfa663caf39e06633721c8d4cfcd7e",
-    "gpt2-medium": "6dcaa7a952f72f9298047fd5137cd6e4f05f41da",
-    "gpt2-large": "32b71b12589c2f8d625668d2335a01cac3249519",
-    "gpt2-xl": "15ea56dee5df4983c59b2538573817e1667135e2",
-}
-WEIGHTS = {  # the sha256 of model.safetensors in each of these
-    "gpt2": "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
-    "gpt2-medium": "fc5a354a19255ad494f3d71549390baca1ccf61d1d822b9408971705c687c9cd",
-    "gpt2-large": "5f47f3e12f91cd33b662ce7e433b6150ad5512b5884a2cee961b50e9c3bbebce",
-    "gpt2-xl": "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
-}
 
 
 def fetch(name: str, revision: str | None, by_hand: Path, check: Callable[[Path], None] = lambda config: None) -> Path:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt.config import places
 from gpt.config.schema import flatten
 from gpt.errors import CHECKPOINT, UserError
 from gpt.model import LanguageModel
@@ -116,7 +117,7 @@ def check_identity(previous: Checkpoint, identity: Identity) -> None:
 def check_settings(previous: Checkpoint, config: dict[str, Any], allowed: list[str]) -> None:
     """Raises UserError naming, with both values, every setting that decides batches or updates and has changed."""
     now_is_json = json.loads(json.dumps(config))  # as after a file: lists for tuples
-    before, now = (ABSENT | flatten(c) for c in (previous.config, now_is_json))
+    before, now = (ABSENT | flatten(places.with_paths(c, places.stored)) for c in (previous.config, now_is_json))
     changed = [key for key in now if before.get(key, now[key]) != now[key]]
     decisive = [key for key in changed if is_decisive(key)]
     refused = [key for key in decisive if not any(is_within(key, allowed_key) for allowed_key in allowed)]

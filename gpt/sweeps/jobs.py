@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from gpt.config.places import stored, with_paths
 from gpt.config.schema import METRIC, TrainConfig, flatten, nested
 from gpt.config.value_errors import holder, valid_keys
 from gpt.files import atomic
@@ -112,9 +113,10 @@ TYPES = {"number": int, "overrides": list, "config": dict, "name": str, "seconds
 def identity(values: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run by which it is known as a job, flat, from all of its settings, nested.
 
-    1e-3 and 0.001 are one number, and so are 100 and 1e2. A budget in tokens that another budget overrules is left out.
+    1e-3 and 0.001 are one number, and so are 100 and 1e2. Paths inside the project are relative to it. A budget in
+    tokens that another budget overrules is left out.
     """
-    flat = flatten({key: value for key, value in values.items() if key not in VOLATILE})
+    flat = flatten(with_paths({key: value for key, value in values.items() if key not in VOLATILE}, stored))
     if flat.get("train.max_steps") is not None or flat.get("train.max_epochs") is not None:
         flat.pop("train.max_tokens", None)
     return {key: int(v) if isinstance(v, float) and v.is_integer() and abs(v) < 2**53 else v for key, v in flat.items()}
@@ -123,7 +125,7 @@ def identity(values: dict[str, Any]) -> dict[str, Any]:
 def current(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that identify a job of an older version, as this one would have them: those that it has no more are
     left out, those that came since have the value that they had. So the job is recognised, and keeps its folder."""
-    config = ADDED | config
+    config = flatten(with_paths(nested(ADDED | config), stored))
     keys = valid_keys(TrainConfig, nested(config))
     return {key: value for key, value in config.items() if key in keys or holder(key, keys)}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt.errors import CHECKPOINT, UserError
-from gpt.files import hub
+from gpt.files import hub, paths
 from gpt.terminal.console import escape
 from gpt.weights.source import Architecture, Source, of_transformers, read_json
 
@@ -37,7 +37,7 @@ def find(name: str, revision: str | None, root: Path) -> Source:
         return Source(name, path, "transformers", path.name if path.parent.name == "snapshots" else None)
     if not path.is_file() and not path.is_dir():
         what = "not an ordinary file" if path.exists() else "no such file or directory"
-        raise UserError(what, str(path), UNDERSTOOD, CHECKPOINT)
+        raise UserError(what, str(path), paths.elsewhere(path) or UNDERSTOOD, CHECKPOINT)
     if path.is_file():
         is_part = path.name in PARTS or path.suffix in (".index", ".meta") or ".data-" in path.name
         is_part = is_part and not (path.parent / "checkpoints").exists()  # a run's weights are not beside them

@@ -1,10 +1,12 @@
 """The command line reaches Hydra as it was meant, and its faults are reported in one line."""
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from launcher import launcher
+from omegaconf import OmegaConf
 
 from gpt.config import arguments
-from gpt.config.schema import GenerateConfig, TrainConfig
+from gpt.config.schema import GenerateConfig, PrepareConfig, TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def starts():
         ),
         (["+optimzer.lr=1", "experiment=x"], ["did you mean optimizer.lr?", "unknown key experiment, did you mean"]),
         (["wandb.project=${nope}", "seed=x"], ["wandb.project: Interpolation key 'nope'", "seed=x"]),
-        (["wandb.project=3", "device=gpu"], ["wandb.project=3: input should be a valid string", "device=gpu"]),
+        (["wandb.tags=[3]", "device=gpu"], ["wandb.tags.0=3: input should be a valid string", "device=gpu"]),
         (["-m", "optimizer.lr=1e-3,1e-4", "modl.n_head=1,2"], ["unknown key modl.n_head, did you mean model.n_head?"]),
         (["-m", "optimizer.lr=y,x"], ["optimizer.lr=x: input should be a valid number"]),
         (["data.columns.answer=reply", "seed=-1"], ["seed=-1"]),  # a key of the user's own within a dict
@@ -102,6 +104,75 @@ def test_sentences_reach_hydra_as_texts():
     assert arguments.prepare(["prompt=null", "prompt='quoted'"], "generate", GenerateConfig) == [
         "prompt=null", "prompt='quoted'",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["medquad (1).csv", "epoch=3-loss=2.10.ckpt", "a,b.csv", "[1].txt", "{x}.txt", "~x", "#1", "John's.csv",
+     "Größe.txt", "choice(a,b)", "1e-3", "a'b\"c", "back\\slash", "a b ", "${x", "%", "null.csv"],
+)  # fmt: skip
+def test_paths_are_taken_as_typed_in_each_script_and_for_each_key(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for script, kind, keys in (
+        ("train", TrainConfig, ("data.path", "data.prepared_dir", "init.from", "out_dir", "hydra.sweep.dir")),
+        ("generate", GenerateConfig, ("checkpoint", "prompts", "export")),
+        ("prepare_data", PrepareConfig, ("data.path", "+data.prepared_dir", "++data.path")),
+    ):
+        for key in keys:
+            typed = arguments.prepare([f"{key}={name}"], script, kind)[-1]
+            assert value_of(typed) == f"{tmp_path}/{name}", typed
+
+
+def value_of(argument):
+    """What Hydra makes of the value of an argument."""
+    override = OverridesParser.create().parse_override(argument)
+    return OmegaConf.create({"x": override.value()})["x"]
+
+
+def test_sentences_and_names_are_taken_as_typed():
+    for key in ("wandb.group", "wandb.project", "data.card.title", "data.columns.question", "sweep.name"):
+        for text in ("lr=1e-3, first (try)", "2024", "it's", "[a]"):
+            assert value_of(arguments.prepare([f"{key}={text}"], "train", TrainConfig)[-1]) == text
+    assert arguments.prepare(["wandb.group=null"], "train", TrainConfig) == ["wandb.group=null"]
+
+
+def test_several_values_are_choice_or_files_that_exist(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def values(text, *mode):
+        typed = arguments.prepare([f"data.path={text}", *mode], "train", TrainConfig)[-1]
+        override = OverridesParser.create().parse_override(typed)
+        values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+        return [str(getattr(value, "text", value)).strip("'").removeprefix(f"{tmp_path}/") for value in values]
+
+    for name in ("a.txt", "b (1).txt", "c,d.txt"):
+        (tmp_path / name).write_text("x")
+    assert values("choice(a.txt,'b (1).txt')", "-m") == ["a.txt", "b (1).txt"]
+    assert values("a.txt,b (1).txt", "-m") == ["a.txt", "b (1).txt"]
+    assert values("c,d.txt", "-m") == ["c,d.txt"]
+    assert values("a.txt,gone.txt", "-m") == ["a.txt,gone.txt"]
+    assert values("a.txt,b (1).txt") == ["a.txt,b (1).txt"]
+
+
+def test_a_path_with_an_interpolation_is_left_to_hydra(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    typed = arguments.prepare(["out_dir=runs/${model.name}, b", "data.path=${oc.env:X}/y"], "train", TrainConfig)
+    assert typed == [f"out_dir='{tmp_path}/runs/${{model.name}}, b'", "data.path='${oc.env:X}/y'"]
+
+
+def test_a_path_in_a_section_that_is_typed_begins_where_the_user_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f"init.from={tmp_path}/x.pt" in arguments.prepare(["init={from: x.pt}"], "train", TrainConfig)
+
+
+def test_weights_that_are_not_there_hide_no_other_fault(starts, tmp_path):
+    start = starts.start("init.from=epoch=3.ckpt", "optimizer.lr=-1", "sead=3", f"hydra.run.dir={tmp_path / 'run'}")
+    assert start.code == 2 and start.stderr.count("\n") == 1
+    for part in ("epoch=3.ckpt", "optimizer.lr=-1", "did you mean seed?"):
+        assert part in start.stderr
+    assert "set init.from" not in start.stderr and start.stderr.count("no such file") == 1
+    start = starts.start("init.from=epoch=3.ckpt", f"hydra.run.dir={tmp_path / 'run'}")
+    assert start.code == 3 and "no such file" in start.stderr
 
 
 def test_weights_from_elsewhere_bring_their_architecture_and_are_trained_gently_unless_something_else_is_typed():

@@ -23,7 +23,7 @@ def run_script(*arguments, script="train.py", cwd=ROOT):
     )
 
 
-def test_relative_paths_are_relative_to_the_project():
+def test_relative_paths_in_a_configuration_are_relative_to_the_project():
     assert paths.absolute("outputs/x") == ROOT / "outputs" / "x"
     assert paths.absolute("/elsewhere/x").as_posix() == "/elsewhere/x"
 

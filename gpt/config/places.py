@@ -1,0 +1,40 @@
+"""Names the keys whose values are paths, or names of weights, and says what place each value means."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gpt.files import hub_names, paths
+
+WEIGHTS = ("init.from", "checkpoint")  # what these name may also be on the hub
+PATHS = ("data.path", "data.prepared_dir", "out_dir", "prompts", "export", *WEIGHTS)
+
+
+def absolute(key: str, value: str, start: Path = paths.PROJECT_ROOT) -> str:
+    """The place that the value of one of PATHS means, relative to `start`; names of the hub stay as they are."""
+    is_of_hub = key in WEIGHTS and hub_names.is_repository(value, start, paths.PROJECT_ROOT)
+    return value if is_of_hub else str(paths.absolute(value, start))
+
+
+def stored(key: str, value: str) -> str:
+    """The value of one of PATHS as files record it and jobs are known by it, see gpt/files/paths.py."""
+    if key in WEIGHTS and hub_names.is_repository(value, paths.PROJECT_ROOT):
+        return value
+    path = paths.stored(value)
+    return f"./{path}" if key in WEIGHTS and path in hub_names.PINNED else path  # a folder that is called gpt2
+
+
+def with_paths(values: dict[str, Any], change: Callable[[str, str], str]) -> dict[str, Any]:
+    """Replaces in place what nested `values` have under the keys in PATHS by `change(key, path)`; returns `values`. A
+    text with an interpolation stays."""
+    for key in PATHS:
+        *sections, last = key.split(".")
+        section: Any = values
+        for name in sections:
+            section = section.get(name) if isinstance(section, dict) else None
+        value = section.get(last) if isinstance(section, dict) else None
+        if isinstance(value, str) and value and "${" not in value and "\0" not in value:
+            with suppress(UnicodeEncodeError):  # of what can name no file
+                section[last] = change(key, value)
+    return values
