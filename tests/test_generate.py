@@ -270,12 +270,12 @@ class TestFreeTextOnTheCommandLine:
         assert self.composed("prompt=null") is None
 
     def test_other_keys_keep_hydras_grammar(self):
-        assert arguments.quote_text("temperature=0,1", arguments.TEXT_KEYS["generate"]) == "temperature=0,1"
+        assert arguments.taken_as_typed("temperature=0,1", may_be_several=True) == ["temperature=0,1"]
 
     def composed(self, argument: str) -> str | None:
         from hydra import compose, initialize_config_dir
         from omegaconf import OmegaConf
 
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            quoted = arguments.quote_text(argument, arguments.TEXT_KEYS["generate"])
-            return OmegaConf.to_container(compose("generate", overrides=[quoted]), resolve=True)["prompt"]
+            quoted = arguments.taken_as_typed(argument, may_be_several=False)
+            return OmegaConf.to_container(compose("generate", overrides=quoted), resolve=True)["prompt"]

@@ -38,7 +38,7 @@ def test_each_command_composes_to_a_valid_configuration(command):
     overrides = [argument for argument in typed if not argument.startswith("-")]
     if is_sweep:
         overrides = [first_of_each_axis(override) for override in overrides if not override.startswith(PLUGIN_KEYS)]
-    overrides = [arguments.quote_text(override, arguments.TEXT_KEYS.get(script, ())) for override in overrides]
+    overrides = [text for override in overrides for text in arguments.taken_as_typed(override, may_be_several=False)]
     assert value_errors.find_errors(composed(*overrides, script=script), launch.SCHEMAS[script]) == []
 
 

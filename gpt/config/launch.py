@@ -51,7 +51,16 @@ OmegaConf.register_new_resolver(
     lambda key, _root_: locate.setting(_root_.init["from"], _root_.init.revision, PROJECT_ROOT, key),
     replace=True,
 )  # conf/model/pretrained.yaml
+OmegaConf.register_new_resolver("choice", lambda group, _root_: choice(group, _root_), replace=True)
 OmegaConf.register_new_resolver("sweep_name", lambda name: name or LAUNCH_ID, replace=True)
+
+
+def choice(group: str, root: DictConfig) -> str:
+    """The name of the file that is chosen of a group; a folder in it becomes a part of the name."""
+    hydra = (
+        root.hydra if "hydra" in root else HydraConfig.get()
+    )  # the configuration of a job that is planned has its own
+    return str(hydra.runtime.choices[group]).removesuffix(".yaml").replace("/", "_")
 
 
 def load(cfg: DictConfig, kind: type[T]) -> T:

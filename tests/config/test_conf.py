@@ -124,3 +124,20 @@ def test_the_tiny_model_is_the_default_on_the_sample_data():
 def test_mini_has_six_layers_384_wide_with_six_heads_and_a_context_of_256():
     model = loaded("model=mini").model
     assert (model.n_layer, model.n_embd, model.n_head, model.context_length) == (6, 384, 6, 256)
+
+
+def test_a_copy_of_a_model_or_of_a_data_set_is_called_by_its_own_file_name(tmp_path):
+    for copied in ("model/mini", "data/alpaca"):
+        (tmp_path / copied).parent.mkdir()
+        for name in ("mine", "deep/mine"):
+            copy = (tmp_path / copied).parent / f"{name}.yaml"
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_text((CONF / f"{copied}.yaml").read_text())
+    search = f"hydra.searchpath=[file://{tmp_path}]"
+    cfg = launch.to_dataclass(composed(search, "model=mine", "data=mine"), schema.TrainConfig)
+    assert (cfg.model.name, cfg.data.name) == ("mine", "mine")
+    assert cfg.data.prepared_dir == str(ROOT / "outputs" / "data" / "mine")
+    cfg = launch.to_dataclass(composed(search, "model=deep/mine", "data.name=typed"), schema.TrainConfig)
+    assert (cfg.model.name, cfg.data.name) == ("deep_mine", "typed")
+    cfg = composed(search, "data=deep/mine", script="prepare_data")
+    assert cfg.data.prepared_dir == "outputs/data/deep_mine"

@@ -24,13 +24,16 @@ NOT_NEGATIVE = (["0", "0.25"], ["-0.1", "null", *ANY_BAD])
 BELOW_ONE = (["0", "0.25"], ["-0.1", "1", "1.5", "null", *ANY_BAD])
 FRACTION = (["0", "0.25", "1"], ["-0.1", "1.01", "null", *ANY_BAD])
 FLAG = (["true", "false"], ["1", "'true'", "maybe", "null", "[true]", "", "???"])
-TEXT = (["abc", "'a b, c'", '"it\'s"', "'größer 日本'"], ["null", "3", "true", "", "[a]", "{a: b}", "???", "${nope}"])
-TEXT_OR_NULL = (["x.csv", "null", "'Übung, 1'"], ["3", "", "[a]", "${nope}"])
+TYPED = ["abc", "'a b, c'", '"it\'s"', "'größer 日本'", "3", "true", "[a]", "a, (b)", "lr=1e-3", "'", "${x"]
+TEXT = (TYPED, ["null", "", "???", "${nope}"])  # taken as typed
+TEXT_OR_NULL = ([*TYPED, "null"], ["", "${nope}"])
 
 
 def one_of(*names):
     return list(names), [names[0] + "x", "3", "null", "[a]", "", f"'{names[0]} '", "???", "cüda"]
 
+
+AS_TYPED = ("model.name", "data.name", "data.path", "data.card.license", "wandb.project", "sweep.name")
 
 # Written down once more, by hand: what each key takes and what it does not.
 KEYS = {
@@ -49,7 +52,8 @@ KEYS = {
         "train.one_batch": FLAG, "train.compile": FLAG, "train.dtype": one_of("auto", "float32", "bfloat16", "float16"),
         "sample.max_new_tokens": COUNT, "sample.temperature": NOT_NEGATIVE, "sample.top_k": COUNT_OR_NULL,
         "wandb.mode": one_of("disabled", "offline", "online", "auto"), "wandb.project": TEXT,
-        "wandb.log_model": one_of("none", "best", "last", "all"), "sweep.name": (["null", "a-b.c"], ["'a b'", "3", ""]),
+        "wandb.log_model": one_of("none", "best", "last", "all"),
+        "sweep.name": (["null", "a-b.c", "3"], ["'a b'", "a,b", "../x", ""]),
         "seed": SEED, "device": one_of("cpu", "auto", "mps", "cuda", "cuda:3"), "resume": one_of("auto", "never"),
     },
     "generate": {
@@ -90,7 +94,7 @@ CONTRADICTIONS = [
 BUDGET = ["train.max_steps", "train.max_tokens", "train.tokens_per_step", "model.context_length", "schedule.warmup"]
 STRANGE = [  # arguments and what must be named of them
     ("model.n_layer", "model.n_layer"), ("=3", "=3"), ("seed=(", "seed=("), ("model=[", "model=["),
-    ("optimizer.lr=3}", "optimizer.lr=3}"), ("wandb.project='", "wandb.project='"), ("modél.name=x", "modél.name=x"),
+    ("optimizer.lr=3}", "optimizer.lr=3}"), ("modél.name=x", "modél.name=x"),
     ("train\u200b.seed=3", "train\u200b.seed=3"), ("\u202eseed=3", "\u202eseed=3"), ("train.=3", "train.=3"),
     ("foo/bar=1", "foo/bar"), ("hydra/nope=x", "hydra/nope"), ("hydra/launcher=basicc", "hydra/launcher"),
     ("hydra.run.dirr=x", "hydra.run.dirr"), ("hydra.mod=RUN", "hydra.mod"), ("~nowhere", "nowhere"),
@@ -161,13 +165,13 @@ def make(number):
             wrong = ".".join(misspelt(part, rng) if i == where else part for i, part in enumerate(parts))
             if free(wrong, key) and wrong not in keys and wrong not in choices and "" not in parts:
                 sign = rng.choice(["+", "++"]) if kind == "prefix" else ""
-                fault(kind, [f"{sign}{wrong}={rng.choice(good)}"], [wrong], [wrong, key])
+                fault(kind, [f"{sign}{wrong}={rng.choice(good[:4])}"], [wrong], [wrong, key])
                 case.meant[wrong] = key
         elif kind == "gone" and free(key):
             fault(kind, [f"~{key}"], [key], [key])
         elif kind == "there" and free(key) and good[0] != "[a]" and "null" not in good:  # else Hydra takes it
             fault(kind, [f"+{key}={good[0]}"], [key], [key])
-        elif kind == "sweep" and free(key):
+        elif kind == "sweep" and free(key) and key not in AS_TYPED:
             fault(kind, [f"{key}={good[0]},{good[1]}"], [key], [key])
         elif kind == "choice" and choices:
             group = rng.choice(list(choices))

@@ -9,12 +9,14 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
 from gpt.files import paths
+from gpt.sweeps import composition
 
 
 def composed(*overrides, script="train"):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose(script, overrides=["overrides=[]", "out_dir=x", *overrides] if script == "train" else overrides)
-    return cfg
+        typed = ["overrides=[]", "out_dir=x", *overrides] if script == "train" else list(overrides)
+        cfg = compose(script, overrides=typed, return_hydra_config=True)
+    return composition.without_hydra(cfg)
 
 
 def run_script(*arguments, script="train.py", cwd=ROOT):
