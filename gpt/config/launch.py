@@ -4,6 +4,7 @@ Hydra composes the configuration; the result is a dataclass of gpt/config/schema
 in one line, with exit code 2, before torch is imported.
 """
 
+import errno
 import gc
 import os
 import re
@@ -95,7 +96,8 @@ def with_run_directory(cfg: DictConfig) -> DictConfig:
     output_dir = Path(hydra.runtime.output_dir)
     existing = next(path for path in [output_dir, *output_dir.parents] if path.exists())  # a dry run makes none
     if not os.access(existing, os.W_OK):  # now, and not after the model has been built
-        raise UserError("cannot write to the run directory", hydra.runtime.output_dir, "set out_dir=...", ENVIRONMENT)
+        remedy = "choose another sweep.name, or hydra.sweep.dir=..." if is_job else "set out_dir=..."
+        raise UserError("cannot write to the run directory", hydra.runtime.output_dir, remedy, ENVIRONMENT)
     changes = {"out_dir": hydra.runtime.output_dir}
     if is_job:
         changes["sweep"] = {"name": cfg.sweep.name or re.sub(r"[^\w.-]", "_", Path(hydra.sweep.dir).name)}
@@ -122,6 +124,8 @@ def launch(main: Callable[[], Any], script: str) -> None:
     console.survive_closed_output()
     console.setup()
     code = run(main, script)
+    if code:
+        callback.remove_unused()
     if callback.running():
         failed = callback.close(interrupted=code >= 128)
         code = code or failed
@@ -169,7 +173,9 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return getattr(error, "code", 130), str(error) or "interrupted"
     if isinstance(error, OSError) and error.filename:  # while a directory or a file of the run is made
-        return ENVIRONMENT, f"{error.strerror} ({error.filename}); choose another out_dir, or make room there"
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "make room there" if is_full else "check that it can be read and written"
+        return ENVIRONMENT, f"{error.strerror} ({error.filename}); {remedy}"
     log_file = console.save_traceback(error, absolute("outputs") / "errors" / f"{LAUNCH_ID}.txt")
     return 1, f"{type(error).__name__}: {error} (this is a bug; the traceback is in {log_file})"
 

@@ -1,5 +1,6 @@
 """Describes prepared data for people: the data card, and the summary in the terminal."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -54,8 +55,14 @@ def data_card(meta: dict[str, Any]) -> str:
         parts += _about_records(meta)
     if meta.get("scores"):
         parts += ["## Scores of all rows", _scores(meta["scores"])]
-    parts += ["## Made with", f"`python prepare_data.py data={meta['name']}`, seed {settings['split_seed']}."]
+    parts += ["## Made with", f"`{_command(meta)}`, seed {settings['split_seed']}."]
     return "\n\n".join(parts) + "\n"
+
+
+def _command(meta: dict[str, Any]) -> str:
+    """What to type at the project's directory; older versions did not record the path."""
+    path = meta["source"].get("path")
+    return shlex.join(["python", "prepare_data.py", f"data={meta['name']}", *([f"data.path={path}"] if path else [])])
 
 
 def _about_records(meta: dict[str, Any]) -> list[str]:

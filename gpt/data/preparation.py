@@ -24,6 +24,7 @@ from gpt.data.columns import Wanted
 from gpt.data.records import Record
 from gpt.data.sources import Source
 from gpt.errors import UserError
+from gpt.files import paths
 from gpt.terminal import figures
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ def _prepare(cfg: DataConfig, root: Path, directory: Path, reason: str = "") -> 
                 "template": cfg.template,
                 **write(cfg, source, new),
             }
+            if "files" in meta["source"] and cfg.path:
+                meta["source"]["path"] = paths.stored(cfg.path)
             _finish(meta, new)
             if directory.exists():
                 os.rename(directory, old)

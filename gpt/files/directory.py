@@ -1,11 +1,11 @@
 """Locks the directory of a run for one process, and checks that it can be written and has room."""
 
+import contextlib
 import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -16,8 +16,8 @@ LOCK = ".lock"
 PATIENCE = 0.3  # seconds; `is_owned` holds a lock for an instant
 
 
-@contextmanager
-def owned(run_dir: Path, what: str = "run dir", remedy: str = "choose another out_dir") -> Iterator[None]:
+@contextlib.contextmanager
+def owned(run_dir: Path, what: str = "run dir", remedy: str = "") -> Iterator[None]:
     """Nobody else runs in `run_dir` during the `with` block: raises UserError (6) if somebody does, (5) if nothing can
     be written there. The kernel frees the lock of a process that ends, however it ends."""
     path = run_dir / LOCK
@@ -32,7 +32,8 @@ def owned(run_dir: Path, what: str = "run dir", remedy: str = "choose another ou
         except BlockingIOError:
             file.seek(0)
             owner = escape(file.read(100).strip()) or "another process"
-            raise UserError(f"{what} in use by {owner}", str(run_dir), f"wait for it, or {remedy}", IN_USE) from None
+            remedy = f"wait for it, or {remedy or f'choose {another(run_dir)}'}"
+            raise UserError(f"{what} in use by {owner}", str(run_dir), remedy, IN_USE) from None
         except OSError as error:  # a file system without locks
             raise cannot_write(run_dir, error) from error
         try:
@@ -56,6 +57,20 @@ def is_owned(run_dir: Path) -> bool:
     return False
 
 
+def missing(directory: Path) -> list[Path]:
+    """The directory and those above it that do not exist, the lowest first."""
+    return [path for path in (directory, *directory.parents) if not path.exists()]
+
+
+def remove_unused(directories: list[Path], files: Collection[str] = ()) -> None:
+    """Removes directories, as `missing` lists them, in which is nothing but `files`, which a refused start has made."""
+    with contextlib.suppress(OSError):
+        for path in directories:
+            for name in os.listdir(path) if set(os.listdir(path)) <= {LOCK, *files} else ():
+                (path / name).unlink()
+            path.rmdir()
+
+
 def _lock(file: TextIO) -> None:
     """Raises BlockingIOError when another process keeps the lock."""
     end = time.monotonic() + PATIENCE
@@ -70,9 +85,14 @@ def _lock(file: TextIO) -> None:
 
 def cannot_write(run_dir: Path, error: OSError) -> UserError:
     """The error for a run directory that cannot be used."""
-    return UserError(
-        f"cannot write to the run directory: {error.strerror}", str(run_dir), "set out_dir=...", ENVIRONMENT
-    )
+    what = f"cannot write to the run directory: {error.strerror}"
+    return UserError(what, str(run_dir), f"choose {another(run_dir)}", ENVIRONMENT)
+
+
+def another(run_dir: Path) -> str:
+    """What to choose in place of a run directory: in a sweep, no out_dir is taken."""
+    files = (run_dir / "job.json", run_dir / "sweep.json", run_dir.parent / "sweep.json")
+    return "another sweep.name" if any(path.exists() for path in files) else "another out_dir"
 
 
 def check_space(run_dir: Path, n_checkpoints: int, bytes_each: int) -> None:
@@ -82,7 +102,7 @@ def check_space(run_dir: Path, n_checkpoints: int, bytes_each: int) -> None:
         raise UserError(
             f"not enough disk space: {n_checkpoints} checkpoints of {in_bytes(bytes_each)} need {in_bytes(needed)}, "
             f"{in_bytes(free)} free",
-            str(run_dir), "lower train.keep_checkpoints, choose another out_dir, or make room", ENVIRONMENT,
+            str(run_dir), f"lower train.keep_checkpoints, choose {another(run_dir)}, or make room", ENVIRONMENT,
         )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ Settings are those of a run, as its config.yaml and its checkpoints have them. W
 """
 
 import json
+import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def write(path: Path, cfg: TrainConfig, rows: list[dict[str, Any]], n_parameters
 
 ![loss](loss.png)
 
-    python generate.py checkpoint={path.parent} prompt="..."
+    python generate.py {shlex.quote(f"checkpoint={path.parent}")} prompt="..."
 """,
         encoding="utf-8",
     )

@@ -9,6 +9,7 @@ from typing import Any
 from gpt.config import places
 from gpt.config.schema import flatten
 from gpt.errors import CHECKPOINT, UserError
+from gpt.files.directory import another
 from gpt.model import LanguageModel
 from gpt.optim import Optimizer
 from gpt.progress import Progress
@@ -53,7 +54,7 @@ def find(run_dir: Path, mode: str) -> Checkpoint | None:
     steps = checkpoint.listed(folder)
     if mode == "never" and steps:
         raise UserError(
-            "the run directory holds checkpoints already", str(run_dir), "use resume=auto, or another out_dir"
+            "the run directory holds checkpoints already", str(run_dir), f"use resume=auto, or {another(run_dir)}"
         )
     damage = [f"{path.name} is not the name of a checkpoint" for path in checkpoint.unlisted(folder)]
     for path in reversed(steps):
@@ -70,7 +71,7 @@ def find(run_dir: Path, mode: str) -> Checkpoint | None:
     if damage:
         raise UserError(
             "no usable checkpoint: " + ", ".join(damage), str(folder),
-            "the files are untouched; start again with another out_dir", CHECKPOINT,
+            f"the files are untouched; start again with {another(run_dir)}", CHECKPOINT,
         )  # fmt: skip
     return None
 
@@ -110,7 +111,7 @@ def check_identity(previous: Checkpoint, identity: Identity) -> None:
     if differing:
         raise UserError(
             "the checkpoint is of another model: " + ", ".join(differing), str(previous.path),
-            "use the run's own settings, or another out_dir", CHECKPOINT,
+            f"use the run's own settings, or {another(previous.path.parents[1])}", CHECKPOINT,
         )  # fmt: skip
 
 
@@ -127,7 +128,7 @@ def check_settings(previous: Checkpoint, config: dict[str, Any], allowed: list[s
         raise UserError(
             "the run was started with other settings: "
             + ", ".join(f"{key} {before[key]} != {now[key]}" for key in refused),
-            str(previous.path), f"choose another out_dir, or allow_changed=[{','.join(refused)}]",
+            str(previous.path), f"choose {another(previous.path.parents[1])}, or allow_changed=[{','.join(refused)}]",
         )  # fmt: skip
     for key in decisive:
         log.warning(f"{key} was {before[key]} and is now {now[key]}")

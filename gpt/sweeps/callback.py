@@ -22,13 +22,16 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from gpt.config.schema import WandbConfig
+from gpt.config.schema import TrainConfig, WandbConfig
+from gpt.config.value_errors import find_errors
 from gpt.errors import UserError
+from gpt.files import directory
 from gpt.sweeps import composition, hydra_patches, jobs, plugins, workers
 from gpt.sweeps.jobs import Job
 from gpt.sweeps.selection import SelectingLauncher
 from gpt.terminal import console
 
+_made: list[Path] = []  # folders that were not there before this start
 _running: tuple[Path, WandbConfig] | None = None  # the sweep of this process, from its first job on
 
 
@@ -68,6 +71,9 @@ class SweepCallback(Callback):
             raise Report(config, loader)
         if OmegaConf.to_container(config, resolve=False).get("dry_run") is True:
             raise DryRun(config, loader)
+        is_sweep = config.hydra.mode == RunMode.MULTIRUN
+        _check(config, loader, is_sweep)
+        _made[:] = directory.missing(Path(str(config.hydra.sweep.dir if is_sweep else config.hydra.run.dir)).absolute())
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         self.on_run_start(config)
@@ -80,7 +86,7 @@ class SweepCallback(Callback):
 
         def select(launcher: Launcher, task: Callable[[DictConfig], Any]) -> Launcher:
             plugins.silence()
-            return SelectingLauncher(launcher, config, loader, task, lambda directory: _begin(directory, config))
+            return SelectingLauncher(launcher, config, loader, task, lambda folder: _begin(folder, config))
 
         hydra_patches.wrap_launcher(select)
 
@@ -119,6 +125,25 @@ class SweepCallback(Callback):
             _release(result)
 
 
+def remove_unused() -> None:
+    """Removes the folders that this start has made and that hold nothing, because it was refused."""
+    directory.remove_unused(_made, ("train.log", "multirun.yaml"))
+
+
+def _check(config: DictConfig, loader: ConfigLoader, is_sweep: bool) -> None:
+    """Raises Refused for wrong values before Hydra makes a folder: of a sweep for those that name one; the others are
+    reported with the jobs."""
+    try:
+        if is_sweep and composition.is_known(config):
+            config = composition.compose(config, loader, composition.all_jobs(config, loader)[0], 0)
+        errors = find_errors(composition.without_hydra(config), TrainConfig, config.hydra.runtime.choices)
+        if errors and not (is_sweep and not any(error.startswith("sweep.") for error in errors)):
+            raise UserError("; ".join(errors), remedy="all keys and groups: --help and --cfg job")
+    except UserError as error:
+        if not is_sweep or error.what.startswith("sweep.") or "; sweep." in error.what:
+            raise Refused(error) from None
+
+
 def running() -> bool:
     """Whether this process runs a sweep that is not closed yet."""
     return _running is not None
@@ -132,13 +157,13 @@ def close(interrupted: bool) -> int:
         raise RuntimeError("no sweep is running")
     from gpt.sweeps import summary  # which takes numpy and more
 
-    (directory, wandb), _running = _running, None
-    return summary.close(directory, None if interrupted else wandb)
+    (folder, wandb), _running = _running, None
+    return summary.close(folder, None if interrupted else wandb)
 
 
-def _begin(directory: Path, config: DictConfig) -> None:
+def _begin(folder: Path, config: DictConfig) -> None:
     global _running
-    _running = directory, WandbConfig(**OmegaConf.to_container(config.wandb, resolve=True))
+    _running = folder, WandbConfig(**OmegaConf.to_container(config.wandb, resolve=True))
 
 
 def _process() -> tuple[str, int]:

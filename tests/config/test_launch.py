@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
+from gpt.config import launch
 from gpt.files import paths
 from gpt.sweeps import composition
 
@@ -81,3 +82,27 @@ def test_the_pickle_of_a_job_is_run_again_as_anywhere_in_hydra(tmp_path):
     assert first.returncode == 0, first.stderr
     again = run_script("--experimental-rerun", str(tmp_path / "run" / ".hydra" / "config.pickle"))
     assert again.returncode == 0 and "already at step 1 of 1" in again.stdout, again
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "-m"])
+def test_the_name_of_a_sweep_is_checked_before_it_names_a_folder(name, tmp_path):
+    directory = f"hydra.sweep.dir={tmp_path}/far/${{sweep.name}}/below"
+    for mode in (["-m", "seed=1,2"], []):
+        where = directory if mode else f"out_dir={tmp_path}/run"
+        result = run_script(*mode, f"sweep.name={name}", "optimizer.lr=-1", where)
+        assert result.returncode == 2 and f"sweep.name={name}" in result.stderr and "optimizer.lr=-1" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_refused_leaves_no_folder(tmp_path):
+    missing = ["data=alpaca", f"data.path={tmp_path}/no.json", f"data.prepared_dir={tmp_path}/run/data"]
+    for fault in (["optimizer.lr=-1"], missing):
+        assert run_script(*fault, f"out_dir={tmp_path}/a/run").returncode == 2
+        assert run_script("-m", "seed=1,2", *fault, f"hydra.sweep.dir={tmp_path}/a/sweep").returncode == 2
+        assert not (tmp_path / "a").exists()
+
+
+def test_an_error_of_the_file_system_is_not_blamed_on_out_dir():
+    assert launch.explain(PermissionError(13, "Permission denied", "/a/b.txt")) == (
+        5, "Permission denied (/a/b.txt); check that it can be read and written",
+    )  # fmt: skip

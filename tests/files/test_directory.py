@@ -127,3 +127,22 @@ def test_a_start_waits_for_a_look_but_not_for_long(tmp_path):
         with directory.owned(tmp_path):
             pass
         time.sleep(0.1)
+
+
+def test_in_a_sweep_another_name_of_the_sweep_is_the_remedy(tmp_path):
+    assert directory.another(tmp_path / "run") == "another out_dir"
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "job.json").write_text("{}")
+    assert directory.another(tmp_path / "job") == "another sweep.name"
+
+
+def test_only_folders_without_files_of_anybody_are_removed(tmp_path):
+    made = directory.missing(tmp_path / "a" / "run")
+    made[0].mkdir(parents=True)
+    (made[0] / "train.log").write_text("x")
+    (made[0] / "mine.txt").write_text("x")
+    directory.remove_unused(made, ("train.log",))
+    assert sorted(path.name for path in made[0].iterdir()) == ["mine.txt", "train.log"]
+    (made[0] / "mine.txt").unlink()
+    directory.remove_unused(made, ("train.log",))
+    assert list(tmp_path.iterdir()) == []

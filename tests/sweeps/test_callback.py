@@ -356,8 +356,8 @@ def test_jobs_of_an_older_version_are_recognised_in_their_folders(tmp_path):
     sweep = tmp_path / "sweep_format_2"
     shutil.copytree(golden / "sweep", sweep)
     settings = [
-        "data=text", "data.path=tests/golden/sweep_format_2/text.txt", "data.tokenizer=bytes",
-        "data.prepared_dir=outputs/data/sweep_format_2", "model.n_layer=1", "model.n_head=1", "model.n_embd=8",
+        "data=text", "data.path=golden/sweep_format_2/text.txt", "data.tokenizer=bytes",
+        "data.prepared_dir=../outputs/data/sweep_format_2", "model.n_layer=1", "model.n_head=1", "model.n_embd=8",
         "model.context_length=16", "schedule=constant", "device=cpu", "train.dtype=float32", "train.compile=false",
         "train.tokens_per_step=32", "train.micro_batch=2", "train.max_steps=200", "train.eval_every=100",
         "train.eval_tokens=64", "train.log_every=100", "train.sample_every=null", "train.save_every=100",
@@ -367,7 +367,7 @@ def test_jobs_of_an_older_version_are_recognised_in_their_folders(tmp_path):
     result = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), "-m", "optimizer.lr=1e-3,3e-4,1e-2", *settings,
          f"hydra.sweep.dir={sweep}"],
-        capture_output=True, text=True, cwd=tmp_path, timeout=120,
+        capture_output=True, text=True, cwd=ROOT / "tests", timeout=120,
     )  # fmt: skip
     assert "3 jobs: 2 done, 1 resumes at step 100; 1 more of this sweep are as they were" in result.stdout, result
     after = {job.name: job for job in jobs.read(sweep)}
