@@ -113,7 +113,7 @@ def test_the_shared_model_is_a_plain_one_and_the_adapters_alone_make_it_of_the_f
 def test_checkpoints_say_where_the_first_weights_came_from(runs):
     _, run_dir = runs["last_blocks"]
     settings = json.loads((run_dir / "checkpoints" / "step_00000004" / "config.json").read_text())
-    assert settings["init"] == {"from": str(OPENAI), "revision": None}
+    assert settings["init"] == {"from": OPENAI.relative_to(ROOT).as_posix(), "revision": None}
     assert settings["weights"]["about"] == "GPT-2 as OpenAI released it"
     [(name, sha256)] = settings["weights"]["sha256"].items()
     assert name == "model.ckpt.data-00000-of-00001"
