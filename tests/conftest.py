@@ -40,7 +40,8 @@ def model_config(**changes) -> ModelConfig:
 
 def variant(section: Any, values: dict[str, Any]) -> Any:
     """The dataclass of a section with several kinds that `values` name, with those of them that are its keys."""
-    kind = get_args(section)[1].choose(values)
+    kinds = get_args(section)[1]
+    kind = kinds.kinds()[values[kinds.key]]
     return kind(**{field.name: values[field.name] for field in fields(kind)})
 
 
