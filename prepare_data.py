@@ -1,6 +1,7 @@
 """Raw data -> cleaned, split and tokenized data on disk. `python prepare_data.py --help` shows what can be chosen."""
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from gpt.config import launch
@@ -12,12 +13,13 @@ from gpt.files import paths
 def main(cfg: DictConfig) -> None:
     data = launch.load(cfg, PrepareConfig).data
 
-    from gpt.data import data_card, preparation, prepared
+    from gpt.data import data_card, preparation, prepared, sources
     from gpt.terminal import console  # after the configuration is known to be right: errors in it show at once
 
-    directory = preparation.prepare(data, paths.PROJECT_ROOT)
-    print(data_card.summary(prepared.read_meta(directory)))
-    print(console.escape(str(directory)))
+    is_typed = sources.path_is_typed(HydraConfig.get().overrides.task)
+    folder = preparation.prepare(data, paths.PROJECT_ROOT, is_typed)
+    print(data_card.summary(prepared.read_meta(folder)))
+    print(console.escape(str(folder.parent)))
 
 
 if __name__ == "__main__":

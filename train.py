@@ -28,8 +28,8 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
         weights = None if run.checkpoint else loading.find(cfg.init, cfg.model, tokens.name, PROJECT_ROOT)
         machine = run.choose_machine()
         batches = run.open_batches(machine)
+        questions = prompts.questions(cfg.data, cfg.sample.references, batches.data.folder)
         machine = run.decide_compilation(machine, batches)
-        questions = prompts.questions(cfg.data, cfg.sample.references, batches.prepared)
 
         torch.manual_seed(cfg.seed)
         model = loading.build(cfg.model, tokens.n_vocab, weights).to(machine.device)
@@ -81,7 +81,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
             if not is_finished(progress, cfg.train, batches.total_steps):
                 console.say(f"{'stopped from the W&B dashboard' if stop() else 'paused'} after step {progress.step}")
             saves.save(progress, forgive=False)
-            log.finish(results.write(run, model, progress, batches.prepared), progress)
+            log.finish(results.write(run, model, progress, batches.data.meta), progress)
         console.say(f"best val/loss {progress.best:.4f} at step {progress.best_step}; run directory:\n{run.directory}")
         return progress.best
 

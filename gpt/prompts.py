@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt.config.data import DataConfig
+from gpt.errors import UserError
 
 ALPACA_HEADER = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -54,7 +55,10 @@ def questions(cfg: DataConfig, n_references: int, prepared: Path) -> list[Questi
     """The prompts of `cfg`, then the first `n_references` records of the validation split, which is in random order."""
     questions = [Question(prompt) for prompt in cfg.prompts]
     if n_references:
-        with open(prepared / "val.jsonl", encoding="utf-8") as file:
-            records = [json.loads(line) for line in itertools.islice(file, n_references)]
+        try:
+            with open(prepared / "val.jsonl", encoding="utf-8") as file:
+                records = [json.loads(line) for line in itertools.islice(file, n_references)]
+        except FileNotFoundError as error:
+            raise UserError("val.jsonl is missing", str(prepared), "start again: it is prepared again") from error
         questions += [Question(record["instruction"], record["input"], record["output"]) for record in records]
     return questions

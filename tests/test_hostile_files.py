@@ -104,8 +104,13 @@ class Place:
         return self.root / "text.txt"
 
     @property
-    def prepared(self) -> Path:
+    def prepared_dir(self) -> Path:
         return self.root / "prepared"
+
+    @property
+    def prepared(self) -> Path:
+        """The folder that a run opens."""
+        return prepared.versions(self.prepared_dir)[0]
 
     @property
     def run_dir(self) -> Path:
@@ -178,7 +183,7 @@ def tiny() -> TrainConfig:
 
 def settings(place: Place) -> TrainConfig:
     """A tiny run in the place."""
-    data = replace(tiny().data, path=str(place.text), prepared_dir=str(place.prepared))
+    data = replace(tiny().data, path=str(place.text), prepared_dir=str(place.prepared_dir))
     return replace(tiny(), out_dir=str(place.run_dir), data=data)
 
 
@@ -249,7 +254,7 @@ def torch_load(name: str) -> Callable[[Place], Any]:
 
 
 def pickle_load(name: str) -> Callable[[Place], Any]:
-    return lambda place: pickle.loads((place.root / name).read_bytes())
+    return lambda place: pickle.loads(next(place.root.glob(name)).read_bytes())
 
 
 def jit_load(name: str) -> Callable[[Place], Any]:
@@ -262,7 +267,7 @@ def gzip_load(name: str) -> Callable[[Place], Any]:
 
 def numpy_load(name: str) -> Callable[[Place], Any]:
     def load(place: Place) -> None:
-        array = np.load(place.root / name, allow_pickle=True)
+        array = np.load(next(place.root.glob(name)), allow_pickle=True)
         if isinstance(array, np.lib.npyio.NpzFile):
             array["documents"]
 
@@ -382,8 +387,8 @@ def compressed(place: Place) -> None:
 
 
 HUGE = torch.zeros(1).expand(10**12)  # four bytes
-MODEL, IDS = "run/last_model.pt", "prepared/train.bin"
-INDEX, VAL_INDEX = "prepared/train.index.npy", "prepared/val.index.npy"
+MODEL, IDS = "run/last_model.pt", "prepared/*/train.bin"
+INDEX, VAL_INDEX = "prepared/*/train.index.npy", "prepared/*/val.index.npy"
 FROM_MODEL, FROM_RUN, FROM_STEP = generate_from(MODEL), generate_from("run"), generate_from(f"run/checkpoints/{STEP}")
 
 
@@ -480,7 +485,7 @@ KINDS = {
     "data: index of val": Kind(in_data("val.index.npy", write_npy), train_again, 2, numpy_load(VAL_INDEX)),
     "data: ids, a pickle": Kind(in_data("train.bin", write_even_pickle), train_again, 2, pickle_load(IDS)),
     "data: ids, an .npy of objects": Kind(in_data("train.bin", write_npy), train_again, 2, numpy_load(IDS)),
-    "data: meta.json": Kind(in_data("meta.json", write_pickle), train_again, 2, pickle_load("prepared/meta.json")),
+    "data: meta.json": Kind(in_data("meta.json", write_pickle), train_again, 2, pickle_load("prepared/*/meta.json")),
     "data: meta.json lists ../": Kind(
         lambda place: (place.text.unlink(), sign_data(place.prepared, **{"../text.txt": {"bytes": 0, "sha256": ""}})),
         train_again, 2,

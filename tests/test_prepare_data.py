@@ -43,7 +43,8 @@ def test_help_gives_purpose_examples_and_every_data_set():
 @pytest.mark.parametrize(
     "arguments, code, parts",
     [
-        (["data=medquad", "data.path=gone/medquad.csv"], 5, [f"{ROOT}/gone/medquad.csv (data.path)", "data=sample"]),
+        (["data=medquad", "data.path=gone/medquad.csv"], 2, ["gone/medquad.csv does not exist (data.path)"]),
+        (["data=helpsteer"], 5, ["the hub's data set nvidia/HelpSteer cannot be had", "data=sample"]),
         (["data=alpaca"], 2, ["data.path=<file>"]),
         (["data.split=rndom", "data.max_tokns=5"], 2, ["data.split=rndom", "did you mean data.max_tokens"]),
         (["data.prepared_dir=/proc/made"], 5, ["cannot write /proc/made"]),

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import safetensors.torch
@@ -109,7 +110,7 @@ def test_train_prepares_what_is_missing_and_says_so(tmp_path, caplog):
     caplog.set_level("INFO", "gpt")
     train(in_directory(settings(tmp_path, "train.max_steps=1"), tmp_path / "run"))
     assert "preparing data=sample" in caplog.text
-    assert (tmp_path / "data" / "train.bin").exists()
+    assert list((tmp_path / "data").glob("*/train.bin"))
 
 
 @pytest.fixture(scope="module")
@@ -267,3 +268,42 @@ def test_one_batch_is_learned_by_heart(tmp_path):
     result = run("train.py", "debug=overfit", f"out_dir={tmp_path / 'run'}", cwd=tmp_path)
     assert result.returncode == 0
     assert rows(tmp_path / "run")[-1]["train/loss"] < 0.1
+
+
+def test_a_run_needs_nothing_of_the_prepared_data_once_it_is_open(tmp_path):
+    """The folder is removed in mid-run, and what is prepared there then is other data."""
+    run_dir, data = tmp_path / "run", f"data.prepared_dir={tmp_path / 'data'}"
+    long = ["train.max_steps=300", "train.eval_every=50", "train.log_every=1", "train.save_every=300"]
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL, *long, data, f"out_dir={run_dir}", "wandb.mode=disabled"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=tmp_path) as process:
+        while not (run_dir / "metrics.jsonl").exists() and process.poll() is None:
+            time.sleep(0.01)
+        fingerprint = next((tmp_path / "data").glob("*/meta.json")).parent.name
+        shutil.rmtree(tmp_path / "data")
+        other = run("prepare_data.py", data, "data.split_seed=5", cwd=tmp_path)
+        assert process.poll() is None and other.returncode == 0
+        stderr = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, stderr
+    assert f"fingerprint {fingerprint}" in (run_dir / "README.md").read_text()
+    assert f'"fingerprint": "{fingerprint}' in next(run_dir.glob("checkpoints/step_*/config.json")).read_text()
+
+
+def test_two_runs_with_one_prepared_dir_each_train_on_what_they_have_opened(tmp_path):
+    data = f"data.prepared_dir={tmp_path / 'data'}"
+    runs = [[*SMALL, data, f"data.split_seed={seed}", f"out_dir={tmp_path / str(seed)}"] for seed in (0, 1)]
+    commands = [[sys.executable, str(ROOT / "train.py"), *arguments, "wandb.mode=disabled"] for arguments in runs]
+    processes = [subprocess.Popen(command, env=ENVIRONMENT, cwd=tmp_path) for command in commands]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    fingerprints = set()
+    for seed in (0, 1):
+        run_dir = tmp_path / str(seed)
+        config = json.loads((run_dir / "checkpoints" / "step_00000004" / "config.json").read_text())
+        fingerprint = config["data"]["fingerprint"]
+        meta = json.loads((tmp_path / "data" / fingerprint[:12] / "meta.json").read_text())
+        assert meta["fingerprint"] == fingerprint and meta["settings"]["split_seed"] == seed
+        n_tokens = f"{meta['splits']['train']['documents']:,} documents, {meta['splits']['train']['tokens']:,} tokens"
+        assert f"{n_tokens}; fingerprint {fingerprint[:12]}" in (run_dir / "README.md").read_text()
+        fingerprints.add(fingerprint)
+        again = run("train.py", *runs[seed], cwd=tmp_path)
+        assert again.returncode == 0 and "already at step 4 of 4" in again.stdout
+    assert len(fingerprints) == 2

@@ -19,6 +19,7 @@ from gpt.config.data import DataConfig
 from gpt.config.schema import TrainConfig, TrainSection
 from gpt.data import token_files
 from gpt.data.packing import Plan, WindowPlan, limit_slots, plan_packed, plan_unpacked
+from gpt.data.prepared import Prepared, read_meta
 from gpt.errors import UserError
 from gpt.progress import budget
 
@@ -301,7 +302,7 @@ class Batches:
 
     train: TrainBatches
     validation: list[Batch]
-    prepared: Path  # the directory of the data
+    data: Prepared  # as it was opened
     total_steps: int
     budget: str  # the key that decides total_steps
 
@@ -309,7 +310,7 @@ class Batches:
 def open_batches(
     prepared: Path, cfg: TrainConfig, vocab_size: int, bytes_per_token: np.ndarray | None = None
 ) -> Batches:
-    """The batches of a run, from a directory of prepared data. Raises UserError for data that does not suit it."""
+    """The batches of a run, from a folder of prepared data. Raises UserError for data that does not suit it."""
     train, val = (Split.open(prepared, name) for name in ("train", "val"))
     for split in (train, val):
         if (largest := token_files.largest_id(prepared, split.name)) >= vocab_size:
@@ -320,7 +321,7 @@ def open_batches(
     context_length = cfg.model.context_length
     batches = TrainBatches(train, cfg.data, context_length, cfg.train, cfg.seed)
     validation = eval_batches(val, cfg.data, context_length, cfg.train, bytes_per_token)
-    return Batches(batches, validation, prepared, *count_steps(cfg.train, batches))
+    return Batches(batches, validation, Prepared(prepared, read_meta(prepared)), *count_steps(cfg.train, batches))
 
 
 def count_steps(cfg: TrainSection, batches: TrainBatches) -> tuple[int, str]:

@@ -49,7 +49,7 @@ def data_card(meta: dict[str, Any]) -> str:
              for name, split in meta["splits"].items()],
         ),
         _how_split(meta),
-        f"Tokenizer {meta['tokenizer']} ({meta['n_vocab']:,} tokens).",
+        f"Tokenizer {meta['tokenizer']} ({meta['n_vocab']:,} tokens); token files `{meta['fingerprint'][:12]}/`.",
     ]  # fmt: skip
     if meta["kind"] != "text":
         parts += _about_records(meta)

@@ -1,13 +1,13 @@
-"""Prepares data: raw files -> records -> splits -> JSONL and token files, in a directory that is complete or not there.
+"""Prepares data: raw files -> records -> splits -> JSONL and token files.
 
-In it: the token files of gpt/data/token_files.py, the same records as JSON Lines, meta.json (settings, counts, sizes,
-sha256), README.md (the data card) and token_lengths.png.
+What is for people lies in data.prepared_dir: the records as JSON Lines, README.md (the data card), token_lengths.png.
+What a run opens lies in a folder of its own there, complete or not there and never changed: the token files of
+gpt/data/token_files.py and meta.json (settings, counts, sizes, sha256).
 """
 
 import contextlib
 import json
 import logging
-import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -24,7 +24,6 @@ from gpt.data.columns import Wanted
 from gpt.data.records import Record
 from gpt.data.sources import Source
 from gpt.errors import UserError
-from gpt.files import paths
 from gpt.terminal import figures
 
 log = logging.getLogger(__name__)
@@ -33,29 +32,28 @@ N_SHOWN = 10  # bad rows in the log; all of them are in bad_rows.txt
 JSON, COLUMNS = json.JSONEncoder(ensure_ascii=False), ("instruction", "input", "output")  # of the lines of *.jsonl
 
 
-def ensure(cfg: DataConfig, root: Path) -> Path:
-    """The directory of prepared data, prepared now if it is missing, incomplete, of other settings or of another
-    source. Relative paths begin at `root`."""
+def ensure(cfg: DataConfig, root: Path, is_typed: bool = False, fingerprint: str | None = None) -> Path:
+    """The folder of prepared data that a run opens, prepared now if it is missing, damaged, of other settings or of
+    another source. Relative paths begin at `root`; for the other arguments see prepared.look_up."""
+    version, _ = prepared.look_up(cfg, root, is_typed, fingerprint)
+    if version is None:
+        with prepared.locked(prepared.directory_of(cfg, root)):
+            version, reason = prepared.look_up(cfg, root, is_typed, fingerprint)  # another start may have prepared it
+            return version or _prepare(cfg, root, is_typed, reason)
+    return version
+
+
+def prepare(cfg: DataConfig, root: Path, is_typed: bool = False) -> Path:
+    """Prepares the data, whether or not it is there already. Returns the folder that a run opens."""
+    with prepared.locked(prepared.directory_of(cfg, root)):
+        return _prepare(cfg, root, is_typed)
+
+
+def _prepare(cfg: DataConfig, root: Path, is_typed: bool, reason: str = "") -> Path:
+    """Writes everything to a temporary sibling and puts it into place with renames."""
     directory = prepared.directory_of(cfg, root)
-    if prepared.why_unready(cfg, root, directory):
-        with prepared.locked(directory):
-            if reason := prepared.why_unready(cfg, root, directory):  # another start may have prepared it meanwhile
-                _prepare(cfg, root, directory, reason)
-    return directory
-
-
-def prepare(cfg: DataConfig, root: Path) -> Path:
-    """Prepares the data, whether or not it is there already. Returns the directory."""
-    directory = prepared.directory_of(cfg, root)
-    with prepared.locked(directory):
-        _prepare(cfg, root, directory)
-    return directory
-
-
-def _prepare(cfg: DataConfig, root: Path, directory: Path, reason: str = "") -> None:
-    """Writes everything to a temporary sibling and puts it into place with a rename."""
     try:
-        source = sources.find(cfg, root)
+        source = sources.find(cfg, root, is_typed)
     except UserError as error:
         if reason in ("", prepared.NONE_YET):
             raise
@@ -79,32 +77,31 @@ def _prepare(cfg: DataConfig, root: Path, directory: Path, reason: str = "") -> 
                 "template": cfg.template,
                 **write(cfg, source, new),
             }
-            if "files" in meta["source"] and cfg.path:
-                meta["source"]["path"] = paths.stored(cfg.path)
+            if "files" in meta["source"]:
+                meta["source"]["path"] = sources.recorded_path(cfg, root)
             _finish(meta, new)
-            if directory.exists():
-                os.rename(directory, old)
-            os.rename(new, directory)
+            return prepared.publish(new, directory, old)
         finally:
             for leftover in (new, old):
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _finish(meta: dict[str, Any], directory: Path) -> None:
-    """The card, then meta.json with the size and hash of every other file."""
+    """meta.json with the size and hash of every file that a run opens, and the card."""
     counts = ", ".join(f"{name} {split['documents']:,}" for name, split in meta["splits"].items())
     if not meta["splits"]["train"]["tokens"] or not meta["splits"]["val"]["tokens"]:
         raise UserError(
             f"a split is empty: {counts} documents",
             "data.val_fraction, data.test_fraction", "more data or other fractions are needed",
         )  # fmt: skip
-    (directory / "README.md").write_text(data_card.data_card(meta), encoding="utf-8")
     meta["files"] = {
         path.name: {"bytes": path.stat().st_size, "sha256": sources.sha256(path)}
         for path in sorted(directory.iterdir())
+        if path.name in prepared.RUN_FILES
     }
     meta["fingerprint"] = prepared.fingerprint_of(meta)
     (directory / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (directory / "README.md").write_text(data_card.data_card(meta), encoding="utf-8")
 
 
 def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str, Any]:

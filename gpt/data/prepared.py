@@ -1,13 +1,21 @@
-"""Reads and checks a directory of prepared data: its meta.json, its files, and whether it is what a run asks for."""
+"""Finds prepared data, reads its meta.json, and checks whether it is what a run needs.
+
+A directory of prepared data shows what was prepared last. The token files of this and of all earlier preparations lie
+in it in one folder for each, which is named by their fingerprint and not changed any more: a run opens that.
+"""
 
 import contextlib
 import fcntl
+import filecmp
+import functools
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import asdict
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +25,7 @@ from pydantic import ValidationError, create_model
 from gpt.config.data import DataConfig
 from gpt.data import sources, splits, token_files
 from gpt.errors import ENVIRONMENT, UserError
+from gpt.files.json_file import read_object
 from gpt.terminal.console import escape
 
 log = logging.getLogger(__name__)
@@ -27,7 +36,9 @@ SETTINGS = ("name", "kind", "columns", "tokenizer", "template", "max_tokens", "s
             "split_seed", "on_bad_row", "card")  # fmt: skip
 HOW_WRITTEN = ("delimiter", "encoding", "document_separator")  # these, too; recorded where they are set
 TOKEN_FILES = set(chain.from_iterable(map(token_files.names, splits.NAMES)))
-OTHER_FILES = {"README.md", "token_lengths.png", "bad_rows.txt", *(f"{split}.jsonl" for split in splits.NAMES)}
+RUN_FILES = {*TOKEN_FILES, "val.jsonl", "meta.json"}  # what a run opens; the other files are for people
+SHOWN_FILES = {"README.md", "token_lengths.png", "bad_rows.txt", *(f"{split}.jsonl" for split in splits.NAMES)}
+VERSION = re.compile("[0-9a-f]{12}")  # the name of a folder: the beginning of the fingerprint
 META_LIMIT = 2**26  # bytes of meta.json, enough for 500,000 source files
 NONE_YET = "no prepared data yet"
 
@@ -44,9 +55,93 @@ _META = _record("Meta", settings=dict[str, Any], source=_SOURCE, tokenizer=str, 
                 splits=dict[str, _SPLIT], files=dict[str, _FILE], fingerprint=str)  # fmt: skip
 
 
-def find(cfg: DataConfig, root: Path) -> Path | None:
-    """The directory of prepared data, None where `ensure` would prepare it. Writes nothing."""
-    return None if why_unready(cfg, root, directory_of(cfg, root)) else directory_of(cfg, root)
+@dataclass(frozen=True)
+class Prepared:
+    """Prepared data that a run has opened: what meta.json says counts to the end, the folder may be gone by then."""
+
+    folder: Path
+    meta: dict[str, Any]
+
+
+def find(cfg: DataConfig, root: Path, is_typed: bool = False, fingerprint: str | None = None) -> Path | None:
+    """The folder of prepared data that a run opens, None where `ensure` would prepare it. See `look_up`."""
+    return look_up(cfg, root, is_typed, fingerprint)[0]
+
+
+def look_up(
+    cfg: DataConfig, root: Path, is_typed: bool = False, fingerprint: str | None = None
+) -> tuple[Path | None, str]:
+    """The folder of data that was prepared with these settings from this source, or None and why there is none.
+
+    Where the raw files have gone, what was prepared from their whole path will do, unless that was typed (`is_typed`):
+    then UserError (2) says that nothing is there. A run that goes on has its own data, known by its `fingerprint`.
+    Writes nothing.
+    """
+    source, is_typed = sources.local(cfg, root), is_typed and cfg.path is not None
+    if source is None and is_typed and not fingerprint:
+        sources.find(cfg, root, is_typed)
+    identity = functools.cache(source.identity) if source else None  # hashed once, and only where settings are right
+    reasons = []
+    for version in versions(directory_of(cfg, root)):
+        try:
+            meta = read_meta(version)
+            reason = _other_settings(cfg, meta["settings"])
+            if not reason and source and identity:
+                reason = _other_content(meta["source"], source.label(), identity)
+            elif not reason and meta["fingerprint"] != fingerprint:
+                reason = "it was made from another source" if is_typed else _other_source(cfg, root, meta["source"])
+            if not reason:
+                _check_files(version, meta)
+                if source is None and "hub" not in meta["source"]:
+                    log.info(f"{sources.path_of(cfg, root)} has gone; using the data prepared from it in {version}")
+                return version, ""
+        except UserError as error:
+            reason = error.what
+        reasons.append(reason)
+    # Of data with the right settings there is more to say than of others.
+    return None, next((text for text in reasons if not text.startswith("data.")), (reasons or [NONE_YET])[0])
+
+
+def _other_settings(cfg: DataConfig, before: dict[str, Any]) -> str | None:
+    """The first setting that has changed, None when all are as before."""
+    for name, value in (dict.fromkeys(HOW_WRITTEN) | settings_of(cfg)).items():
+        if (was := before.get(name)) != value:
+            change = "" if isinstance(value, dict) else f" from {escape(str(was)[:80])} to {value}"
+            return f"data.{name} changed{change}"
+    return None
+
+
+def _other_content(before: dict[str, Any], label: str, identity: Callable[[], list[dict[str, Any]]]) -> str | None:
+    """How the raw files, which are there, differ from those that data was prepared from."""
+    if "hub" in before:
+        return f"{label} is there now"
+    return None if identity() == before["files"] else f"{label} changed"
+
+
+def _other_source(cfg: DataConfig, root: Path, before: dict[str, Any]) -> str | None:
+    """How the source, of which no file is there, differs from that which data was prepared from."""
+    if "hub" in before:
+        return None if before["hub"] == cfg.hub else f"data.hub changed from {escape(before['hub'])} to {cfg.hub}"
+    if cfg.path is None:
+        return "it was made from another source"
+    if "path" in before:
+        is_same = before["path"] == sources.recorded_path(cfg, root)
+    else:  # older versions of this program recorded the names of the files only
+        is_same = Path(cfg.path).name in [file["file"] for file in before["files"]]
+    return None if is_same else "it was made from another source"
+
+
+def versions(directory: Path) -> list[Path]:
+    """The folders of token files, the newest first. In a directory as older versions of this program have left it, the
+    files lie in the directory itself."""
+    newest = (_mark(directory) or "")[:12]  # no clock is asked for what it can tell
+    folders = [path for path in directory.glob("*") if VERSION.fullmatch(path.name) and not path.is_symlink()]
+    folders.sort(key=lambda path: (path.name == newest, path.stat().st_mtime_ns), reverse=True)
+    return [path for path in folders if path.is_dir()] + [directory] * _has_older_layout(directory)
+
+
+def _has_older_layout(directory: Path) -> bool:
+    return any(os.path.lexists(directory / name) for name in TOKEN_FILES)
 
 
 def read_meta(directory: Path) -> dict[str, Any]:
@@ -82,7 +177,8 @@ def read_meta(directory: Path) -> dict[str, Any]:
 
 def may_contain(name: str) -> bool:
     """Whether a file in a prepared directory may have this name."""
-    return name in TOKEN_FILES | OTHER_FILES or (name.endswith("_alpaca.jsonl") and Path(name).name == name)
+    is_alpaca = name.endswith("_alpaca.jsonl") and Path(name).name == name
+    return is_alpaca or name in TOKEN_FILES | SHOWN_FILES
 
 
 def fingerprint_of(meta: dict[str, Any]) -> str:
@@ -99,32 +195,6 @@ def directory_of(cfg: DataConfig, root: Path) -> Path:
 def settings_of(cfg: DataConfig) -> dict[str, Any]:
     how_written = {name: value for name in HOW_WRITTEN if (value := getattr(cfg, name)) is not None}
     return {name: getattr(cfg, name) for name in SETTINGS} | {"card": asdict(cfg.card)} | how_written
-
-
-def why_unready(cfg: DataConfig, root: Path, directory: Path) -> str | None:
-    """Why the prepared data cannot be used as it is; None when it can."""
-    try:
-        meta = read_meta(directory)
-        for name, value in (dict.fromkeys(HOW_WRITTEN) | settings_of(cfg)).items():
-            before = meta["settings"].get(name)
-            if before != value:
-                change = "" if isinstance(value, dict) else f" from {escape(str(before)[:80])} to {value}"
-                return f"data.{name} changed{change}"
-        token_files.check(directory, meta["files"])
-    except UserError as error:
-        return error.what
-    source = sources.local(cfg, root)
-    before = meta["source"]
-    if source is None and "hub" in before:
-        return None if before["hub"] == cfg.hub else f"data.hub changed from {escape(before['hub'])} to {cfg.hub}"
-    if source is None:
-        if cfg.path is None or Path(cfg.path).name not in [file["file"] for file in before["files"]]:
-            return "it was made from another source"
-        log.info(f"{sources.path_of(cfg, root)} has gone; using the data prepared from it in {directory}")
-        return None
-    if "hub" in before:
-        return f"{source.label()} is there now"
-    return None if source.identity() == before["files"] else f"{source.label()} changed"
 
 
 @contextlib.contextmanager
@@ -156,14 +226,83 @@ def writing(directory: Path) -> Iterator[None]:
 
 
 def _refuse_other_files(directory: Path) -> None:
-    """The directory is replaced as a whole: nobody's own files may be in it."""
+    """Raises UserError for a directory with somebody's own files in it: not empty, and not one of prepared data."""
     if not directory.exists():
         return
     if not directory.is_dir():
         raise UserError(f"{directory} is a file", "data.prepared_dir", "choose a folder")
-    for path in sorted(directory.iterdir()):
-        if path.is_dir() or not (path.name == "meta.json" or may_contain(path.name)):
-            raise UserError(
-                f"{directory} has something in it that is not prepared data: {path.name}",
-                "data.prepared_dir", "choose another folder, or empty this one",
-            )  # fmt: skip
+    names = sorted(os.listdir(directory))
+    if names and not versions(directory) and not _mark(directory):
+        what = f"{directory} has something in it that is not prepared data: {escape(names[0])}"
+        raise UserError(what, "data.prepared_dir", "choose another folder, or empty this one")
+
+
+def _mark(directory: Path) -> str | None:
+    """The fingerprint of what was prepared last, in meta.json: the first file in a directory of prepared data."""
+    with contextlib.suppress(OSError, ValueError):
+        fingerprint = read_object(directory / "meta.json", META_LIMIT).get("fingerprint")
+        return fingerprint if isinstance(fingerprint, str) else None
+    return None
+
+
+def publish(new: Path, directory: Path, aside: Path) -> Path:
+    """Puts data that was prepared in `new` into its place: what is for people in `directory`, what a run opens in a
+    folder of its own there, which is returned. Nothing that a run may have opened is written to."""
+    directory.mkdir(exist_ok=True)
+    meta = read_meta(new)
+    _move_older_layout(directory, aside)
+    shutil.copyfile(new / "meta.json", new / "mark")
+    os.replace(new / "mark", directory / "meta.json")
+    for name in SHOWN_FILES & RUN_FILES & set(os.listdir(new)):
+        shutil.copyfile(new / name, new / f"{name}.shown")
+    shown = {path.name.removesuffix(".shown"): path for path in new.iterdir() if path.name not in RUN_FILES}
+    if changed := [name for name, path in shown.items() if not _is_same(path, directory / name)]:
+        for name in {"README.md"} | SHOWN_FILES - shown.keys():  # without its card, it is not complete
+            (directory / name).unlink(missing_ok=True)
+        for name in sorted(changed, key="README.md".__eq__):  # the card last
+            os.replace(shown.pop(name), directory / name)
+    for path in shown.values():
+        path.unlink()
+    return _publish_version(new, directory / meta["fingerprint"][:12], aside)
+
+
+def _publish_version(new: Path, version: Path, aside: Path) -> Path:
+    """Renames `new` to `version`. Where the same tokens are there already, only what is said about them is replaced."""
+    try:
+        _check_files(version, read_meta(version))
+    except UserError:
+        if os.path.lexists(version):
+            os.rename(version, aside)
+        os.rename(new, version)
+        return version
+    for name in sorted(RUN_FILES - TOKEN_FILES, reverse=True):  # meta.json last
+        if (new / name).exists() and not _is_same(new / name, version / name):
+            os.replace(new / name, version / name)
+    return version
+
+
+def _check_files(directory: Path, meta: dict[str, Any]) -> None:
+    """Raises UserError for what a run opens and is not as it was written. Older versions of this program listed the
+    files for people as well."""
+    token_files.check(directory, {name: file for name, file in meta["files"].items() if name in RUN_FILES})
+
+
+def _move_older_layout(directory: Path, aside: Path) -> None:
+    """Gives the token files of an older version of this program, which lie in the directory itself, their folder."""
+    if not _has_older_layout(directory):
+        return
+    with contextlib.suppress(UserError):  # damaged: nobody can use them
+        meta = read_meta(directory)
+        _check_files(directory, meta)
+        aside.mkdir()
+        for name in RUN_FILES & {*meta["files"], "meta.json"}:
+            shutil.copyfile(directory / name, aside / name)
+        if not (directory / meta["fingerprint"][:12]).exists():
+            os.rename(aside, directory / meta["fingerprint"][:12])
+        shutil.rmtree(aside, ignore_errors=True)
+    for name in TOKEN_FILES:
+        (directory / name).unlink(missing_ok=True)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    return other.is_file() and filecmp.cmp(path, other, shallow=False)

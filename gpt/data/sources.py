@@ -5,7 +5,7 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,22 @@ def sha256(path: Path) -> str:
         return atomic.sha256(path)
 
 
-def find(cfg: DataConfig, root: Path) -> Source:
-    """What is in files if there are any, else the hub. Raises UserError when there is neither."""
+def path_is_typed(overrides: Iterable[str], run_dir: str = "") -> bool:
+    """Whether data.path is on the command line: then it is that file and no other that is wanted. A run that has
+    checkpoints in `run_dir` goes on with its prepared data, whatever has become of the file."""
+    is_typed = any(text.lstrip("+").startswith("data.path=") for text in overrides)
+    return is_typed and not (run_dir and Path(run_dir, "checkpoints").is_dir())
+
+
+def recorded_path(cfg: DataConfig, root: Path) -> str | None:
+    """data.path as prepared data records it: relative to the project where it is within it."""
+    path = Path(os.path.abspath(path_of(cfg, root)))
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix() if cfg.path else None
+
+
+def find(cfg: DataConfig, root: Path, is_typed: bool = False) -> Source:
+    """What is in files if there are any, else the hub, but not in place of a path that was typed. Raises UserError
+    when there is neither."""
     source = local(cfg, root)
     if source:
         return source
@@ -61,7 +75,7 @@ def find(cfg: DataConfig, root: Path) -> Source:
         return Source(hub=cfg.hub)
     wanted = path_of(cfg, root)
     missing = f"no text file at {wanted}" if cfg.kind == "text" else f"{wanted} does not exist"
-    if cfg.hub is None:
+    if cfg.hub is None or is_typed:
         raise UserError(missing, "data.path", paths.elsewhere(wanted))
     log.warning(f"{missing}; trying the hub: {cfg.hub}")
     return Source(hub=cfg.hub, wanted=wanted)

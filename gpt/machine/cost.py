@@ -164,7 +164,7 @@ def estimate(cfg: TrainConfig, root: Path) -> Cost:
 
     where, dtype, environment = device.choose(cfg.device, cfg.train, {})
     vocab_size = tokenizer.load(cfg.data.tokenizer).n_vocab
-    directory = prepared.find(cfg.data, root)
+    directory = prepared.find(cfg.data, root, sources.path_is_typed(cfg.overrides, cfg.out_dir))
     rows = cfg.train.micro_batch
     if rows == "auto":
         rows = memory.rows_that_fit(cfg, vocab_size, where, dtype)

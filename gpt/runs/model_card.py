@@ -3,7 +3,6 @@
 Settings are those of a run, as its config.yaml and its checkpoints have them. What they lack is "not recorded".
 """
 
-import json
 import shlex
 from dataclasses import fields
 from pathlib import Path
@@ -17,9 +16,9 @@ DISCLAIMER = "Generated text can be wrong in every detail; as medical text it mu
 UNKNOWN = "not recorded"
 
 
-def write(path: Path, cfg: TrainConfig, rows: list[dict[str, Any]], n_parameters: int, prepared: Path) -> None:
-    """Writes what was trained, on what, how well it does, and how to use it. `rows` are the run's metrics."""
-    meta = json.loads((prepared / "meta.json").read_text(encoding="utf-8"))
+def write(path: Path, cfg: TrainConfig, rows: list[dict[str, Any]], n_parameters: int, meta: dict[str, Any]) -> None:
+    """Writes what was trained, on what, how well it does, and how to use it. `rows` are the run's metrics, `meta` is
+    what the meta.json of its data said when it was opened."""
     train, settings = meta["splits"]["train"], as_dict(cfg)
     counted = f"{train['documents']:,} documents, {train['tokens']:,} tokens"
     facts = {

@@ -1,6 +1,7 @@
 """Writes last_model.pt, adapter/, loss.png and README.md at the end of a run."""
 
 from pathlib import Path
+from typing import Any
 
 from gpt import finetune
 from gpt.files.jsonl import read_rows
@@ -12,10 +13,11 @@ from gpt.runs.run import Run
 from gpt.terminal import figures
 
 
-def write(run: Run, model: LanguageModel, progress: Progress, prepared: Path) -> Path:
+def write(run: Run, model: LanguageModel, progress: Progress, data: dict[str, Any]) -> Path:
     """last_model.pt (adapters folded in), adapter/ (alone, for peft; of a GPT-2), loss.png, README.md (model card).
 
-    Returns the path of the first. Raises UserError (5) when the model cannot be written.
+    `data` is the meta.json of what the run was trained on. Returns the path of the first. Raises UserError (5) when the
+    model cannot be written.
     """
     cfg, identity, path = run.cfg, run.identity, run.directory / LAST_MODEL
     model_file.save_model(path, model, identity, progress.step)
@@ -23,5 +25,5 @@ def write(run: Run, model: LanguageModel, progress: Progress, prepared: Path) ->
         peft_adapter.save(run.directory / "adapter", model, identity.lora, cfg.init.from_, cfg.init.revision)
     rows = read_rows(run.directory / "metrics.jsonl")
     figures.loss_curve(rows, run.directory / "loss.png", title=f"{cfg.model.name} on {cfg.data.name}")
-    model_card.write(run.directory / "README.md", cfg, rows, finetune.n_plain(model), prepared)
+    model_card.write(run.directory / "README.md", cfg, rows, finetune.n_plain(model), data)
     return path

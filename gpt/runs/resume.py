@@ -42,6 +42,12 @@ class Checkpoint:
         recorded = self.config.get("environment")
         return recorded if isinstance(recorded, dict) else {}
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the prepared data that the run has trained on."""
+        data = self.config.get("data")
+        return data.get("fingerprint") if isinstance(data, dict) else None
+
 
 def find(run_dir: Path, mode: str) -> Checkpoint | None:
     """The newest valid checkpoint of a run directory, None if it has none at all; damaged ones are reported.

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt import optim, tokenizer
 from gpt.config.schema import TrainConfig, as_dict
-from gpt.data import batching, preparation, prepared
+from gpt.data import batching, preparation, sources
 from gpt.data.batching import Batches
 from gpt.files import directory
 from gpt.files.paths import PROJECT_ROOT
@@ -52,9 +52,10 @@ class Run:
 
     def open_batches(self, machine: Machine) -> Batches:
         """The batches of the run; data that is not prepared yet is. Raises UserError for data that does not suit it."""
-        data = preparation.ensure(self.cfg.data, PROJECT_ROOT)
+        own = self.checkpoint.fingerprint if self.checkpoint else None
+        folder = preparation.ensure(self.cfg.data, PROJECT_ROOT, sources.path_is_typed(self.cfg.overrides), own)
         cfg = memory.with_micro_batch(self.cfg, machine.environment["micro_batch"])
-        batches = batching.open_batches(data, cfg, self.tokens.n_vocab, self.tokens.bytes_per_token())
+        batches = batching.open_batches(folder, cfg, self.tokens.n_vocab, self.tokens.bytes_per_token())
         optim.check_schedule(cfg.schedule, batches.total_steps)
         return batches
 
@@ -69,7 +70,7 @@ class Run:
         weights, None for random ones."""
         settings = as_dict(self.cfg) | {"total_steps": batches.total_steps, "environment": machine.environment}
         settings["weights"] = self.checkpoint.config.get("weights") if self.checkpoint else weights
-        settings["data"]["fingerprint"] = prepared.read_meta(batches.prepared)["fingerprint"]
+        settings["data"]["fingerprint"] = batches.data.meta["fingerprint"]
         return settings
 
     def restore(self, model: LanguageModel, optimizer: optim.Optimizer, settings: dict[str, Any]) -> Progress:

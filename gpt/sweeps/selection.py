@@ -211,14 +211,15 @@ def check_jobs(
 
 def fingerprint(task: Callable[[DictConfig], Any], config: DictConfig, folder: Path) -> str:
     """Of the data that a job would train on. Raises UserError for what would stop the job."""
-    from gpt.data import preparation, prepared  # later than a word on a wrong command line
+    from gpt.data import preparation, prepared, sources  # later than a word on a wrong command line
 
     cost = composition.cost(task, config, folder)
-    directory = prepared.find(cost.cfg.data, PROJECT_ROOT)
-    if directory is None:
-        directory = preparation.ensure(cost.cfg.data, PROJECT_ROOT)
+    is_typed = sources.path_is_typed(cost.cfg.overrides, cost.cfg.out_dir)
+    folder_of_data = prepared.find(cost.cfg.data, PROJECT_ROOT, is_typed)
+    if folder_of_data is None:
+        folder_of_data = preparation.ensure(cost.cfg.data, PROJECT_ROOT, is_typed)
         composition.cost(task, config, folder)  # now that there is data, does it suit the job?
-    return prepared.read_meta(directory)["fingerprint"]
+    return prepared.read_meta(folder_of_data)["fingerprint"]
 
 
 def describe(planned: list[Job], n_others: int) -> str:

@@ -45,7 +45,9 @@ def small_text(path):
 
 
 def contents(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+    """Of all files in a directory and below, by their names."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
 def read_lines(path):
@@ -97,7 +99,7 @@ def test_no_question_and_no_focus_area_of_the_real_medquad_is_in_two_splits(medq
         }
     questions, focuses = {}, {}
     for split in ("train", "val", "test"):
-        rows = read_lines(medquad / f"{split}.jsonl")
+        rows = read_lines(medquad.parent / f"{split}.jsonl")
         assert all(set(row) == {"instruction", "input", "output"} for row in rows)
         questions[split] = {row["instruction"].casefold() for row in rows}
         focuses[split] = {focus_of[row["instruction"], row["output"]] for row in rows} - {""}
@@ -114,7 +116,7 @@ def test_the_splits_of_the_real_medquad_have_the_shares_and_sources_asked_for(me
 
 def test_the_lengths_of_the_real_medquad_are_those_measured_before(medquad):
     """The counts include the rows above the limit of 1,024: lengths of all cleaned documents."""
-    records = read_lines(medquad / "medquad_alpaca.jsonl")
+    records = read_lines(medquad.parent / "medquad_alpaca.jsonl")
     gpt2 = tokenizer.load("gpt2")
     prompts = [len(gpt2.encode(format_prompt("alpaca", record["instruction"]))) for record in records]
     lengths = [n + len(gpt2.encode(record["output"])) for n, record in zip(prompts, records, strict=True)]
@@ -134,15 +136,16 @@ def test_token_files_hold_prompt_response_and_end_of_text_of_each_line(medquad):
 
 
 def test_the_whole_export_has_what_the_splits_have_and_what_was_too_long(medquad):
-    assert len(read_lines(medquad / "medquad_alpaca.jsonl")) == 16_359
+    assert len(read_lines(medquad.parent / "medquad_alpaca.jsonl")) == 16_359
 
 
 def test_the_same_input_and_seed_give_the_same_bytes_anywhere(tmp_path):
     first, second = (preparation.prepare(sample(), tmp_path / name) for name in ("here", "there"))
+    first, second = first.parent, second.parent
     assert contents(first) == contents(second)
     other = preparation.prepare(sample(split_seed=1), tmp_path / "other")
-    assert contents(first)["val.bin"] != contents(other)["val.bin"]
-    assert contents(first)["sample_alpaca.jsonl"] == contents(other)["sample_alpaca.jsonl"]
+    assert contents(first)["val.jsonl"] != contents(other.parent)["val.jsonl"]
+    assert contents(first)["sample_alpaca.jsonl"] == contents(other.parent)["sample_alpaca.jsonl"]
 
 
 def test_the_sample_is_large_enough_and_in_medquads_schema(tmp_path):
@@ -227,7 +230,7 @@ def test_bad_rows_that_are_left_out_are_counted_and_listed(tmp_path, lines):
     assert "small.csv:22: 2 fields, the header has 4" in problem(cfg, tmp_path, 2)
     directory = preparation.prepare(data_config(**{**vars(cfg), "on_bad_row": "skip"}), tmp_path)
     assert prepared.read_meta(directory)["ladder"][:2] == [["rows", 32], ["well-formed", 20]]
-    listed = (directory / "bad_rows.txt").read_text().splitlines()
+    listed = (directory.parent / "bad_rows.txt").read_text().splitlines()
     assert len(listed) == 12 and listed[-1] == "small.csv:33: 2 fields, the header has 4"
     shown = [line for line in lines() if line.startswith("small.csv:")]
     assert shown == listed[:10]
@@ -245,13 +248,12 @@ def test_helpsteer_from_json_lines_groups_prompts_and_describes_the_scores(tmp_p
     rows = [{"prompt": f"p{i // 4}\n", "response": f" r{i}", "helpfulness": i % 5, "coherence": 4} for i in range(80)]
     (tmp_path / "h.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     directory = preparation.prepare(data_config(kind="helpsteer", path="h.jsonl", prepared_dir="out"), tmp_path)
-    prompts = [
-        {row["instruction"] for row in read_lines(directory / f"{name}.jsonl")} for name in ("train", "val", "test")
-    ]
+    shown = directory.parent
+    prompts = [{row["instruction"] for row in read_lines(shown / f"{name}.jsonl")} for name in ("train", "val", "test")]
     assert [len(found) for found in prompts] == [16, 2, 2] and len(set.union(*prompts)) == 20
-    assert read_lines(directory / "test_alpaca.jsonl")[0] == {"instruction": "p0\n", "input": "", "output": " r0"}
+    assert read_lines(shown / "test_alpaca.jsonl")[0] == {"instruction": "p0\n", "input": "", "output": " r0"}
     assert prepared.read_meta(directory)["scores"]["helpfulness"]["mean"] == 2
-    assert "| helpfulness | 80 | 2 |" in (directory / "README.md").read_text()
+    assert "| helpfulness | 80 | 2 |" in (shown / "README.md").read_text()
 
 
 def test_alpaca_from_a_json_array_uses_the_template_with_input(tmp_path):

@@ -2,24 +2,29 @@
 
 import json
 import os
+import shutil
+from dataclasses import replace
 
 import pytest
 from conftest import data_config
 from test_preparation import contents, sample, small_csv, small_text
 
-from gpt.data import preparation, prepared
+from gpt.data import batching, preparation, prepared
 from gpt.errors import UserError
 
 
-def test_a_prepared_directory_says_what_it_is(tmp_path):
-    directory = preparation.prepare(sample(), tmp_path)
-    meta = prepared.read_meta(directory)
-    assert meta["files"].keys() == {path.name for path in directory.iterdir()} - {"meta.json"}
-    assert {"README.md", "token_lengths.png", "sample_alpaca.jsonl", "train.bin", "val.index.npy"} < meta[
-        "files"
-    ].keys()
+def test_prepared_data_says_what_it_is_to_people_and_lies_in_a_folder_of_its_own_for_runs(tmp_path):
+    folder = preparation.prepare(sample(), tmp_path)
+    meta = prepared.read_meta(folder)
+    assert meta["files"].keys() == {path.name for path in folder.iterdir()} - {"meta.json"}
+    assert {"train.bin", "val.index.npy", "val.jsonl"} < meta["files"].keys()
     assert len(meta["fingerprint"]) == 64 and meta["n_vocab"] == 257
-    assert str(tmp_path) not in (directory / "meta.json").read_text() + (directory / "README.md").read_text()
+    assert {path.name for path in folder.parent.iterdir()} == {
+        "README.md", "meta.json", "sample_alpaca.jsonl", "test.jsonl", "token_lengths.png", "train.jsonl", "val.jsonl",
+        meta["fingerprint"][:12],
+    }  # fmt: skip
+    card = (folder.parent / "README.md").read_text()
+    assert f"token files `{folder.name}/`" in card and str(tmp_path) not in (folder / "meta.json").read_text() + card
 
 
 def test_what_is_prepared_is_used_and_batches_may_change(tmp_path, lines):
@@ -69,7 +74,7 @@ DAMAGE = {  # what is done to a prepared directory, and what is said about it
     "test.bin damaged (sha256 differs)": lambda d: flip_a_bit(d / "test.bin"),
     "val.index.npy damaged (sha256 differs)": lambda d: flip_a_bit(d / "val.index.npy"),
     "val.index.npy damaged (not an ordinary file)": lambda d: replace_by_a_pipe(d / "val.index.npy"),
-    "README.md damaged (missing)": lambda d: (d / "README.md").unlink(),
+    "test.bin damaged (missing)": lambda d: (d / "test.bin").unlink(),
     "no prepared data yet": lambda d: (d / "meta.json").unlink(),
     "meta.json damaged (Expecting property name": lambda d: os.truncate(d / "meta.json", 1),
     "meta.json damaged (maximum recursion depth": lambda d: (d / "meta.json").write_text("[" * 100_000),
@@ -111,7 +116,9 @@ def test_damaged_data_without_its_source_is_an_error_and_stays_what_it_is(tmp_pa
         preparation.ensure(cfg, tmp_path)
     assert caught.value.code == 2 and contents(directory) == before
     if "meta.json" in before:
-        assert str(caught.value).startswith(f"train.bin damaged (sha256 differs) in {directory}, and it cannot be")
+        assert str(caught.value).startswith(
+            f"train.bin damaged (sha256 differs) in {directory.parent}, and it cannot be"
+        )
 
 
 HOSTILE_NAMES = ["../../x", "/etc/passwd", "a\0", "\x1b[2J", "../x_alpaca.jsonl", "x" * 300, "meta.json"]
@@ -134,12 +141,109 @@ def test_a_pipe_in_place_of_the_lock_stops_nobody(tmp_path):
 
 def test_a_changed_source_prepares_anew_and_a_vanished_one_does_not(tmp_path, lines):
     cfg = small_csv(tmp_path / "small.csv")
-    directory = preparation.ensure(cfg, tmp_path)
-    before = prepared.read_meta(directory)["fingerprint"]
+    before = preparation.ensure(cfg, tmp_path)
     small_csv(tmp_path / "small.csv", n_topics=21)
-    preparation.ensure(cfg, tmp_path)
+    after = preparation.ensure(cfg, tmp_path)
     assert lines()[1] == "preparing data=small from small.csv: small.csv changed"
-    assert prepared.read_meta(directory)["fingerprint"] != before
+    assert after != before and contents(before).keys() == contents(after).keys()
     (tmp_path / "small.csv").unlink()
-    assert preparation.ensure(cfg, tmp_path) == directory
+    assert preparation.ensure(cfg, tmp_path) == after
     assert lines()[2].startswith(f"{tmp_path}/small.csv has gone; using the data prepared from it")
+
+
+def test_several_settings_of_one_directory_lie_side_by_side_and_none_is_prepared_twice(tmp_path, lines):
+    cfg = small_csv(tmp_path / "small.csv")
+    other = data_config(**{**vars(cfg), "split_seed": 1})
+    folders = [preparation.ensure(each, tmp_path) for each in (cfg, other)]
+    whole = contents(tmp_path)
+    assert [preparation.ensure(each, tmp_path) for each in (cfg, other)] == folders and len({*folders}) == 2
+    assert [line.partition(": ")[2] for line in lines()] == [
+        "no prepared data yet", "data.split_seed changed from 0 to 1"
+    ]  # fmt: skip
+    assert contents(tmp_path) == whole
+    tokens = [contents(folder) for folder in folders]
+    assert (tmp_path / "prepared" / "val.jsonl").read_bytes() == tokens[1]["val.jsonl"]  # the newest
+    preparation.prepare(cfg, tmp_path)
+    assert (tmp_path / "prepared" / "val.jsonl").read_bytes() == tokens[0]["val.jsonl"]
+    assert [contents(folder) for folder in folders] == tokens
+
+
+def test_what_a_run_has_opened_is_not_written_to_when_it_is_prepared_again_or_removed(tmp_path):
+    cfg = small_text(tmp_path / "small.txt")
+    folder = preparation.ensure(cfg, tmp_path)
+    before = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    split = batching.Split.open(folder, "train")
+    ids = split.ids.tolist()
+    preparation.prepare(cfg, tmp_path)
+    assert {path.name: path.stat().st_ino for path in folder.iterdir()} == before
+    preparation.prepare(replace(cfg, card=replace(cfg.card, title="x")), tmp_path)
+    assert {path.name for path in folder.iterdir() if path.stat().st_ino != before[path.name]} == {"meta.json"}
+    shutil.rmtree(folder.parent)
+    assert split.ids.tolist() == ids
+
+
+def to_older_layout(folder):
+    """As versions before this one have left it: all in one directory, and no path of the source."""
+    meta = prepared.read_meta(folder)
+    del meta["source"]["path"]
+    for path in list(folder.iterdir()):
+        path.rename(folder.parent / path.name)
+    folder.rmdir()
+    facts = {path.name: {"bytes": path.stat().st_size, "sha256": "unused"} for path in folder.parent.iterdir()}
+    meta["files"] = facts | meta["files"]
+    del meta["files"]["meta.json"]
+    (folder.parent / "meta.json").write_text(json.dumps(meta))
+
+
+def test_data_that_an_older_version_has_prepared_is_used_where_it_is_and_kept_when_more_is_prepared(tmp_path, lines):
+    cfg = small_csv(tmp_path / "small.csv")
+    folder = preparation.ensure(cfg, tmp_path)
+    tokens = contents(folder)
+    to_older_layout(folder)
+    assert preparation.ensure(cfg, tmp_path) == folder.parent and len(lines()) == 1
+    preparation.ensure(data_config(**{**vars(cfg), "split_seed": 1}), tmp_path)
+    assert preparation.ensure(cfg, tmp_path) == folder and len(lines()) == 2
+    assert {name: tokens[name] for name in prepared.TOKEN_FILES}.items() <= contents(folder).items()
+    assert not any((folder.parent / name).exists() for name in prepared.TOKEN_FILES)
+    (tmp_path / "small.csv").unlink()  # of which they recorded the name only
+    assert preparation.ensure(cfg, tmp_path) == folder
+
+
+@pytest.mark.parametrize("kind", ["csv", "text"])
+def test_another_path_with_the_same_file_name_is_never_answered_with_older_data(tmp_path, kind):
+    make = small_csv if kind == "csv" else small_text
+    (tmp_path / "a").mkdir()
+    cfg = replace(make(tmp_path / "a" / "story.txt"), path="a/story.txt")
+    folder = preparation.ensure(cfg, tmp_path, is_typed=True)
+    (tmp_path / "a" / "story.txt").rename(tmp_path / "b.txt")
+    assert preparation.ensure(cfg, tmp_path) == folder  # it stands in YAML: of this whole path
+    for path in ("story.txt", "b/story.txt", str(tmp_path.parent / "story.txt"), "a/../story.txt"):
+        with pytest.raises(UserError, match=r"made from another source .*story\.txt") as caught:
+            preparation.ensure(replace(cfg, path=path), tmp_path)
+        assert caught.value.code == 2
+    with pytest.raises(UserError, match=r"^(no text file at )?.*a/story\.txt") as caught:
+        preparation.ensure(cfg, tmp_path, is_typed=True)
+    assert caught.value.code == 2
+    own = prepared.read_meta(folder)["fingerprint"]
+    assert preparation.ensure(cfg, tmp_path, is_typed=True, fingerprint=own) == folder  # a run that goes on
+
+
+def test_the_hub_is_no_answer_to_a_path_that_is_typed(tmp_path):
+    cfg = data_config(path="medquad.csv", hub="lavita/MedQuAD", prepared_dir="prepared")
+    for attempt in (preparation.ensure, preparation.prepare):
+        with pytest.raises(UserError, match=r"medquad\.csv does not exist"):
+            attempt(cfg, tmp_path, is_typed=True)
+
+
+FOREIGN = [{"README.md": "mine"}, {"meta.json": "[]"}, {"meta.json": "{}", "train.jsonl": "{}"}, {"test.jsonl": "{}"}]
+
+
+@pytest.mark.parametrize("files", FOREIGN, ids=str)
+def test_a_folder_with_somebodys_files_is_refused_also_if_prepared_data_has_such_names(tmp_path, files):
+    cfg = small_text(tmp_path / "small.txt")
+    (tmp_path / "prepared").mkdir()
+    for name, text in files.items():
+        (tmp_path / "prepared" / name).write_text(text)
+    with pytest.raises(UserError, match="has something in it that is not prepared data"):
+        preparation.prepare(cfg, tmp_path)
+    assert {path.name: path.read_text() for path in (tmp_path / "prepared").iterdir()} == files

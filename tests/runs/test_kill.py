@@ -153,7 +153,8 @@ def test_killed_at_random_moments_a_run_goes_on_to_the_same_rows_and_weights(und
 
 
 def prepared_bytes(directory):
-    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.exhaustive)])

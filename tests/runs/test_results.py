@@ -1,7 +1,5 @@
 """What is written at the end of a run."""
 
-import json
-
 import pytest
 import torch
 from conftest import ROOT
@@ -31,10 +29,9 @@ def write(run_dir, *changes):
         "tokenizer": "bytes",
         "n_vocab": 257,
     }
-    (run_dir / "meta.json").write_text(json.dumps(meta))
     row = {"step": 0, "tokens": 0, "val/loss": 5.5, "val/perplexity": 244.7}
     RowFile(run_dir / "metrics.jsonl").append([row])
-    results.write(Run(cfg, run_dir, None, tokenizer.load("bytes")), model, Progress(), run_dir)
+    results.write(Run(cfg, run_dir, None, tokenizer.load("bytes")), model, Progress(), meta)
     return model
 
 

@@ -26,7 +26,7 @@ def test_a_new_run_has_a_machine_batches_and_settings_and_begins_at_step_0(tmp_p
         machine = run.decide_compilation(machine, batches)
         assert run.checkpoint is None and run.recorded == {}
         assert machine.environment["micro_batch"] == cfg.train.micro_batch and not machine.environment["compile"]
-        assert batches.total_steps == cfg.train.max_steps and batches.prepared.is_dir()
+        assert batches.total_steps == cfg.train.max_steps and batches.data.folder.is_dir()
         recorded = run.settings(machine, batches, weights=None)
         assert as_dict(cfg).keys() < recorded.keys() and len(recorded["data"]["fingerprint"]) == 64
         model = GPT(cfg.model, run.tokens.n_vocab)
