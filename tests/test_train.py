@@ -307,3 +307,16 @@ def test_two_runs_with_one_prepared_dir_each_train_on_what_they_have_opened(tmp_
         again = run("train.py", *runs[seed], cwd=tmp_path)
         assert again.returncode == 0 and "already at step 4 of 4" in again.stdout
     assert len(fingerprints) == 2
+
+
+def test_a_folder_of_the_users_own_is_refused_before_anything_is_written(tmp_path):
+    """As out_dir, and as the directory of a sweep."""
+    (tmp_path / "mine").mkdir()
+    files = dict.fromkeys(("README.md", "config.yaml", "leaderboard.md"), "mine")
+    for name, text in files.items():
+        (tmp_path / "mine" / name).write_text(text)
+    for arguments in (["out_dir=mine"], [f"out_dir={tmp_path}/mine"], ["-m", "seed=1,2", "hydra.sweep.dir=mine"]):
+        places = [argument.replace("=mine", f"={tmp_path}/mine") for argument in arguments]
+        done = run("train.py", *SMALL, f"data.prepared_dir={tmp_path / 'data'}", *places, cwd=tmp_path)
+        assert done.returncode == 2 and "it has README.md" in done.stderr, done.stderr
+        assert {path.name: path.read_text() for path in (tmp_path / "mine").iterdir()} == files

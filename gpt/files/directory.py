@@ -1,4 +1,4 @@
-"""Locks the directory of a run for one process, and checks that it can be written and has room."""
+"""Locks the directory of a run for one process, and checks that it is one, can be written and has room."""
 
 import contextlib
 import fcntl
@@ -12,16 +12,21 @@ from typing import TextIO
 from gpt.errors import ENVIRONMENT, IN_USE, UserError
 from gpt.terminal.console import escape
 
-LOCK = ".lock"
+LOCK = ".lock"  # the first file of every run, which marks its directory: "pid 17 since 2026-01-31 12:00:00"
+# What a directory is known by that was copied without its hidden files, or made before there was a lock.
+RUN, SWEEP = ("checkpoints/step_*", "job.json"), ("sweep.json", "*/job.json")
+NOBODYS = {LOCK, ".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", "lost+found"}  # a folder of these is empty
 PATIENCE = 0.3  # seconds; `is_owned` holds a lock for an instant
 
 
 @contextlib.contextmanager
-def owned(run_dir: Path, what: str = "run dir", remedy: str = "") -> Iterator[None]:
+def owned(run_dir: Path, what: str = "run dir", remedy: str = "", marks: tuple[str, ...] = RUN) -> Iterator[None]:
     """Nobody else runs in `run_dir` during the `with` block: raises UserError (6) if somebody does, (5) if nothing can
-    be written there. The kernel frees the lock of a process that ends, however it ends."""
-    path = run_dir / LOCK
+    be written there, (2) if it has files and none of `marks`. The kernel frees the lock of a process that ends, however
+    it ends."""
+    path, remedy = run_dir / LOCK, remedy or f"choose {another(run_dir)}"
     try:
+        check_owner(run_dir, what, remedy, marks)
         run_dir.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, open as long as the lock is held
     except OSError as error:
@@ -32,8 +37,7 @@ def owned(run_dir: Path, what: str = "run dir", remedy: str = "") -> Iterator[No
         except BlockingIOError:
             file.seek(0)
             owner = escape(file.read(100).strip()) or "another process"
-            remedy = f"wait for it, or {remedy or f'choose {another(run_dir)}'}"
-            raise UserError(f"{what} in use by {owner}", str(run_dir), remedy, IN_USE) from None
+            raise UserError(f"{what} in use by {owner}", str(run_dir), f"wait for it, or {remedy}", IN_USE) from None
         except OSError as error:  # a file system without locks
             raise cannot_write(run_dir, error) from error
         try:
@@ -43,6 +47,18 @@ def owned(run_dir: Path, what: str = "run dir", remedy: str = "") -> Iterator[No
         except OSError as error:
             raise cannot_write(run_dir, error) from error
         yield
+
+
+def check_owner(run_dir: Path, what: str, remedy: str, marks: tuple[str, ...]) -> None:
+    """Raises UserError (2) for a directory with somebody's own files: not empty, no lock of ours, none of `marks`."""
+    if not run_dir.is_dir():
+        return
+    names = sorted({path.name for path in run_dir.iterdir()} - NOBODYS)
+    with contextlib.suppress(OSError):
+        if (run_dir / LOCK).is_file() and (run_dir / LOCK).read_bytes()[:4] == b"pid ":
+            return
+    if names and not any(any(run_dir.glob(mark)) for mark in marks):
+        raise UserError(f"not empty, and no {what}: it has {escape(names[0])}", str(run_dir), remedy)
 
 
 def is_owned(run_dir: Path) -> bool:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from gpt.errors import ENVIRONMENT, IN_USE, USAGE, UserError
 from gpt.files import atomic
-from gpt.files.directory import cannot_write, owned
+from gpt.files.directory import SWEEP, cannot_write, owned
 from gpt.files.paths import PROJECT_ROOT
 from gpt.sweeps import composition, halving, jobs, workers
 from gpt.sweeps.jobs import Job
@@ -57,7 +57,8 @@ class SelectingLauncher(Launcher):
         self._directory = Path(str(config.hydra.sweep.dir)).absolute()
         self._planned: dict[tuple[str, ...], Planned] = {}
         self._lock = contextlib.ExitStack()  # held until the process ends
-        self._lock.enter_context(owned(self._directory, f"sweep {self._directory.name}", "choose another sweep.name"))
+        name, remedy = f"sweep {self._directory.name}", "choose another sweep.name"
+        self._lock.enter_context(owned(self._directory, name, remedy, SWEEP))
         check_format(self._directory)
 
     def setup(self, **kwargs: Any) -> None:

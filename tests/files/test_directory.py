@@ -146,3 +146,28 @@ def test_only_folders_without_files_of_anybody_are_removed(tmp_path):
     (made[0] / "mine.txt").unlink()
     directory.remove_unused(made, ("train.log",))
     assert list(tmp_path.iterdir()) == []
+
+
+SOMEBODYS = ["README.md", "config.yaml", "thesis/chapter.tex", "checkpoints/best.ckpt", ".env", "train.log"]
+
+
+@pytest.mark.parametrize("name", SOMEBODYS)
+def test_a_folder_with_somebodys_files_is_no_run_and_nothing_is_written_to_it(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    what = f"not empty, and no run dir: it has {name.partition('/')[0]}"
+    with pytest.raises(UserError, match=what) as caught, directory.owned(tmp_path):
+        pass
+    assert caught.value.code == 2
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [".lock", ".DS_Store", "checkpoints/step_00000001", "job.json"])
+def test_a_run_that_was_killed_at_its_start_or_copied_without_hidden_files_is_known(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+    with directory.owned(tmp_path):
+        (tmp_path / "README.md").write_text("a run's")
+    with directory.owned(tmp_path):
+        pass
