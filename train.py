@@ -61,12 +61,16 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
         ):
             for event in loop.fit(model, optimizer, cfg.objective, batches, cfg, machine, progress, stop):
                 samples = []
+                if event.checkpoint_due:  # before what takes long
+                    saves.save_first(event.unreported, event.best)
                 if event.sample_due:
                     samples = sampling.preview(model, tokens, questions, run.identity.template, cfg, stop)
                 if stop():  # what this event began is given up, and done again when the run goes on
                     progress = event.unreported
                     saves.save(progress)
                     break
+                if not event.row:
+                    continue
                 log.event(event.row, samples)
                 bar.update(event.row)
                 console.show_samples(samples)

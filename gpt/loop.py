@@ -33,7 +33,7 @@ class Event:
     """What `fit` yields: a row of metrics, and what is due now, while model and optimizer are consistent.
 
     A run that is resumed from `progress` continues after this event; one from `unreported`, at the same step, yields it
-    again.
+    again. Without a row it comes before an evaluation, so that a checkpoint which is due need not wait for that.
     """
 
     row: dict[str, float]
@@ -41,6 +41,11 @@ class Event:
     unreported: Progress
     sample_due: bool = False
     checkpoint_due: bool = False
+
+    @property
+    def best(self) -> float | None:
+        """The validation loss, if this step has the lowest so far."""
+        return self.progress.best if self.row and self.progress.best_step == self.progress.step else None
 
 
 class Stopped(Exception):
@@ -137,6 +142,8 @@ def fit(
                 due = due_at(step, cfg.train, total_steps)
                 row, reported = report(progress, due, optimizer, cfg, total_steps, clock, machine)
                 if due.evaluation:
+                    if due.checkpoint or step == total_steps:
+                        yield Event({}, progress, progress, checkpoint_due=True)
                     row |= evaluate(model, objective, batches.validation, machine, stop)
                     if not math.isfinite(row[METRIC]):
                         yield Event(row, progress, progress)

@@ -58,6 +58,8 @@ def run(
     events = fit(model, optimizer, NEXT_TOKEN, batches, cfg, Machine(CPU.device, dtype), progress)
     seen = []
     for event in events:
+        if not event.row:  # a checkpoint that does not wait for the evaluation
+            continue
         seen.append(event)
         progress = event.progress
         if progress.step == interrupt:
@@ -262,6 +264,19 @@ def test_the_logged_loss_is_the_mean_over_all_targets_since_the_last_row():
     assert run(log_every=5)[0][1].row["train/loss"] == pytest.approx(expected)
 
 
+def test_where_a_checkpoint_and_an_evaluation_are_due_the_checkpoint_comes_first():
+    cfg = settings(eval_every=2, save_every=4, log_every=2)
+    torch.manual_seed(0)
+    model = GPT(model_config(), 50)
+    events = fit(model, optim.build(model, adamw_config(lr=1e-2)), NEXT_TOKEN, batches_of(cfg), cfg, CPU, Progress())
+    order = [(e.unreported.step, "val/loss" in e.row, e.checkpoint_due, e.progress.reported) for e in events]
+    for step in (4, 8, 10):
+        first, second = (place for place in order if place[0] == step)
+        assert first[1:3] == (False, True) and first[3] < step
+        assert second[1:] == (True, True, step)
+    assert [place[1] for place in order if place[0] in (2, 6)] == [True, True]  # due by save_every or the end only
+
+
 def test_an_evaluation_that_is_the_best_so_far_asks_for_a_checkpoint():
     events, _, _, progress = run(eval_every=1, save_every=100)
     losses = [event.row["val/loss"] for event in events]
@@ -292,6 +307,8 @@ def poisoned(steps, **changes):
     good = model.ln_f.weight[0].item()
     try:
         for event in fit(model, optimizer, NEXT_TOKEN, batches_of(cfg, 6), cfg, CPU, Progress()):
+            if not event.row:
+                continue
             rows.append(event.row)
             with torch.no_grad():
                 model.ln_f.weight[0] = math.nan if event.row["step"] in steps else good
@@ -364,6 +381,8 @@ def run_until(after, model=None, optimizer=None, progress=None):
     progress = progress or Progress()
     rows = []
     for event in fit(model, optimizer, NEXT_TOKEN, batches_of(cfg), cfg, CPU, progress, stop):
+        if not event.row and event.checkpoint_due:
+            continue
         progress = event.progress
         if not event.row:
             return n_calls, rows, event.unreported, model, optimizer

@@ -2,9 +2,8 @@
 
 A checkpoint is a directory `step_00000120` that appears whole or not at all: it is written under a temporary name,
 every file is flushed to the disk, a manifest with sizes and sha256 is written last, then the directory is renamed.
-It is valid when its manifest parses and every file is as the manifest says. Which checkpoints exist is what the
-directory listing says, and which is the best one is what their manifests say; no other file points at them. Nothing in
-a checkpoint can execute code: tensors are safetensors, the rest is JSON.
+It is valid when its manifest parses and every file is as it says. Which is the best one is what the manifests say; no
+other file points at them. Nothing in a checkpoint can execute code: tensors are safetensors, the rest is JSON.
 """
 
 import contextlib
@@ -108,12 +107,11 @@ UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 def publish(
     run_dir: Path, model: LanguageModel, optimizer: Optimizer, progress: Progress, identity: Identity,
-    config: dict[str, Any], keep: int,
+    config: dict[str, Any], keep: int | None = None, best: float | None = None,
 ) -> Path:  # fmt: skip
-    """Writes <run_dir>/checkpoints/step_<n> and removes all but the newest `keep` and the best one.
-
-    Raises UserError, leaving nothing behind and older checkpoints alone: (5) when the disk refuses, (4) when a weight
-    is not finite.
+    """Writes <run_dir>/checkpoints/step_<n>; removes all but the newest `keep` and the best one, with None nothing.
+    `best` is its validation loss, if it is the best and `progress` does not say so yet. Raises UserError with nothing
+    left behind and older checkpoints as they were: (5) when the disk refuses, (4) when a weight is not finite.
     """
     folder = run_dir / "checkpoints"
     final = folder / f"step_{progress.step:08d}"
@@ -129,7 +127,7 @@ def publish(
         content = {
             "format": FORMAT,
             "step": progress.step,
-            "val_loss": progress.best if progress.best_step == progress.step else None,
+            "val_loss": progress.best if progress.best_step == progress.step else best,
             **identity.as_dict(),
             "progress": asdict(progress),
             "files": {name: asdict(facts) for name, facts in files.items()},
@@ -146,7 +144,8 @@ def publish(
         shutil.rmtree(temporary, ignore_errors=True)
         recover(folder)
         raise not_written(run_dir, progress.step, [*weights.values(), *state.values()], error) from error
-    prune(folder, keep, progress.step)
+    if keep:
+        prune(folder, keep, progress.step)
     return final
 
 
@@ -186,14 +185,18 @@ def prune(folder: Path, keep: int, step: int) -> None:
     """
     steps = [path for path in listed(folder) if number_of(path) <= step]
     kept = {*steps[-keep:], best(steps)}
-    for path in steps:
-        if path not in kept:
-            doomed = hidden(path, "removed")  # renamed first: a kill in the middle leaves no half checkpoint
-            try:
-                path.rename(doomed)
-            except OSError as error:
-                log.warning(f"{path} cannot be removed ({error.strerror})")
-            shutil.rmtree(doomed, ignore_errors=True)
+    for path in (path for path in steps if path not in kept):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint: renamed first, so that a kill in the middle leaves no half one."""
+    doomed = hidden(path, "removed")
+    try:
+        path.rename(doomed)
+    except OSError as error:
+        log.warning(f"{path} cannot be removed ({error.strerror})")
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def recover(folder: Path) -> None:

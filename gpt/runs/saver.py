@@ -1,18 +1,31 @@
 """Saves a run's checkpoints as it goes on, and forgives a disk that refuses one now and then."""
 
+import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gpt import optim
 from gpt.config.schema import TrainConfig
 from gpt.errors import ENVIRONMENT, NUMERICAL, UserError
-from gpt.files import directory
+from gpt.files import atomic, directory
 from gpt.machine.sizes import count_sizes
 from gpt.model import LanguageModel
 from gpt.optim import Optimizer
 from gpt.progress import Progress
-from gpt.runs.checkpoint import Identity, is_valid, listed, prune, publish, read_manifest
+from gpt.runs.checkpoint import (
+    MANIFEST,
+    Identity,
+    hash_json,
+    is_valid,
+    listed,
+    not_written,
+    prune,
+    publish,
+    read_manifest,
+    remove,
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -30,40 +43,71 @@ class Saver:
         keep: int,
     ) -> None:  # fmt: skip
         self._folder, self._keep = run_dir / "checkpoints", keep
-        self._publish = lambda progress: publish(run_dir, model, optimizer, progress, identity, config, keep)
-        self._failures = 0
-        self._saved: tuple[Progress, Path] | None = None
+        self._publish = lambda progress, best: publish(run_dir, model, optimizer, progress, identity, config, best=best)
+        self._failures, self._failed_step = 0, -1
+        self._saved: tuple[Progress, float | None, Path] | None = None  # what the newest checkpoint says
+        self._unconfirmed: Path | None = None  # no evaluation, or none of its samples, is on record yet
 
     def __enter__(self) -> "Saver":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, UserError) and error.code == NUMERICAL:
+            if self._unconfirmed:  # its evaluation is not finite
+                remove(self._unconfirmed)
             error.remedy = "; ".join(filter(None, [error.remedy, f"last good checkpoint: {self.newest()}"]))
+
+    def save_first(self, progress: Progress, best: float | None = None) -> None:
+        """Publishes the checkpoint of a step whose evaluation or samples are still to come, marked with its validation
+        loss if that is known to be the `best`. `save` follows; until then no older checkpoint is removed."""
+        self._unconfirmed = self._write(progress, best, forgive=True)
 
     def save(self, progress: Progress, forgive: bool = True) -> Path | None:
         """The path of the checkpoint, or None with a warning. Raises UserError (5) for what is not forgiven."""
-        if self._saved and self._saved[0] == progress:
-            return self._saved[1]
-        there = self._folder / f"step_{progress.step:08d}"
-        if is_valid(there) and read_manifest(there).progress == progress:  # the run ended before its next step
+        best = progress.best if progress.best_step == progress.step else None
+        if path := self._write(progress, best, forgive):
+            self._unconfirmed = None
             prune(self._folder, self._keep, progress.step)
-            return there
+        return path
+
+    def _write(self, progress: Progress, best: float | None, forgive: bool) -> Path | None:
+        """Publishes a checkpoint. Where that of this step is there, only what it says of itself is replaced."""
+        if self._saved and self._saved[:2] == (progress, best):
+            return self._saved[2]
+        if forgive and self._failed_step == progress.step:
+            return None  # once a step is enough
+        path = self._folder / f"step_{progress.step:08d}"
         try:
-            path = self._publish(progress)
+            if self._saved and self._saved[0].step == progress.step:
+                mark(path, progress, best)
+            elif not (
+                is_valid(path) and read_manifest(path).progress == progress
+            ):  # the run ended before its next step
+                path = self._publish(progress, best)
         except UserError as error:
-            self._failures += 1
+            self._failures, self._failed_step = self._failures + 1, progress.step
             if error.code != ENVIRONMENT or self._failures == FAILURES or not forgive:
                 raise
             n_valid = sum(map(is_valid, listed(self._folder)))
             log.warning(f"{error.what}; training continues, {n_valid} valid checkpoints")
             return None
-        self._failures, self._saved = 0, (progress, path)
+        self._failures, self._saved = 0, (progress, best, path)
         return path
 
     def newest(self) -> str:
         """The name of the newest valid checkpoint, for people."""
         return next((path.name for path in reversed(listed(self._folder)) if is_valid(path)), "none")
+
+
+def mark(path: Path, progress: Progress, best: float | None) -> None:
+    """Replaces, atomically, what a checkpoint says of itself at the same step: its progress, and the validation loss if
+    it is the best. Raises UserError (5), with the checkpoint as it was, when the disk refuses."""
+    content = asdict(read_manifest(path)) | {"progress": asdict(progress), "val_loss": best}
+    try:
+        manifest = {"content": content, "sha256": hash_json(content)}
+        atomic.write(path / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    except OSError as error:
+        raise not_written(path.parent.parent, progress.step, [], error) from error
 
 
 def check_space(run_dir: Path, cfg: TrainConfig, vocab_size: int) -> None:

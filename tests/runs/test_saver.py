@@ -97,3 +97,42 @@ def test_sizes_are_said_in_the_largest_unit_that_fits():
     assert [directory.in_bytes(n) for n in (12, 1500, 2_500_000, 18_691_334_400)] == [
         "12 bytes", "1.5 kB", "2.5 MB", "18.7 GB"
     ]  # fmt: skip
+
+
+def test_a_checkpoint_is_there_before_its_evaluation_and_is_then_marked_without_being_written_again(tmp_path):
+    checkpoints = saver_in(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(Progress(step=step, reported=step))
+    waiting = Progress(step=3, reported=2)
+    checkpoints.save_first(waiting)
+    folder = tmp_path / "checkpoints"
+    assert [path.name[-1] for path in checkpoint.listed(folder)] == ["1", "2", "3"]  # no older one is removed yet
+    path, inodes = folder / "step_00000003", {}
+    for entry in path.iterdir():
+        inodes[entry.name] = entry.stat().st_ino
+    assert checkpoint.verify(path).progress == waiting
+    checkpoints.save_first(waiting, best=2.5)  # samples are still to come: a run that goes on evaluates again
+    assert (checkpoint.verify(path).progress, checkpoint.verify(path).val_loss) == (waiting, 2.5)
+    reported = Progress(step=3, reported=3, best=2.5, best_step=3)
+    assert checkpoints.save(reported) == path
+    assert (checkpoint.verify(path).progress, checkpoint.verify(path).val_loss) == (reported, 2.5)
+    assert [entry.name for entry in path.iterdir() if entry.stat().st_ino != inodes[entry.name]] == ["manifest.json"]
+    assert [path.name[-1] for path in checkpoint.listed(folder)] == ["2", "3"]
+
+
+def test_a_checkpoint_whose_evaluation_is_not_finite_is_taken_back(tmp_path):
+    with pytest.raises(UserError, match="last good checkpoint: step_00000001"), saver_in(tmp_path) as checkpoints:
+        checkpoints.save(Progress(step=1, reported=1))
+        checkpoints.save_first(Progress(step=2, reported=1))
+        raise UserError("val/loss nan", code=4)
+    assert [path.name for path in checkpoint.listed(tmp_path / "checkpoints")] == ["step_00000001"]
+
+
+def test_a_step_whose_checkpoint_the_disk_refuses_counts_once(tmp_path, caplog):
+    checkpoints = saver_in(tmp_path)
+    for step in (1, 2):
+        obstruct(tmp_path, step)
+        checkpoints.save_first(Progress(step=step))
+        checkpoints.save_first(Progress(step=step), best=1.0)
+        assert checkpoints.save(Progress(step=step, reported=step)) is None
+    assert caplog.text.count("not written") == 2
