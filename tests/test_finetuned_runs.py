@@ -11,9 +11,8 @@ from test_conf import loaded
 from test_train import TIMING, in_directory
 
 from gpt import loop
-from gpt.data import batching
+from gpt.data import batching, prepared
 from gpt.errors import UserError
-from gpt.files import paths
 from gpt.files.jsonl import read_rows
 from gpt.machine.machine import Machine
 from gpt.objective import NEXT_TOKEN
@@ -55,7 +54,7 @@ def final(run_dir):
 def test_a_run_begins_with_the_loss_of_the_weights_that_it_is_given(runs):
     cfg, run_dir = runs["full"]
     model = loading.load(str(OPENAI), ROOT, CPU).model
-    val_batches = batching.open_batches(paths.absolute(cfg.data.prepared_dir), cfg, 257).validation
+    val_batches = batching.open_batches(prepared.find(cfg.data, ROOT), cfg, 257).validation
     expected = loop.evaluate(model, NEXT_TOKEN, val_batches, Machine(CPU))["val/loss"]
     assert read_rows(run_dir / "metrics.jsonl")[0]["val/loss"] == pytest.approx(expected, abs=1e-6)
 

@@ -16,7 +16,7 @@ from gpt.machine import compilation, cost, device, memory
 from gpt.machine.machine import Machine
 from gpt.model import LanguageModel
 from gpt.progress import Progress
-from gpt.runs import resume, saver
+from gpt.runs import origin, resume, saver
 from gpt.runs.checkpoint import Identity
 from gpt.terminal import console
 from gpt.tokenizer import Tokenizer
@@ -84,4 +84,7 @@ def opened(cfg: TrainConfig) -> Iterator[Run]:
     checkpoints that cannot be used, (5) where nothing can be written, (6) when another process has it."""
     run_dir = Path(cfg.out_dir)
     with directory.owned(run_dir), console.log_to(run_dir / "train.log"), device.memory_errors():
-        yield Run(cfg, run_dir, resume.find(run_dir, cfg.resume), tokenizer.load(cfg.data.tokenizer))
+        checkpoint = resume.find(run_dir, cfg.resume)
+        recorded = checkpoint and checkpoint.config.get("out_dir")
+        origin.settle(run_dir, recorded if isinstance(recorded, str) else None)
+        yield Run(cfg, run_dir, checkpoint, tokenizer.load(cfg.data.tokenizer))

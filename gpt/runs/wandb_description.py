@@ -16,6 +16,7 @@ from gpt.config.schema import TrainConfig, WandbConfig, as_dict, nested
 from gpt.files import atomic
 from gpt.files.json_file import read_object
 from gpt.files.paths import PROJECT_ROOT
+from gpt.runs import origin
 from gpt.terminal.console import escape
 
 # What an agent of a W&B sweep sets for the one run that it starts; W&B then takes the id of no other.
@@ -42,6 +43,8 @@ def describe_run(cfg: TrainConfig, run_dir: Path, resumed: bool) -> dict[str, An
         varied = job.get("name") if job else None  # what was typed for this job only
         about["name"] = varied if varied and isinstance(varied, str) else " ".join(typed) or run_dir.name
         about["group"] = cfg.wandb.group or cfg.sweep.name or run_dir.parent.name
+    if copied_from := (origin.read(run_dir) or {}).get("copied_from"):
+        about["notes"] = f"copied from {escape(str(copied_from))}"
     return about | {"name": escape(about["name"])[:128]}  # as long as W&B allows
 
 

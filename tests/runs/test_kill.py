@@ -80,7 +80,7 @@ class Run:
         checkpoint.recover(self.directory / "checkpoints")
         digest = hashlib.sha256()
         for path in sorted(self.directory.rglob("*")):
-            if path.is_file() and path.name not in ("train.log", ".lock", "metrics.jsonl"):
+            if path.is_file() and path.name not in ("train.log", ".lock", "run.json", "metrics.jsonl"):
                 digest.update(str(path.relative_to(self.directory)).encode() + path.read_bytes())
         return digest.hexdigest(), json.dumps(self.rows())
 
