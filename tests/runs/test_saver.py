@@ -116,7 +116,8 @@ def test_a_checkpoint_is_there_before_its_evaluation_and_is_then_marked_without_
     reported = Progress(step=3, reported=3, best=2.5, best_step=3)
     assert checkpoints.save(reported) == path
     assert (checkpoint.verify(path).progress, checkpoint.verify(path).val_loss) == (reported, 2.5)
-    assert [entry.name for entry in path.iterdir() if entry.stat().st_ino != inodes[entry.name]] == ["manifest.json"]
+    changed = {entry.name for entry in path.iterdir() if entry.stat().st_ino != inodes[entry.name]}
+    assert changed <= {"manifest.json"}  # whose first number may be given again
     assert [path.name[-1] for path in checkpoint.listed(folder)] == ["2", "3"]
 
 
