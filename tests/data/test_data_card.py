@@ -3,7 +3,8 @@
 from gpt.data import data_card
 
 META = {
-    "format": 1, "fingerprint": "ab" * 32, "name": "made", "kind": "qa", "tokenizer": "gpt2", "n_vocab": 50257, "template": "alpaca",
+    "format": 1, "fingerprint": "ab" * 32, "name": "made",
+    "kind": "qa", "tokenizer": "gpt2", "n_vocab": 50257, "template": "alpaca",
     "settings": {
         "split": "grouped", "val_fraction": 0.1, "test_fraction": 0.05, "split_seed": 7,
         "card": {"title": "Made up", "description": "Not true.", "license": "CC0", "citation": "nobody"},
