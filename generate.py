@@ -26,7 +26,7 @@ def generate(cfg: GenerateConfig) -> None:
     from gpt.machine import device
     from gpt.weights import export, loading  # here, because torch takes seconds to load
 
-    loaded = loading.load(cfg.checkpoint, paths.PROJECT_ROOT, device.choose_device(cfg.device))
+    loaded = loading.load(cfg.checkpoint, paths.PROJECT_ROOT, device.choose_device(cfg.device), vars(cfg.model))
     tokens = tokenizer.load(loaded.tokenizer_name)
     if cfg.export is not None:
         directory = paths.absolute(cfg.export)

@@ -277,10 +277,19 @@ class TrainConfig:
 
 
 @section
+class KnownConfig:
+    """What the user knows of a model whose file does not say it; None: what is usual."""
+
+    n_head: Count | None
+    gelu: Literal["tanh", "exact"] | None
+
+
+@section
 class GenerateConfig:
     """Everything that `generate.py` reads."""
 
     checkpoint: Text
+    model: KnownConfig
     export: Text | None
     prompt: str | None
     input: str

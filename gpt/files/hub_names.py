@@ -15,11 +15,17 @@ WEIGHTS = {  # the sha256 of model.safetensors in each of these
     "gpt2-xl": "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
 }
 
-WEIGHT_FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".index", ".json")
+# What files of weights and those beside them end with: a name that does is not that of a repository.
+FILES = (
+    ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".zip", ".json", ".index", ".meta", ".h5", ".npz", ".gguf",
+    ".onnx", ".pkl",
+)  # fmt: skip
 
 
 def is_repository(name: str, *starts: Path) -> bool:
     """Whether a name of weights is one of PINNED or <owner>/<name>, and not a path: that begins with `.`, `/` or `~`,
-    ends like a file of weights, or its first folder exists at one of `starts`."""
-    is_path = name.startswith((".", "/", "~")) or name.count("/") != 1 or name.endswith(("/", *WEIGHT_FILES))
-    return name in PINNED or not (is_path or any((start / name.partition("/")[0]).exists() for start in starts))
+    ends like a file or with `/`, or its first folder exists at one of `starts`. gpt2/355M is a folder of OpenAI's."""
+    first = name.partition("/")[0]
+    is_path = name.startswith((".", "/", "~")) or name.lower().endswith((*FILES, "/")) or first in PINNED
+    is_path = is_path or name.count("/") != 1 or any((start / first).exists() for start in starts)
+    return name in PINNED or not is_path

@@ -1,8 +1,10 @@
 """Gives a model its first weights: random ones, or those of a file that fit it."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ from gpt.weights.weight_files import Adapters, Weights, same
 
 log = logging.getLogger(__name__)
 
+GPT2_WIDTHS = (768, 1024, 1280, 1600)  # of GPT-2 small to xl, whose heads are known to be 64 wide
+PRETRAINED = "model=pretrained takes the architecture from the file"
 PADDING = 1024  # rows that an embedding may have beyond the vocabulary, at most: some pad it to a round number
 
 
@@ -50,20 +54,27 @@ def find(cfg: InitConfig, model: ModelConfig, tokenizer_name: str, root: Path) -
     return First(*fit(weights, model, tokenizer.load(tokenizer_name).n_vocab), weights.path, origin, weights.adapters)
 
 
-def load(name: str, root: Path, device: torch.device) -> Loaded:
-    """The model that is called `name`, in evaluation mode, whatever its format. Raises UserError."""
+def load(name: str, root: Path, device: torch.device, given: Mapping[str, Any] = MappingProxyType({})) -> Loaded:
+    """The model that is called `name`, in evaluation mode, whatever its format. `given`: settings that its file may not
+    say, such as n_head; None for those that are not known. Raises UserError."""
     source = locate.find(name, None, root)
     weights = adapters.read(source, root)
     if source.kind == "adapter":
         log.info(f"weights from {weights.path}: {weights.about}")
     identity = weights.identity or identity_of(weights, name)
+    known = {key: value for key, value in given.items() if value is not None}
+    unknown = known.keys() - vars(identity.model).keys()
+    if unknown:
+        raise UserError(f"a model of the family {identity.model.family} has no {', '.join(unknown)}", str(weights.path))
+    identity = replace(identity, model=replace(identity.model, **known))
     locate.check_tokenizer(source, identity.tokenizer)
     n_vocab = tokenizer.load(identity.tokenizer).n_vocab
     if n_vocab != identity.vocab_size:
         raise unusable(
             weights.path, f"vocabulary {identity.vocab_size}, its tokenizer {identity.tokenizer} has {n_vocab}"
         )
-    model = filled(First(*fit(weights, identity.model, n_vocab), weights.path, {}, weights.adapters))
+    fitting = fit(weights, identity.model, n_vocab, f"leave out model.{' and model.'.join(known)}: the file says it")
+    model = filled(First(*fitting, weights.path, {}, weights.adapters))
     return Loaded(model.to(device).eval(), identity.tokenizer, identity.template, weights.step, weights.path)
 
 
@@ -108,7 +119,9 @@ def empty(cfg: ModelConfig, n_vocab: int, weights: Weights) -> LanguageModel:
         raise unusable(weights.path, f"not a model that can be: {str(error).splitlines()[0]}") from error
 
 
-def fit(weights: Weights, cfg: ModelConfig, n_vocab: int) -> tuple[LanguageModel, dict[str, Parts]]:
+def fit(
+    weights: Weights, cfg: ModelConfig, n_vocab: int, remedy: str = PRETRAINED
+) -> tuple[LanguageModel, dict[str, Parts]]:  # fmt: skip
     """A model without weights, and the tensors that it takes of those that were found.
 
     The context may be shorter than that of the file, and the padding of an embedding is left out. Raises UserError (3),
@@ -138,13 +151,19 @@ def fit(weights: Weights, cfg: ModelConfig, n_vocab: int) -> tuple[LanguageModel
         log.info("the weights have no head of their own: it begins as a copy of the embedding")
         tensors["lm_head.weight"] = embedding
     differs = any(getattr(cfg, key, None) != getattr(shape, key) for key in ("n_layer", "n_head", "n_embd", "gelu"))
-    remedy = "model=pretrained takes the architecture from the file" if differs else ""
+    remedy = remedy if differs else ""
     check_shapes(path, {name: tensor_names.shape(parts) for name, parts in tensors.items()}, wanted, remedy)
     stated_by = weights.identity.model if weights.identity else shape
     for key in shape.stated:
         in_model, in_file = getattr(cfg, key, None), getattr(stated_by, key)
         if in_model != in_file:
             raise UserError(f"{key} {in_file} in the file, {in_model} in model.{key}", str(path), remedy, CHECKPOINT)
+    if "n_head" not in shape.stated and cfg.n_head == shape.n_head:
+        say = log.info if shape.n_embd in GPT2_WIDTHS else log.warning
+        wide = shape.n_embd // shape.n_head
+        say(f"{path.name} does not say how many heads: {shape.n_head} of {wide} numbers; if not, set model.n_head=...")
+    if "n_head" not in shape.stated and getattr(cfg, "gelu", None) == shape.gelu == "exact":
+        log.info(f"exact GELU, as nanoGPT has it; if {path.name} is not nanoGPT's, set model.gelu=tanh")
     if getattr(cfg, "gelu", None) != shape.gelu:
         log.warning(f"model.gelu is {cfg.gelu}; a model of this kind has usually learned with {shape.gelu}")
     return model, tensors

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt.errors import CHECKPOINT, UserError
-from gpt.files import hub, paths
+from gpt.files import hub, hub_names, paths
 from gpt.terminal.console import escape
 from gpt.weights.source import Architecture, Source, of_transformers, read_json
 
@@ -31,9 +31,12 @@ def find(name: str, revision: str | None, root: Path) -> Source:
     """Where the weights called `name` are; those of the hub are downloaded. Raises UserError for what is not there (3)
     or cannot be had (5). Relative paths begin at `root`; a folder that is called gpt2 is ./gpt2."""
     path = root / os.path.expanduser(name)
-    is_repository = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
-    if name in hub.PINNED or (is_repository and not path.exists() and not path.parent.exists()):
-        path = fetched(name, revision, root / "outputs" / "weights" / name)
+    if hub_names.is_repository(name, root):
+        try:
+            path = fetched(name, revision, root / "outputs" / "weights" / name)
+        except UserError as error:  # it may have been a path, with a slip of the pen
+            here = "" if name in hub_names.PINNED else f"; nor is it a folder or file here, {path}"
+            raise UserError(error.what + here, error.where, error.remedy, error.code) from error
         return Source(name, path, "transformers", path.name if path.parent.name == "snapshots" else None)
     if not path.is_file() and not path.is_dir():
         what = "not an ordinary file" if path.exists() else "no such file or directory"

@@ -22,7 +22,7 @@ from gpt.runs.checkpoint import WEIGHTS, Identity
 from gpt.terminal.console import escape
 from gpt.weights import tensor_names, tf_bundle
 from gpt.weights.source import Architecture, Source, read_json
-from gpt.weights.tensor_names import Parts
+from gpt.weights.tensor_names import Parts, Recognised
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ WRAPPED = ("model", "model_state_dict", "state_dict", "weights")  # where traini
 NANOGPT = "model_args"  # where nanoGPT keeps the shape of the model; its "config" is of the training program
 SETTINGS = ("config", "cfg", "model_config", "hparams")  # ... and where others do
 HEADS = ("n_head", "n_heads", "num_heads")
-GPT2_WIDTHS, WIDTH_OF_A_HEAD = (768, 1024, 1280, 1600), 64
+WIDTH_OF_A_HEAD = 64
 SUMS = "SHA256SUMS"
 FREE = ("name", "context_length", "dropout", "tie_weights")  # settings that a model may have otherwise than its weights
 Adapters = dict[str, tuple[Tensor, Tensor, float]]  # by the name of the weight: A, B, alpha / rank
@@ -81,8 +81,13 @@ def read(source: Source) -> Weights:
         names = ", ".join(escape(name) for name in list(tensors)[:5])
         what = f"no GPT-2 in a layout that is known; its tensors are {names}, ..."
         raise UserError(what, str(path), "", CHECKPOINT)
-    about, parts = recognised
-    return Weights(path, files, about, stated or architecture_of(parts, settings, path), parts)
+    about, parts, missing = recognised.layout, recognised.parts, recognised.missing
+    if missing:
+        more = f" and {len(missing) - 5} more" if missing[5:] else ""
+        raise UserError(f"{about}, but without {', '.join(missing[:5])}{more}", str(path), "", CHECKPOINT)
+    if recognised.prefix:
+        about += f", its names without their prefix {escape(recognised.prefix)}"
+    return Weights(path, files, about, stated or architecture_of(recognised, settings, path), parts)
 
 
 def of_this_project(identity: Identity, step: int, tensors: dict[str, Tensor], path: Path) -> Weights:
@@ -203,9 +208,10 @@ def pair_adapters(tensors: dict[str, Tensor], weights: dict[str, Parts], cfg: Lo
     return adapters
 
 
-def architecture_of(parts: dict[str, Parts], settings: dict[str, Any], path: Path) -> Architecture:
-    """The architecture that shapes tell, and the number of heads, which they do not, by the settings in the file or by
-    the width of the heads of GPT-2. Raises UserError (3) for a variant of GPT-2."""
+def architecture_of(recognised: Recognised, settings: dict[str, Any], path: Path) -> Architecture:
+    """The architecture that shapes tell, and what they do not, by the settings in the file or else by what is usual:
+    the number of heads by the width of GPT-2's, the GELU by the layout. Raises UserError (3) for a variant of GPT-2."""
+    parts = recognised.parts
     sizes = {name: tensor_names.shape(parts[name]) if name in parts else [] for name in ("wte.weight", "wpe.weight")}
     if [len(size) for size in sizes.values()] != [2, 2] or any(0 in size for size in sizes.values()):
         raise unusable(path, "no embeddings of tokens and positions")
@@ -223,11 +229,10 @@ def architecture_of(parts: dict[str, Parts], settings: dict[str, Any], path: Pat
     stated = ("n_head",) if n_head else ()
     head = parts.get("lm_head.weight")
     tied = head is None or same(head, parts["wte.weight"])
-    if n_head is None:
-        n_head = max(1, n_embd // WIDTH_OF_A_HEAD)
-        say = log.info if n_embd in GPT2_WIDTHS else log.warning
-        say(f"{path.name} does not say how many heads; {n_head}, as those of GPT-2 are {WIDTH_OF_A_HEAD} wide")
-    gelu = "exact" if is_nanogpt else "tanh"  # nn.GELU() in nanoGPT's model.py
+    if n_head is None:  # the most heads that are no narrower than GPT-2's
+        n_head = next(n for n in range(max(1, n_embd // WIDTH_OF_A_HEAD), 0, -1) if n_embd % n == 0)
+    # nn.GELU() in nanoGPT's model.py, whose head is always tied; in minGPT, with the same names, neither is so.
+    gelu = "exact" if is_nanogpt or (recognised.layout == tensor_names.NANOGPT and tied) else "tanh"
     return Architecture(max(1, n_layer), n_head, n_embd, n_positions, n_vocab, tied, gelu, stated)
 
 

@@ -123,8 +123,13 @@ def test_what_was_put_there_is_found(tmp_path, no_hub):
 
 
 @pytest.mark.parametrize(
-    "name", ["hf/gone", "hf/gone.pth", "gone.pth", "./someone/tiny", "a/b/c", "/gone/x", "someone/"]
-)
+    "name",
+    [
+        "hf/gone", "hf/gone.pth", "gone.pth", "./someone/tiny", "a/b/c", "/gone/x", "someone/", "~/x", "../x",
+        "models/gpt2_small_trained.pth", "models/last_model.pt", "models/x.CKPT", "models/x.safetensors",
+        "hf/model-00001-of-00002.safetensors", "models/model.ckpt.index", "models/pytorch_model.bin", "gpt2/355M",
+    ],
+)  # fmt: skip
 def test_a_path_that_is_not_there_is_no_name_on_the_hub(root, no_hub, name):
     error = problem(name, root)
     assert error.what == "no such file or directory" and "gpt2-xl" in error.remedy

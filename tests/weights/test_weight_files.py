@@ -253,7 +253,7 @@ def test_openais_files_give_the_numbers_that_tensorflow_wrote():
 @pytest.mark.parametrize("bias", [True, False])
 def test_nanogpts_checkpoint_is_read_whatever_else_is_in_it(tmp_path, prefix, bias):
     found = read(to_file(as_nanogpt(model(), prefix, bias), tmp_path / "ckpt.pt"))
-    assert found.about == "GPT-2 as nanoGPT has it"
+    assert found.about == "GPT-2 as nanoGPT has it" + (prefix and f", its names without their prefix {prefix}")
     assert equal(values(found), {n: t for n, t in ours(model()).items() if bias or not n.endswith(".bias")})
     a = found.architecture
     assert (a.n_layer, a.n_head, a.n_embd, a.context_length, a.vocab_size) == (2, 2, 128, 32, N_VOCAB)
@@ -579,9 +579,31 @@ def test_a_variant_of_nanogpt_is_refused_with_what_is_different(tmp_path, key):
     assert f"a variant of nanoGPT: {key}=3" in refused(to_file(content, tmp_path / "ckpt.pt")).what
 
 
-@pytest.mark.parametrize(
-    "change", [{"wte.weight": torch.ones(3)}, {"wpe.weight": torch.tensor(1.0)}, {"wpe.weight": None}]
-)
+def test_a_tied_model_of_which_safetensors_kept_the_heads_name_only_is_read(tmp_path):
+    tied = model()
+    safetensors.torch.save_model(tied, tmp_path / "a.safetensors")
+    with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert "lm_head.weight" in file.keys() and "transformer.wte.weight" not in file.keys()  # noqa: SIM118
+    found = read(tmp_path / "a.safetensors")
+    expected = {name: tensor for name, tensor in ours(tied).items() if name != "lm_head.weight"}
+    assert equal(values(found), expected) and found.architecture.tie_weights
+
+
+def test_a_bare_dict_of_nanogpts_has_exact_gelu_and_one_of_this_projects_or_an_untied_one_has_not(tmp_path):
+    tensors = as_nanogpt(model())["model"]
+    own = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    untied = tensors | {"lm_head.weight": tensors["lm_head.weight"] + 1}
+    gelus = [read(to_file(t, tmp_path / "x.pt")).architecture.gelu for t in (tensors, own, untied)]
+    assert gelus == ["exact", "tanh", "tanh"]
+
+
+@pytest.mark.parametrize(("width", "n_head"), [(16, 1), (96, 1), (128, 2), (200, 2), (320, 5), (768, 12)])
+def test_heads_that_no_file_tells_divide_the_width(tmp_path, width, n_head):
+    tensors = plain(theirs(n_embd=width, n_head=1, n_layer=1, n_positions=8))
+    assert read(to_file(tensors, tmp_path / "x.pt")).architecture.n_head == n_head
+
+
+@pytest.mark.parametrize("change", [{"wte.weight": torch.ones(3)}, {"wpe.weight": torch.tensor(1.0)}])
 def test_embeddings_that_are_no_matrices_are_refused(tmp_path, change):
     tensors = {name: tensor for name, tensor in (plain(small()) | change).items() if tensor is not None}
     assert "no embeddings of tokens and positions" in refused(to_file(tensors, tmp_path / "x.pth")).what
