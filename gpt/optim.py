@@ -1,21 +1,26 @@
 """Builds optimizers and their parameter groups, and computes the learning rate of each step."""
 
+import importlib
 import inspect
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gpt.config.schema import AdamWConfig, FinetuneConfig, MuonConfig, OptimizerConfig, ScheduleConfig, SGDConfig
+from gpt.config.optimizers import AdamWConfig, MuonConfig, OptimizerConfig
+from gpt.config.schema import FinetuneConfig, ScheduleConfig
 from gpt.errors import UserError
 from gpt.finetune import lr_scales
 from gpt.model import LanguageModel
 
 Groups = list[dict[str, Any]]
 Scale = Callable[[str], float]  # of the learning rate, by the name of the weight
+JSON = 0  # the first byte of a state that is no tensor, in a checkpoint; no JSON begins with it
 
 
 def without_compiler_hooks(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
@@ -26,7 +31,7 @@ def without_compiler_hooks(kind: type[torch.optim.Optimizer]) -> type[torch.opti
     return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
-AdamW, Muon, SGD = map(without_compiler_hooks, (torch.optim.AdamW, torch.optim.Muon, torch.optim.SGD))
+AdamW, Muon = map(without_compiler_hooks, (torch.optim.AdamW, torch.optim.Muon))
 
 
 def decay_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> Groups:
@@ -56,8 +61,13 @@ def build_adamw(model: LanguageModel, cfg: AdamWConfig, scale: Scale) -> torch.o
     return AdamW(groups, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
 
 
-def build_sgd(model: LanguageModel, cfg: SGDConfig, scale: Scale) -> torch.optim.Optimizer:
-    return SGD(scaled_groups(model.named_parameters(), cfg.lr, cfg.weight_decay, scale), momentum=cfg.momentum)
+def build_torch(
+    kind: type[torch.optim.Optimizer], model: LanguageModel, cfg: Any, scale: Scale
+) -> torch.optim.Optimizer:
+    """An optimizer that takes its settings by the names that they have in its dataclass."""
+    settings = {key: value for key, value in vars(cfg).items() if key != "name"}
+    groups = scaled_groups(model.named_parameters(), cfg.lr, settings.pop("weight_decay", 0.0), scale)  # Rprop has none
+    return without_compiler_hooks(kind)(groups, **settings)
 
 
 class MuonWithAdamW:
@@ -92,21 +102,17 @@ class MuonWithAdamW:
 
 Optimizer = torch.optim.Optimizer | MuonWithAdamW
 
-OPTIMIZERS: dict[str, Callable[[LanguageModel, Any, Scale], Optimizer]] = {
-    "adamw": build_adamw,
-    "muon": MuonWithAdamW,
-    "sgd": build_sgd,
-}
-
-# The most tensors of a parameter's shape that an optimizer's state holds for it.
-TENSORS_PER_PARAMETER = {"adamw": 2, "muon": 2, "sgd": 1}
-
 
 def build(model: LanguageModel, cfg: OptimizerConfig, finetune: FinetuneConfig | None = None) -> Optimizer:
     """The optimizer that `cfg` names, for the parameters that require a gradient. Each group has its highest learning
     rate in "peak_lr", for `set_lr`; with finetune.layer_decay it is lower the farther from the loss."""
     decay = 1.0 if finetune is None else finetune.layer_decay
-    optimizer = OPTIMIZERS[cfg.name](model, cfg, lr_scales(model, decay).__getitem__)
+    scale = lr_scales(model, decay).__getitem__
+    module, _, attribute = cfg.built_by.partition(":")
+    builder: Any = getattr(importlib.import_module(module), attribute)
+    if isinstance(builder, type) and issubclass(builder, torch.optim.Optimizer):
+        builder = partial(build_torch, builder)
+    optimizer = builder(model, cfg, scale)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer
@@ -126,13 +132,27 @@ def state_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def flatten_state(state_dicts: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
-    """The tensors of torch's state_dict of each part, under names as in `state_tensors`."""
+    """The state in torch's state_dict of each part, under names as in `state_tensors`; what is no tensor as JSON."""
     return {
-        f"{part}.{number}.{name}": tensor.detach().cpu()
+        f"{part}.{number}.{name}": value.detach().cpu().contiguous()
+        if isinstance(value, Tensor)
+        else torch.tensor([JSON, *json.dumps(value).encode()], dtype=torch.uint8)
         for part, state_dict in state_dicts.items()
         for number, state in state_dict["state"].items()
-        for name, tensor in state.items()
+        for name, value in state.items()
     }
+
+
+def restored(tensor: Tensor, parameter: Tensor) -> Any:
+    """A value as it was before `flatten_state`: a tensor of any shape that comes of its parameter's dimensions, a copy,
+    as it may be a view of a file; or what was in JSON. Raises ValueError for another shape."""
+    if tensor.dtype == torch.uint8 and tensor.dim() == 1 and tensor.numel() and tensor[0] == JSON:
+        return json.loads(bytes(tensor[1:].tolist()))
+    shape, own = tensor.shape, parameter.shape
+    is_as_large = tensor.dim() > 0 and tensor.numel() == parameter.numel() and shape != own  # turned, for example
+    if is_as_large or not set(shape) <= {1, *own}:
+        raise ValueError(f"{list(shape)} for a weight {list(own)}")
+    return tensor.clone()
 
 
 def load_state_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -140,16 +160,18 @@ def load_state_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None
 
     Raises ValueError for tensors of another kind of optimizer or of other shapes.
     """
-    states: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in parts(optimizer)}
+    states: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in parts(optimizer)}
+    parameters = {
+        part: [parameter for group in own.param_groups for parameter in group["params"]]
+        for part, own in parts(optimizer).items()
+    }
     for key, tensor in tensors.items():
-        part, number, name = key.split(".")
-        states[part].setdefault(int(number), {})[name] = tensor.clone()  # else it would be a view of the file
+        part, number, name = key.split(".", 2)
+        try:
+            states[part].setdefault(int(number), {})[name] = restored(tensor, parameters[part][int(number)])
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
     for part, own in parts(optimizer).items():
-        parameters = [parameter for group in own.param_groups for parameter in group["params"]]
-        for number, state in states[part].items():
-            for name, tensor in state.items():
-                if tensor.dim() and tensor.shape != parameters[number].shape:
-                    raise ValueError(f"{part}.{number}.{name}: {list(tensor.shape)}")
         own.load_state_dict({"state": states[part], "param_groups": own.state_dict()["param_groups"]})
 
 

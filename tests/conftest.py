@@ -14,7 +14,8 @@ import torch
 
 from gpt.config.data import DataConfig
 from gpt.config.families import GPT2Config, ModelConfig
-from gpt.config.schema import AdamWConfig, FinetuneConfig, ScheduleConfig, TrainSection
+from gpt.config.optimizers import AdamWConfig
+from gpt.config.schema import FinetuneConfig, ScheduleConfig, TrainSection
 from gpt.data.batching import Split
 from gpt.files.jsonl import RowFile
 from gpt.sweeps import jobs

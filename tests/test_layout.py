@@ -22,7 +22,7 @@ ORDER = [
     "data",
     "config",
     "gpt",
-    "config.schema config.data config.families config.fields config.places errors files terminal",
+    "config.schema config.data config.families config.optimizers config.places config.fields errors files terminal",
 ]
 AT_MOST_IN_GPT = 14
 

@@ -3,15 +3,19 @@
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import ROOT, adamw_config, finetune_config, model_config, schedule_config
 
 from gpt import optim
-from gpt.config.schema import MuonConfig, SGDConfig
+from gpt.config.fields import section
+from gpt.config.optimizers import OPTIMIZERS, MuonConfig, SGDConfig
 from gpt.errors import UserError
 from gpt.finetune import lr_scales, prepare
+from gpt.machine import sizes
 from gpt.model import GPT
 
 CONFIGS = [
@@ -23,7 +27,7 @@ by_name = pytest.mark.parametrize("cfg", CONFIGS, ids=lambda cfg: cfg.name)
 
 
 def test_every_optimizer_has_a_configuration_here():
-    assert {cfg.name for cfg in CONFIGS} == optim.OPTIMIZERS.keys()
+    assert {type(cfg) for cfg in CONFIGS} == set(get_args(OPTIMIZERS))
 
 
 @by_name
@@ -192,7 +196,7 @@ def test_an_optimizer_without_torchs_wrappers_does_what_torchs_own_does_bit_for_
         twin.load_state_dict(optimizer.state_dict())
         return parameters, optimizer.state_dict(), twin.state_dict()
 
-    unhooked, original = run(getattr(optim, name)), run(getattr(torch.optim, name))
+    unhooked, original = run(optim.without_compiler_hooks(getattr(torch.optim, name))), run(getattr(torch.optim, name))
     assert all(map(torch.equal, unhooked[0], original[0]))
     for mine, torchs in zip(unhooked[1:], original[1:], strict=True):
         assert mine["param_groups"] == torchs["param_groups"]
@@ -200,6 +204,61 @@ def test_an_optimizer_without_torchs_wrappers_does_what_torchs_own_does_bit_for_
         for number, state in torchs["state"].items():
             assert mine["state"][number].keys() == state.keys()
             assert all(torch.equal(mine["state"][number][key], tensor) for key, tensor in state.items())
+
+
+OF_TORCH = {
+    "Adafactor": {"weight_decay": 0.01, "beta2_decay": -0.8, "eps": [None, 1e-3], "d": 1.0},
+    "RMSprop": {"weight_decay": 0.01, "alpha": 0.9, "momentum": 0.5, "centered": True},
+    "Adagrad": {"lr_decay": 0.1},
+    "NAdam": {"betas": [0.9, 0.95], "decoupled_weight_decay": True},
+    "Adadelta": {"rho": 0.9}, "Rprop": {}, "ASGD": {"lambd": 1e-4}, "RAdam": {}, "Adamax": {},
+    "Adam": {"amsgrad": True},
+}  # fmt: skip
+
+
+def of_torch(name: str):
+    """A configuration as a reader would add it for one of torch's optimizers."""
+    settings = {"name": name.lower(), "lr": 0.01, **OF_TORCH[name]}
+    kind = type(name, (), {
+        "__annotations__": dict.fromkeys(settings, Any), "built_by": f"torch.optim:{name}", "__module__": __name__,
+    })  # fmt: skip
+    return section(kind)(**settings)
+
+
+@pytest.mark.parametrize("name", OF_TORCH)
+def test_any_optimizer_of_torchs_needs_a_dataclass_only_and_goes_on_from_a_checkpoint(tmp_path, name):
+    def run(model, optimizer, steps):
+        for _ in range(steps):
+            model(torch.arange(32).view(2, 16)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    config, cfg = model_config(tie_weights=False), of_torch(name)
+    model = GPT(config, 50)
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    optimizer = optim.build(model, cfg)
+    assert not torch.equal(run(model, optimizer, 3), before)
+    twin = GPT(config, 50)
+    twin.load_state_dict(model.state_dict())
+    safetensors.torch.save_file(optim.state_tensors(optimizer), tmp_path / "state.safetensors")
+    twin_optimizer = optim.build(twin, cfg)
+    optim.load_state_tensors(twin_optimizer, safetensors.torch.load_file(tmp_path / "state.safetensors"))
+    assert torch.equal(run(model, optimizer, 3), run(twin, twin_optimizer, 3))
+    held = sum(t.nbytes for t in optim.state_tensors(optimizer).values() if t.dim())
+    assert sizes.state_bytes(config, None, 50, cfg) == held
+
+
+def test_a_state_that_is_no_tensor_is_kept_as_it_is():
+    model = GPT(model_config(), 50)
+    optimizer = optim.build(model, CONFIGS[2])
+    state = {"seen": 3, "share": 0.1, "name": None, "list": [1, 2.5, True], "by": {"a": -1}}
+    optimizer.state[model.wte.weight] = dict(state)
+    tensors = optim.state_tensors(optimizer)
+    assert all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()) and len(tensors) == len(state)
+    twin = optim.build(model, CONFIGS[2])
+    optim.load_state_tensors(twin, tensors)
+    assert twin.state[model.wte.weight] == state
 
 
 def test_no_optimizer_loads_torchs_compiler_which_takes_longer_than_the_first_step():

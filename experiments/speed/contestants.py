@@ -38,7 +38,7 @@ def this_project(job: dict, device: torch.device, dtype: torch.dtype) -> Step:
     """A step as train.py takes it: on random rows, or on instruction data, packed."""
     from gpt import loop, optim
     from gpt.config.families import GPT2Config
-    from gpt.config.schema import AdamWConfig
+    from gpt.config.optimizers import AdamWConfig
     from gpt.data.batching import Batch, Split, TrainBatches
     from gpt.machine import compilation
     from gpt.machine.device import keep_memory

@@ -14,7 +14,6 @@ from pydantic import Field
 from gpt.config.data import DataConfig, TemplateName
 from gpt.config.families import AnyModelConfig
 from gpt.config.fields import (
-    BelowOne,
     Count,
     CountOrAuto,
     DeviceName,
@@ -35,48 +34,10 @@ from gpt.config.fields import (
     variants,
     with_texts,
 )
+from gpt.config.optimizers import OptimizerConfig
 from gpt.config.places import stored, with_paths
 
 METRIC = "val/loss"  # what is minimised: it decides the best checkpoint, when to stop early, and every leaderboard
-
-
-@section
-class AdamWConfig:
-    """Decoupled weight decay (Loshchilov and Hutter, 2019)."""
-
-    name: Literal["adamw"]
-    lr: Positive
-    weight_decay: NonNegative
-    beta1: BelowOne
-    beta2: BelowOne
-    eps: Positive
-
-
-@section
-class MuonConfig:
-    """Muon for the matrices inside the blocks, AdamW (lr, betas, eps) for embeddings, head, norms and biases."""
-
-    name: Literal["muon"]
-    lr: Positive
-    weight_decay: NonNegative
-    momentum: BelowOne
-    adamw_lr: Positive
-    beta1: BelowOne
-    beta2: BelowOne
-    eps: Positive
-
-
-@section
-class SGDConfig:
-    """Stochastic gradient descent with momentum."""
-
-    name: Literal["sgd"]
-    lr: Positive
-    weight_decay: NonNegative
-    momentum: BelowOne
-
-
-OptimizerConfig = variants(AdamWConfig | MuonConfig | SGDConfig, "name")
 
 
 @section

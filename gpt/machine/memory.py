@@ -38,15 +38,15 @@ class Memory:
 
 def estimate(cfg: TrainConfig, vocab_size: int, rows: int, kind: str, dtype: "torch.dtype") -> Memory:
     """For micro-batches of `rows` rows on a device of a `kind` ("cpu", "cuda", "mps")."""
-    from gpt import loss, optim
+    from gpt import loss
     from gpt.machine import counting
-    from gpt.machine.sizes import count_sizes
+    from gpt.machine.sizes import count_sizes, state_bytes
 
     sizes = count_sizes(cfg.model, cfg.finetune, vocab_size)
     counts = counting.micro_batch(cfg, vocab_size, rows, kind, dtype)
     return Memory(
         weights=4 * sizes.held,
-        optimizer=4 * sizes.trained * optim.TENSORS_PER_PARAMETER[cfg.optimizer.name],
+        optimizer=state_bytes(cfg.model, cfg.finetune, vocab_size, cfg.optimizer),
         activations_and_gradients=round(GAPS * counts.bytes),
         head=loss.head_bytes(counts.tokens, vocab_size, sizes.head, sizes.head_is_trained, kind, dtype.itemsize),
         base=BASE[kind],

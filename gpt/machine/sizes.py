@@ -1,5 +1,6 @@
 """Counts the numbers in the weights of a model, by its own module, without making them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from gpt import finetune
+from gpt import finetune, optim
 from gpt.config.families import ModelConfig, model_class
+from gpt.config.optimizers import OptimizerConfig
 from gpt.config.schema import FinetuneConfig
 from gpt.model import LanguageModel
 
@@ -56,6 +58,52 @@ def build(cfg: ModelConfig, chosen: FinetuneConfig | None, vocab_size: int) -> L
     model = model_class(cfg.family)(cfg, vocab_size)
     finetune.prepare(model, chosen, seed=0)
     return model
+
+
+@ByValue
+def state_bytes(cfg: ModelConfig, chosen: FinetuneConfig | None, vocab_size: int, optimizer: OptimizerConfig) -> int:
+    """Bytes of the state that an optimizer keeps for the trained weights of a model: it is asked what it keeps for
+    small ones, after a step, and their dimensions are replaced by the real ones."""
+    with torch.device("meta"), NotDrawn():
+        model = build(cfg, chosen, vocab_size)
+    with NotDrawn():
+        small = Miniature()
+    small_optimizer = optim.build(small, optimizer)
+    for parameter in small.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    small_optimizer.step()
+    kept = {}
+    states = {
+        parameter: state for part in optim.parts(small_optimizer).values() for parameter, state in part.state.items()
+    }
+    for parameter, kind in kinds(small).items():
+        tensors = [
+            value for value in states.get(parameter, {}).values() if isinstance(value, torch.Tensor) and value.dim()
+        ]
+        kept[kind] = parameter.shape, [(tensor.shape, tensor.element_size()) for tensor in tensors]
+    total = 0
+    for parameter, kind in kinds(model).items():
+        own = [len(parameter), parameter.numel() // len(parameter)]
+        small_shape, tensors = kept[kind]
+        real = dict(zip(small_shape, own, strict=False))
+        total += sum(size * math.prod(real.get(n, n) for n in shape) for shape, size in tensors)
+    return total
+
+
+def kinds(model: Any) -> dict[torch.nn.Parameter, tuple[bool, bool]]:
+    """Of each trained parameter, whether it is in a block and whether it is a matrix: what builders tell apart."""
+    inside = set(model.blocks.parameters())
+    return {p: (p in inside, p.dim() > 1) for p in model.parameters() if p.requires_grad}
+
+
+class Miniature(torch.nn.Module):
+    """One parameter of each of the `kinds` of a model; no two dimensions of a matrix are equal, and none is 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte = torch.nn.Embedding(7, 5)
+        self.blocks = torch.nn.ModuleList([torch.nn.Linear(5, 7)])
+        self.ln_f = torch.nn.LayerNorm(5)
 
 
 class NotDrawn(TorchFunctionMode):

@@ -6,11 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gpt import optim
 from gpt.config.schema import TrainConfig
 from gpt.errors import ENVIRONMENT, NUMERICAL, UserError
 from gpt.files import atomic, directory
-from gpt.machine.sizes import count_sizes
+from gpt.machine.sizes import count_sizes, state_bytes
 from gpt.model import LanguageModel
 from gpt.optim import Optimizer
 from gpt.progress import Progress
@@ -114,6 +113,6 @@ def check_space(run_dir: Path, cfg: TrainConfig, vocab_size: int) -> None:
     """Raises UserError (5) when the disk has no room for the checkpoints that a run will keep and the one being
     written, less those that are there."""
     sizes = count_sizes(cfg.model, cfg.finetune, vocab_size)
-    size = 4 * (sizes.held + sizes.trained * optim.TENSORS_PER_PARAMETER[cfg.optimizer.name])
+    size = 4 * sizes.held + state_bytes(cfg.model, cfg.finetune, vocab_size, cfg.optimizer)
     n_wanted = cfg.train.keep_checkpoints + 1 - len(listed(run_dir / "checkpoints"))
     directory.check_space(run_dir, max(1, n_wanted), size)

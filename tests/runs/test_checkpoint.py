@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, adamw_config, model_config
 
 from gpt import optim
-from gpt.config.schema import MuonConfig, SGDConfig
+from gpt.config.optimizers import MuonConfig, SGDConfig
 from gpt.errors import UserError
 from gpt.model import GPT
 from gpt.progress import Progress
