@@ -40,7 +40,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
         progress = run.restore(model, optimizer, settings)
         launch.save(cfg, run.directory / "config.yaml")
         if machine.environment["compile"]:
-            compilation.compile_blocks(model, PROJECT_ROOT / "outputs" / "compiled")
+            compilation.compile_blocks(model, compilation.CACHE)
 
         console.describe(
             model=f"{cfg.model.name}, {finetune.describe(model, cfg.finetune)}, context {cfg.model.context_length}",

@@ -7,7 +7,10 @@ somewhat faster: worth it for long runs only. How much faster: experiments/speed
 import logging
 import math
 import os
+import re
 import shutil
+import tempfile
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,16 @@ import torch
 
 from gpt.config.schema import TrainSection
 from gpt.errors import ENVIRONMENT, UserError
+from gpt.files.atomic import why_refused
+from gpt.files.paths import PROJECT_ROOT
 from gpt.machine.machine import Machine
 from gpt.model import LanguageModel
+from gpt.terminal.console import escape
 
 log = logging.getLogger(__name__)
+
+CACHE = PROJECT_ROOT / "outputs" / "compiled"
+ROOM = 2**23  # bytes that a compiled block and its gradients take there, about
 
 COST = 60.0  # seconds at the start of a run
 # The share of a run's time that compiling saves. In float32 nearly all of it goes into products of matrices, which
@@ -31,12 +40,14 @@ SPEED = {("cpu", torch.float32): 80e9, ("cpu", torch.bfloat16): 250e9, ("cuda", 
          ("cuda", torch.bfloat16): 3e14, ("cuda", torch.float16): 3e14}  # fmt: skip
 
 
-def decide(cfg: TrainSection, recorded: dict[str, Any], machine: Machine, operations: float) -> bool:
+def decide(
+    cfg: TrainSection, recorded: dict[str, Any], machine: Machine, operations: float, cache: Path | None = None
+) -> bool:
     """Whether a run of so many `operations` (floating-point, in all) compiles.
 
     train.compile=auto: as `recorded`, the environment of the run that is resumed, says; in a new run, when it is so
-    long that compiling saves more than twice what it costs. Raises UserError (5) when compiling is wanted and this
-    machine lacks what it takes.
+    long that compiling saves more than twice what it costs, and goes without when it cannot. Raises UserError (5) when
+    compiling is wanted and this machine lacks what it takes, or fails at it with files in `cache` (None: not tried).
     """
     wanted, lacking = cfg.compile, missing(machine.device)
     if wanted == "auto":
@@ -44,8 +55,13 @@ def decide(cfg: TrainSection, recorded: dict[str, Any], machine: Machine, operat
             wanted = recorded["compile"] and not lacking
         else:
             wanted = not lacking and is_long(machine, operations)
+    if wanted and not lacking and cache:
+        lacking = why_failing(machine.device, cache)
     if wanted and lacking:
-        raise UserError("train.compile needs what is not here", lacking, "use train.compile=false", ENVIRONMENT)
+        if cfg.compile != "auto":
+            raise UserError("torch.compile does not work here", lacking, "use train.compile=false", ENVIRONMENT)
+        log.warning(f"train.compile=auto: goes on without, as compiling fails here: {lacking}")
+        wanted = False
     if recorded.get("compile", wanted) != wanted:
         log.warning(f"train.compile was {recorded['compile']}, is now {wanted}: results will differ in the last digits")
     return wanted
@@ -66,10 +82,41 @@ def missing(device: torch.device) -> str | None:
     return None if shutil.which(compiler) else f"a C++ compiler, {compiler}"
 
 
+def why_failing(device: torch.device, cache: Path) -> str | None:
+    """Why compiling something small fails, None where it works. A compiler may be there and not work, headers may be
+    missing, and the place for its files be full or read-only. It takes 5 s, 15 s with an empty cache."""
+    use(cache)
+    try:
+        with tempfile.TemporaryFile(dir=made(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]))) as file:
+            file.write(bytes(ROOM))
+    except OSError as error:  # first of all: torch makes the folder as it loads its compiler, and stays half loaded
+        place = os.environ.pop("TORCHINDUCTOR_CACHE_DIR")
+        return escape(f"{why_refused(error)}: {place}")
+    x = torch.ones(64, 33, device=device, requires_grad=True)
+    try:  # with a number that no earlier run has had, so that the compiler is called whatever the cache holds
+        torch.compile(lambda x, number: (torch.nn.functional.gelu(x) * number).sum())(x, time.time()).backward()
+    except Exception as error:  # of dynamo, of inductor, of the disk, of the compiler
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        telling = [line for line in lines if re.search(r"\berror:|No space left|Read-only|denied", line)]
+        return escape(next(iter(telling or lines), type(error).__name__))[:300]
+    return None
+
+
+def made(folder: Path) -> Path:
+    """The folder, which is there afterwards. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def use(cache: Path) -> None:
+    """Keeps what is compiled in `cache` for later runs, unless TORCHINDUCTOR_CACHE_DIR names another directory."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+
+
 def compile_blocks(model: LanguageModel, cache: Path) -> None:
     """Compiles a block; all of them share the result, as they differ in nothing but weights. It is kept in `cache` for
     later runs, unless TORCHINDUCTOR_CACHE_DIR names another directory."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    use(cache)
     torch.compiler.reset()  # an earlier job of a sweep may have left other shapes, which would make these dynamic
     for block in model.blocks:
         block.compile()

@@ -62,7 +62,7 @@ class Run:
     def decide_compilation(self, machine: Machine, batches: Batches) -> Machine:
         """The machine with the answer to train.compile=auto. Raises UserError (5) when it cannot compile and has to."""
         operations = cost.operations_to_compile(self.cfg, self.tokens.n_vocab, batches.total_steps, machine)
-        compiles = compilation.decide(self.cfg.train, self.recorded, machine, operations)
+        compiles = compilation.decide(self.cfg.train, self.recorded, machine, operations, compilation.CACHE)
         return replace(machine, environment=machine.environment | {"compile": compiles})
 
     def settings(self, machine: Machine, batches: Batches, weights: Any) -> dict[str, Any]:

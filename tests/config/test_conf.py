@@ -40,7 +40,6 @@ def test_the_groups_hold_what_the_readme_promises():
     assert set(choices("model")) == {"tiny", "mini", "small", "medium", "large", "xl", "pretrained"}
     assert set(choices("finetune")) == {"full", "lora", "last_blocks"}
     assert set(choices("data")) == {"sample", "medquad", "helpsteer", "alpaca", "text"}
-    assert set(choices("optimizer")) == optim.OPTIMIZERS.keys()
     assert set(choices("schedule")) == optim.CURVES.keys()
 
 

@@ -22,7 +22,7 @@ class AdafactorConfig:
 
 
 # The only list"""
-SMALL = "model.n_layer=1 model.n_embd=32 model.context_length=32 train.tokens_per_step=64 train.eval_tokens=256 sample.references=0"
+SMALL = "model.n_layer=1 model.n_embd=32 model.context_length=32 train.tokens_per_step=64 train.eval_tokens=256"
 
 
 def test_the_names_are_those_of_the_files():

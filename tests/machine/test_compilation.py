@@ -1,6 +1,10 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
-from conftest import model_config, train_section
+from conftest import ROOT, model_config, train_section
 
 from gpt.errors import UserError
 from gpt.machine import compilation
@@ -12,8 +16,8 @@ HOUR = 3600 * 80e9 * torch.get_num_threads()  # operations of an hour at the spe
 COMPILER = pytest.mark.skipif(compilation.missing(CPU) is not None, reason="compiling needs a C++ compiler")
 
 
-def decide(operations, recorded=None, **train):
-    return compilation.decide(train_section(**train), recorded or {}, Machine(CPU), operations)
+def decide(operations, recorded=None, cache=None, **train):
+    return compilation.decide(train_section(**train), recorded or {}, Machine(CPU), operations, cache)
 
 
 @COMPILER
@@ -40,6 +44,48 @@ def test_without_a_compiler_auto_does_without_and_true_is_refused(monkeypatch):
     with pytest.raises(UserError, match="no-such-compiler") as caught:
         decide(1, compile=True)
     assert caught.value.code == 5
+
+
+BROKEN = """#!/bin/sh
+case "$*" in
+*-shared*|*-c*|*.cpp*) echo "x.cpp:3:10: fatal error: Python.h: No such file or directory" >&2; exit 1;;
+esac
+exec g++ "$@"
+"""
+
+
+@COMPILER
+@pytest.mark.parametrize("fault", ["a compiler that fails", "no place for its files"])
+def test_where_compiling_fails_auto_goes_on_without_in_one_line_and_true_ends_in_one(tmp_path, fault):
+    cache, variables = tmp_path / "cache", {}
+    if "compiler" in fault:
+        compiler = tmp_path / "g++"
+        compiler.write_text(BROKEN)
+        compiler.chmod(0o755)
+        variables["CXX"] = str(compiler)
+    else:
+        cache.write_text("a file, where a folder is needed")
+    code = f"""
+import sys, torch
+from pathlib import Path
+from test_compilation import decide, HOUR
+from gpt.errors import UserError
+cache = Path({str(cache)!r})
+print("auto", decide(100 * HOUR, compile="auto", cache=cache))
+try:
+    decide(1, compile=True, cache=cache)
+except UserError as error:
+    print(error.code, error)
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TORCHINDUCTOR")}
+    environment |= variables | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    auto, refused = result.stdout.splitlines()
+    assert auto == "auto False" and refused.startswith("5 torch.compile does not work here ("), result.stderr
+    reason = "Python.h" if "compiler" in fault else "File exists"
+    assert reason in refused and refused.endswith("; use train.compile=false")
+    [line] = [line for line in result.stderr.splitlines() if "train.compile=auto" in line]
+    assert "goes on without, as compiling fails here" in line and reason in line
 
 
 @COMPILER
