@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.files.paths import PROJECT_ROOT
-from gpt.runs import wandb_description
+from gpt.runs import wandb_description, wandb_switches
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +52,13 @@ class WandbRun:
         W&B keeps the files of all runs in one folder, $WANDB_DIR or else outputs/.
         """
         root = Path(os.environ.get("WANDB_DIR") or OUTPUTS)
-        requested = _requested_mode(mode)
+        requested, remark = wandb_switches.resolve(mode)
+        if remark:
+            log.info(f"W&B: {remark}")
         os.environ.setdefault("WANDB_DATA_DIR", str(root / "wandb-data"))  # or artifacts pile up in the home directory
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # reports to W&B, for which an exit waits up to 10 s
-        hidden = ["SLURM_JWT"]  # a token: W&B's process records all variables that begin with SLURM_
+        # A token, as W&B's process records all variables that begin with SLURM_; a mode that has been decided.
+        hidden = ["SLURM_JWT", "WANDB_MODE"]
         if about["id"] != os.environ.get("WANDB_RUN_ID"):
             hidden += wandb_description.AGENT  # for W&B these go before any other id
         taken = {name: os.environ.pop(name) for name in hidden if name in os.environ}
@@ -280,14 +283,6 @@ def _put_earlier_aside(run: Any) -> None:
     for folder in current.parent.glob(f"offline-run-*-{run.id}*"):  # the second one of a second ends in -1
         if folder != current:
             folder.rename(folder.with_name(f"superseded-{folder.name}"))
-
-
-def _requested_mode(mode: str) -> str:
-    """`wandb.mode`, or for "auto" what WANDB_MODE says."""
-    from_environment = os.environ.get("WANDB_MODE")
-    if from_environment == "":
-        del os.environ["WANDB_MODE"]  # wandb calls it an error
-    return from_environment if mode == "auto" and from_environment in ("online", "offline", "disabled") else mode
 
 
 def _end_service() -> None:
