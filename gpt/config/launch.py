@@ -118,17 +118,21 @@ def resume_command(cfg: schema.TrainConfig) -> str:
 
 def launch(main: Callable[[], Any], script: str) -> None:
     """Runs a `@hydra.main` function and leaves the process with the documented exit code."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise what goes wrong, not print it and exit with 1
-    gc.set_threshold(400_000)  # a start makes 300,000 objects that all stay: searching them for garbage finds none
-    interrupt.end_at_once()
-    console.survive_closed_output()
-    console.setup()
-    code = run(main, script)
-    if code:
-        callback.remove_unused()
-    if callback.running():
-        failed = callback.close(interrupted=code >= 128)
-        code = code or failed
+    try:  # no line on which a signal raises stands outside of it
+        interrupt.end_at_once()
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise what goes wrong, not print it and exit with 1
+        gc.set_threshold(400_000)  # a start makes 300,000 objects that all stay: searching them for garbage finds none
+        console.survive_closed_output()
+        console.setup()
+        code = run(main, script)
+        if code:
+            callback.remove_unused()
+        if callback.running():
+            failed = callback.close(interrupted=code >= 128)
+            code = code or failed
+        interrupt.end_without_raising()
+    except KeyboardInterrupt as error:
+        code = report(error)
     console.flush_and_exit(code)
 
 
@@ -137,11 +141,14 @@ def run(main: Callable[[], Any], script: str) -> int:
     try:
         return execute(main, script)
     except (Exception, KeyboardInterrupt) as error:
-        if plugins.has_only_failed_jobs(error):
-            return 0
-        code, message = explain(error)
-        console.error(message)
-        return code
+        return 0 if plugins.has_only_failed_jobs(error) else report(error)
+
+
+def report(error: BaseException) -> int:
+    """Prints what has ended a script in one line. Returns the exit code."""
+    code, message = explain(error)
+    console.error(message)
+    return code
 
 
 def execute(main: Callable[[], Any], script: str) -> int:

@@ -1,7 +1,8 @@
 """Handles SIGINT (Ctrl-C) and SIGTERM (a cluster's notice).
 
 Where nothing can be lost they end the process at once, by raising Interrupted. Inside `deferred`, which is where a run
-trains, the first one only sets a flag that the run reads between micro-batches; the second one exits at once.
+trains, the first one only sets a flag that the run reads between micro-batches. The second one exits at once, wherever
+the process is by then: what handles the first is not disturbed.
 """
 
 import os
@@ -29,20 +30,32 @@ class Stop:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
-            if os.isatty(1):
-                os.write(1, SHOW_CURSOR)
-            os._exit(128 + number)  # no cleaning up: that may be what hangs
+            _exit(number, frame)
         self.signal = number
 
 
 def end_at_once() -> None:
-    """From now on a signal raises Interrupted wherever the main thread is."""
+    """From now on the first signal raises Interrupted wherever the main thread is. Called inside of the `try` that
+    catches it."""
     for number in SIGNALS:
         signal.signal(number, _raise)
 
 
+def end_without_raising() -> None:
+    """From now on a signal exits at once, so that no line after a `try` is one where Interrupted is not caught."""
+    for number in SIGNALS:
+        signal.signal(number, _exit)
+
+
 def _raise(number: int, frame: FrameType | None) -> None:
+    end_without_raising()
     raise Interrupted(number)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    if os.isatty(1):
+        os.write(1, SHOW_CURSOR)
+    os._exit(128 + number)  # no cleaning up: that may be what hangs
 
 
 @contextmanager
@@ -53,8 +66,10 @@ def deferred(also: Callable[[], bool] = lambda: False) -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop._receive) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
+        for number in SIGNALS:
+            signal.signal(number, stop._receive)
         yield stop
     finally:
         for number, handler in before.items():

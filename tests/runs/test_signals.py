@@ -20,8 +20,10 @@ from tracing import fork, text_of
 
 from gpt import loop
 from gpt.config import launch
-from gpt.runs import checkpoint
+from gpt.errors import UserError
+from gpt.runs import checkpoint, interrupt
 from gpt.sweeps import jobs
+from gpt.terminal import console
 
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 # phase -> the function of this project, or of W&B, whose n-th call the signal arrives in
@@ -157,6 +159,54 @@ def test_while_it_trains_a_signal_saves_the_step_and_the_run_goes_on_to_the_same
     assert run.result() == expected
     record_property("count", f"{number.name} in {phase}: step {found[1]} saved after {begun} begun, exit code "
                              f"{CODES[number]}, resumed to the same end")  # fmt: skip
+
+
+ENDS = {
+    "nothing goes wrong": lambda: None,
+    "an error is reported": lambda: (_ for _ in ()).throw(UserError("wrong")),
+    "a bug is reported": lambda: (_ for _ in ()).throw(OSError(5, "wrong", "name")),
+    "a signal is reported": lambda: os.kill(os.getpid(), signal.SIGINT),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_on_every_line_from_the_start_of_the_handlers_to_the_exit_a_signal_gives_its_code_and_no_traceback(
+    end, monkeypatch
+):
+    """Also on the lines that print an error, and on those that handle a first signal."""
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    watched = {launch.__file__, console.__file__, interrupt.__file__}
+
+    def signalled(nth, number=signal.SIGTERM):
+        lines = 0
+
+        def line(frame, event, _):
+            nonlocal lines
+            if event == "line" and signal.getsignal(number) not in (signal.SIG_DFL, signal.default_int_handler):
+                lines += 1
+                if lines == nth:
+                    os.kill(os.getpid(), number)
+            return line
+
+        def body():
+            for each in CODES:
+                signal.signal(each, signal.SIG_DFL)
+            sys.settrace(lambda frame, event, _: line if frame.f_code.co_filename in watched else None)
+            try:
+                launch.launch(ENDS[end], "train")
+            finally:
+                os.write(2, f"{lines} lines\n".encode())
+
+        return body
+
+    _, output = finish(signalled(0))
+    total = int(re.search(r"(\d+) lines", output)[1])
+    assert total > 25
+    for nth in range(1, total + 1):
+        number = (signal.SIGTERM, signal.SIGINT)[nth % 2]
+        code, output = finish(signalled(nth, number))
+        assert "Traceback" not in output and "Exception ignored" not in output, f"line {nth}: {output}"
+        assert code == CODES[number] or (code == 130 and end == "a signal is reported"), f"line {nth}: {output}"
 
 
 def test_a_second_signal_exits_at_once(undisturbed):
