@@ -51,6 +51,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
         if is_finished(progress, cfg.train, batches.total_steps):
             console.say(f"already at step {progress.step} of {batches.total_steps}\n{run.directory}")
             if (run.directory / results.LAST_MODEL).exists():  # else the run was killed at its very end: see below
+                run_log.send_rest(cfg, run.directory, run.directory / results.LAST_MODEL, progress)
                 return progress.best
 
         with (

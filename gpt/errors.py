@@ -21,6 +21,15 @@ class UserError(Exception):
         return self.what + (f" ({self.where})" if self.where else "") + (f"; {self.remedy}" if self.remedy else "")
 
 
+def exit_code(error: BaseException) -> int:
+    """The exit code of a process that this error ends."""
+    if isinstance(error, OSError) and error.filename:  # while a directory or a file of the run is made
+        return ENVIRONMENT
+    if isinstance(error, UserError | Interrupted):
+        return error.code
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
 def unusable(path: Path, reason: str) -> UserError:
     """The error for a checkpoint or a file of weights that cannot be used."""
     return UserError(f"{path.name} damaged ({reason})", str(path.parent), code=CHECKPOINT)

@@ -68,8 +68,10 @@ def due_after_evaluation(due: Due, scored: Progress, cfg: TrainSection, total_st
 
 
 def scored(progress: Progress, loss: float) -> Progress:
-    """The progress after an evaluation with this validation loss: its best step, or one more that was not better."""
-    if loss < progress.best:
+    """The progress after an evaluation with this validation loss: its best step, or one more that was not better.
+
+    The first weights are the best only until others have been evaluated: no checkpoint has them."""
+    if loss < progress.best or progress.best_step == 0:
         return replace(progress, best=loss, best_step=progress.step, stale=0)
     return replace(progress, stale=progress.stale + 1)
 

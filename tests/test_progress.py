@@ -38,6 +38,16 @@ def test_a_run_without_a_better_loss_for_as_long_as_patience_says_is_over():
     assert (now.best, now.stale) == (2.5, 2)
 
 
+def test_the_first_weights_which_no_checkpoint_has_are_the_best_only_until_others_are_evaluated():
+    now = scored(Progress(), 7.10)
+    assert (now.best, now.best_step) == (7.10, 0)
+    now = scored(replace(now, step=5), 7.20)
+    assert (now.best, now.best_step, now.stale) == (7.20, 5, 0)
+    assert progress.due_after_evaluation(due_at(5, train_section(), 10), now, train_section(), 10).checkpoint
+    now = scored(replace(now, step=10), 7.30)
+    assert (now.best, now.best_step, now.stale) == (7.20, 5, 1)
+
+
 def test_a_run_is_over_when_its_last_step_has_been_reported():
     cfg = train_section()
     assert not is_finished(Progress(step=10, reported=9), cfg, total_steps=10)

@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 
 from gpt.config import arguments, environment, places, schema
 from gpt.config.value_errors import find_errors, user_error_behind
-from gpt.errors import ENVIRONMENT, UserError
+from gpt.errors import ENVIRONMENT, UserError, exit_code
 from gpt.files.paths import LAUNCH_ID, PROJECT_ROOT, absolute
 from gpt.runs import interrupt
 from gpt.sweeps import callback, composition, dry_run, hydra_patches, jobs, plugins
@@ -175,16 +175,17 @@ def explain(error: BaseException) -> tuple[int, str]:
         error = user_error_behind(error) or UserError(hydra_message(error) or type(error).__name__, remedy=REMEDY)
     else:
         error = plugins.explain(error) or error
+    code = exit_code(error)
     if isinstance(error, UserError):
-        return error.code, str(error)
+        return code, str(error)
     if isinstance(error, KeyboardInterrupt):
-        return getattr(error, "code", 130), str(error) or "interrupted"
-    if isinstance(error, OSError) and error.filename:  # while a directory or a file of the run is made
+        return code, str(error) or "interrupted"
+    if code == ENVIRONMENT:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "make room there" if is_full else "check that it can be read and written"
-        return ENVIRONMENT, f"{error.strerror} ({error.filename}); {remedy}"
+        return code, f"{error.strerror} ({error.filename}); {remedy}"
     log_file = console.save_traceback(error, absolute("outputs") / "errors" / f"{LAUNCH_ID}.txt")
-    return 1, f"{type(error).__name__}: {error} (this is a bug; the traceback is in {log_file})"
+    return code, f"{type(error).__name__}: {error} (this is a bug; the traceback is in {log_file})"
 
 
 def raised_in(error: BaseException, *packages: str) -> bool:

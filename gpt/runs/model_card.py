@@ -3,6 +3,7 @@
 Settings are those of a run, as its config.yaml and its checkpoints have them. What they lack is "not recorded".
 """
 
+import math
 import shlex
 from dataclasses import fields
 from pathlib import Path
@@ -89,16 +90,24 @@ def trained_weights(settings: dict[str, Any]) -> str:
 
 def validation(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     """The best evaluation in words. There is none on record when the disk has refused metrics.jsonl."""
-    evaluations = evaluated(rows)
-    if not evaluations:
+    best = best_row(rows)
+    if best is None:
         return "No evaluation is on record."
-    best = min(evaluations, key=lambda row: row[METRIC])
-    return f"Best validation: {measured(best)}, at step {best['step']:,}, {held_out(settings)}."
+    first = min(evaluated(rows), key=lambda row: row["step"])
+    worse = f" The first weights were better: {measured(first)}." if first[METRIC] < best[METRIC] else ""
+    return f"Best validation: {measured(best)}, at step {best['step']:,}, {held_out(settings)}.{worse}"
+
+
+def best_row(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row of the best evaluation, by the rule of gpt/progress.py: step 0, of which there is no checkpoint, is the
+    best only as long as it is the only one. A run stops at an infinite loss, and keeps no checkpoint of it."""
+    return min(evaluated(rows), key=lambda row: (row[METRIC] == math.inf, row["step"] == 0, row[METRIC]), default=None)
 
 
 def evaluated(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of evaluations."""
-    return [row for row in rows if isinstance(row.get(METRIC), float) and isinstance(row.get("step"), int)]
+    losses = [row for row in rows if isinstance(row.get(METRIC), int | float) and isinstance(row.get("step"), int)]
+    return [row for row in losses if not math.isnan(row[METRIC])]
 
 
 def measured(row: dict[str, Any]) -> str:

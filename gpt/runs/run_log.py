@@ -12,7 +12,7 @@ from typing import Any
 from gpt.config.schema import METRIC, TrainConfig, WandbConfig
 from gpt.files.jsonl import RowFile
 from gpt.progress import Progress
-from gpt.runs import wandb_description, wandb_run
+from gpt.runs import model_card, wandb_description, wandb_run
 
 
 class RunLog:
@@ -22,6 +22,7 @@ class RunLog:
         self.wandb_run = wandb_run.WandbRun(run_dir, "run")
         self._run_dir, self._log_model = run_dir, log_model
         self._first_step = 0  # W&B has all rows before it
+        self._best: dict[str, Any] | None = None  # the row of the best evaluation
         self._metrics, self._samples = RowFile(run_dir / "metrics.jsonl"), RowFile(run_dir / "samples.jsonl")
 
     @property
@@ -35,10 +36,9 @@ class RunLog:
         self._samples.append([{"step": row["step"], **sample} for sample in samples])
         self._metrics.append([row])
         self.wandb_run.do(lambda run: self._send(run, row, samples))
-
-    def summary(self, values: dict[str, Any]) -> None:
-        """Sets the values that W&B's table of runs shows, such as the best val/loss."""
-        self.wandb_run.do(lambda run: run.summary.update(values))
+        if METRIC in row:
+            self._best = model_card.best_row([self._best or {}, row])
+            self.wandb_run.do(self._summarise)
 
     def checkpoint(self, path: Path, progress: Progress) -> None:
         """A checkpoint has been published at `path`: uploads it with `wandb.log_model=all`."""
@@ -46,8 +46,7 @@ class RunLog:
             self.wandb_run.files(f"step-{progress.step}", "checkpoint", sorted(path.iterdir()))
 
     def finish(self, last_model: Path, progress: Progress) -> None:
-        """The run has come to its end: sends its best values, and the weights that `wandb.log_model` asks for."""
-        self.summary({f"best/{METRIC}": progress.best, "best/step": progress.best_step})
+        """The run has come to its end: sends the weights that `wandb.log_model` asks for."""
         best = self._run_dir / "checkpoints" / f"step_{progress.best_step:08d}"
         if self._log_model == "best" and best.is_dir():
             self.wandb_run.files("best-model", "model", sorted(best.iterdir()))
@@ -63,6 +62,11 @@ class RunLog:
             values["samples"] = wandb_run.page(wandb_description.page(samples))
         run.log(values, step=row["step"], commit=True)
 
+    def _summarise(self, run: Any) -> None:
+        """Sets what W&B's table of runs shows, whether the run comes to its end or not: its best evaluation so far."""
+        if self._best:
+            run.summary.update({f"best/{METRIC}": self._best[METRIC], "best/step": self._best["step"]})
+
     def _catch_up(self, run: Any, rows: list[dict[str, Any]], samples: list[dict[str, Any]]) -> None:
         """Says what the columns mean, and sends what is on the disk and not in W&B."""
         run.define_metric("step")
@@ -74,21 +78,33 @@ class RunLog:
             by_step.setdefault(sample["step"], []).append(sample)
         for row in rows:
             self._send(run, row, by_step.get(row["step"], []))
+        self._summarise(run)  # what W&B has may be of an evaluation that the run has gone back behind
 
 
 @contextlib.contextmanager
 def start(cfg: TrainConfig, run_dir: Path, reported: int) -> Iterator[RunLog]:
     """Opens the record of a run whose rows up to step `reported` are there (-1: a new run), and closes it whatever
     happens. Rows of a larger step, which the run is about to write again, are dropped from the disk first."""
+    from gpt.machine import device  # here, because torch takes seconds and a sweep's record does without it
+
     record = RunLog(run_dir, cfg.wandb.log_model)
     rows, samples = record._metrics.drop_after(reported), record._samples.drop_after(reported)
+    record._best = model_card.best_row(rows)
     about = wandb_description.describe_run(cfg, run_dir, reported >= 0)
     with record.wandb_run.opened(about, cfg.wandb.mode, lambda run: record._catch_up(run, rows, samples)):
         try:
-            yield record
+            with device.memory_errors():  # W&B shall get the exit code of the process
+                yield record
         finally:
             for file in (record._samples, record._metrics):
                 file.append([])  # there may be room again
+
+
+def send_rest(cfg: TrainConfig, run_dir: Path, last_model: Path, progress: Progress) -> None:
+    """Sends what W&B lacks of a run that has come to its end, once W&B can be reached: rows and weights."""
+    if wandb_description.is_incomplete(run_dir) and wandb_run.is_online(cfg.wandb.mode):
+        with start(cfg, run_dir, progress.reported) as log:
+            log.finish(last_model, progress)
 
 
 def sweep_summary(

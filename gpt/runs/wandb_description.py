@@ -81,9 +81,17 @@ def cells(rows: list[list[Any]]) -> list[list[Any]]:
     return [[cell(value) for value in row] for row in rows]
 
 
-def remember(directory: Path, run_id: str, mode: str, url: str | None = None) -> None:
-    """Writes wandb.json, from which a resumed run has its id, and a person the run's address."""
-    atomic.write(directory / "wandb.json", json.dumps({"id": run_id, "url": url, "mode": mode}, indent=2) + "\n")
+def remember(directory: Path, run_id: str, mode: str, url: str | None = None, complete: bool = False) -> None:
+    """Writes wandb.json, from which a resumed run has its id, and a person the run's address. `complete`: W&B has all
+    that there was when the process ended."""
+    about = {"id": run_id, "url": url, "mode": mode, "complete": complete}
+    atomic.write(directory / "wandb.json", json.dumps(about, indent=2) + "\n")
+
+
+def is_incomplete(directory: Path) -> bool:
+    """Whether W&B has begun to get a run, also offline, and may not have all of it."""
+    about = _read(directory / "wandb.json")
+    return about is not None and about.get("complete") is not True
 
 
 def _common(cfg: WandbConfig) -> dict[str, Any]:

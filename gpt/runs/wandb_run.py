@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gpt.errors import exit_code
 from gpt.files.paths import PROJECT_ROOT
 from gpt.runs import wandb_description, wandb_switches
 
@@ -61,7 +62,6 @@ class WandbRun:
         hidden = ["SLURM_JWT", "WANDB_MODE"]
         if about["id"] != os.environ.get("WANDB_RUN_ID"):
             hidden += wandb_description.AGENT  # for W&B these go before any other id
-        taken = {name: os.environ.pop(name) for name in hidden if name in os.environ}
 
         def connect() -> None:
             self._needed.wait(START_DELAY)
@@ -76,19 +76,20 @@ class WandbRun:
                         self._perform(action)
                     self._connected.set()
 
-        exit_code, seconds = 1, FINISH_TIMEOUT + 5
-        try:
-            threading.Thread(target=connect, daemon=True).start()
-            yield
-            exit_code = 0
-        except KeyboardInterrupt as error:
-            exit_code, seconds = getattr(error, "code", 130), HASTY_TIMEOUT
-            if not self._connected.wait(1):
-                self._abandon()
-            raise
-        finally:
-            self._close(exit_code, seconds)  # not `with run:`, which prints the traceback of an exception
-            os.environ.update(taken)
+        code, seconds = 0, FINISH_TIMEOUT + 5
+        with _hidden(*hidden):
+            try:
+                threading.Thread(target=connect, daemon=True).start()
+                yield
+            except BaseException as error:
+                code = exit_code(error)
+                if isinstance(error, KeyboardInterrupt):
+                    seconds = HASTY_TIMEOUT
+                    if not self._connected.wait(1):
+                        self._abandon()
+                raise
+            finally:
+                self._close(code, seconds)  # not `with run:`, which prints the traceback of an exception
 
     def do(self, action: Callable[[Any], None]) -> None:
         """Calls `action` with the W&B run, if there is one: now, or as soon as it is open."""
@@ -177,6 +178,9 @@ class WandbRun:
                 _end_service()
             if self._refused:
                 problems.append("its server refuses the data")
+            if self.url and exit_code == 0 and not problems and self._works and self._takes_files:
+                with contextlib.suppress(OSError):
+                    wandb_description.remember(self._directory, run.id, "online", self.url, complete=True)
             if problems and self._works and not self._abandoned:
                 reason, what = problems[0], self._what
                 log.warning(f"W&B has not received all of the {what} ({reason}); to upload: {self.sync_command}")
@@ -310,6 +314,29 @@ def _online_or_offline(requested: str, what: str) -> str:
     if requested == "online":
         log.warning(f"W&B: {problem}; this {what} is recorded offline")
     return "offline"
+
+
+def is_online(mode: str) -> bool:
+    """Whether a run with this `wandb.mode` would go online. Asks no server."""
+    requested, _ = wandb_switches.resolve(mode)
+    if requested in ("offline", "disabled"):
+        return False
+    with _hidden("WANDB_MODE"), contextlib.suppress(Exception):
+        import wandb
+
+        wandb.setup(wandb.Settings(silent=True, mode="online"))
+        return bool(wandb.login(prompt=False, verify=False))
+    return False
+
+
+@contextlib.contextmanager
+def _hidden(*names: str) -> Iterator[None]:
+    """Until the end of the `with` block these variables are not in the environment."""
+    taken = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def _one_line(error: Exception) -> str:

@@ -23,6 +23,7 @@ from gpt.config.value_errors import holder, valid_keys
 from gpt.files import atomic
 from gpt.files.directory import is_owned
 from gpt.files.jsonl import read_rows
+from gpt.runs.model_card import best_row
 from gpt.terminal.console import escape
 
 log = logging.getLogger(__name__)
@@ -66,9 +67,8 @@ class Job:
 
     @cached_property
     def best(self) -> dict[str, Any]:
-        """The row of the lowest val/loss; empty when there is none. NaN is never the lowest."""
-        evaluations = [row for row in self.rows if METRIC in row and row[METRIC] == row[METRIC]]
-        return min(evaluations, key=lambda row: row[METRIC], default={})
+        """The row of the best evaluation; empty when there is none."""
+        return best_row(self.rows) or {}
 
     @property
     def val_loss(self) -> float | None:

@@ -24,6 +24,7 @@ from gpt.runs.model_card import (
     DISCLAIMER,
     UNKNOWN,
     architecture,
+    best_row,
     evaluated,
     held_out,
     measured,
@@ -140,7 +141,7 @@ def metrics(step: int, record: Record) -> str:
     own = next((row for row in evaluations if row["step"] == step), None)
     if own is None and record.val_loss is not None:
         own = {METRIC: record.val_loss, "val/perplexity": math.exp(min(record.val_loss, 700))}
-    best = min(evaluations, key=lambda row: row[METRIC], default=None)
+    best = best_row(record.rows)
     if own is None and best is None:
         return "No evaluation is on record."
     lines = [f"Validation of these weights, at step {step:,}: {measured(own) if own else UNKNOWN}."]

@@ -29,6 +29,15 @@ def test_the_card_says_what_was_trained_on_what_and_how_well_it_does(tmp_path):
         assert part in card, part
 
 
+def test_of_a_training_that_only_made_it_worse_the_card_names_the_step_of_the_best_checkpoint_and_says_so():
+    rows = [{"step": step, "val/loss": loss} for step, loss in ((0, 7.1), (5, 7.2), (10, 7.3))]
+    text = model_card.validation(rows, {})
+    assert "Best validation: loss 7.2000 nats per token, at step 5" in text
+    assert text.endswith("The first weights were better: loss 7.1000 nats per token.")
+    assert "first weights" not in model_card.validation([rows[2], rows[1] | {"step": 15}], {})
+    assert "at step 0" in model_card.validation(rows[:1], {}) and "better" not in model_card.validation(rows[:1], {})
+
+
 def test_a_run_whose_metrics_could_not_be_written_still_gets_a_card(tmp_path):
     golden = {"splits": {"train": {"documents": 1, "tokens": 2}}, "fingerprint": "f", "tokenizer": "x", "n_vocab": 3}
     model_card.write(tmp_path / "README.md", loaded(), [], 1, golden)

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ import pytest
 from PIL import Image
 from wandb_server import Child, Server, children, command, wait_for
 
+from gpt.config import launch
 from gpt.config.schema import SweepConfig, WandbConfig
-from gpt.files.jsonl import read_rows
+from gpt.errors import ENVIRONMENT, NUMERICAL, Interrupted, UserError, exit_code
+from gpt.files.jsonl import RowFile, read_rows
 from gpt.runs import run_log
+
+BEST = ("best/val/loss", "best/step")
 
 
 @dataclass
@@ -100,7 +105,6 @@ def test_wandb_has_the_same_rows_as_the_disk(root, run_dir):
     with run_log.start(config(), run_dir, reported=-1) as log:
         for row in rows:
             log.event(row, [])
-        log.summary({"best/val/loss": 7.25})
     folder = recorded(root)[0]
     assert log.wandb_run.sync_command == f"wandb sync {folder}"
     assert log.wandb_run.url is None
@@ -112,7 +116,7 @@ def test_wandb_has_the_same_rows_as_the_disk(root, run_dir):
     assert run["config"]["seed"] == 7
     assert run["config"]["out_dir"] == str(run_dir)
     assert run["summary"]["val/loss"] == {"min": 7.25, "last": 8.0}
-    assert run["summary"]["best/val/loss"] == 7.25
+    assert (run["summary"]["best/val/loss"], run["summary"]["best/step"]) == (7.25, 20)
     axes = {m.get("name") or m.get("glob_name"): m.get("step_metric") for m in records(folder, "metric")}
     assert axes == {"step": None, "*": "step", "val/loss": "step"}
     assert records(folder, "artifact") == []  # nothing is uploaded unless asked
@@ -154,12 +158,31 @@ def test_two_runs_in_one_process_stay_two(root, tmp_path):
         assert (run["run_group"], run["job_type"]) == ("lr_sweep", "train")
 
 
-def test_an_exception_finishes_the_run_as_failed_and_prints_nothing(root, run_dir, capfd):
-    with pytest.raises(RuntimeError, match="bug"), run_log.start(config(), run_dir, reported=-1) as log:
-        log.event({"step": 1, "train/loss": 1.0}, [])
-        raise RuntimeError("bug")
-    assert records(recorded(root)[0], "exit")[0]["exit_code"] == 1
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RuntimeError("bug"), 1),
+        (UserError("not finite", code=NUMERICAL), 4),
+        (UserError("disk full", code=ENVIRONMENT), 5),
+        (OSError(28, "disk full", "loss.png"), 5),
+        (MemoryError(), 5),
+        (Interrupted(signal.SIGTERM), 143),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_a_run_that_fails_tells_wandb_the_exit_code_of_its_process_and_its_best_loss(root, run_dir, capfd, error, code):
+    with pytest.raises(BaseException) as caught, run_log.start(config(), run_dir, reported=-1) as log:
+        for step, loss in enumerate((1.0, 3.0, 2.0, 2.5)):  # step 0 is of the first weights
+            log.event({"step": step, "val/loss": loss}, [])
+        raise error
+    (folder,) = recorded(root)
+    assert records(folder, "exit")[0]["exit_code"] == code == exit_code(caught.value) == launch.explain(caught.value)[0]
+    assert {key: summary(folder)["summary"][key] for key in BEST} == {"best/val/loss": 2.0, "best/step": 2}
     assert capfd.readouterr() == ("", "")
+    with run_log.start(config(), run_dir, reported=1) as log:  # gone back behind the best
+        log.event({"step": 2, "val/loss": 3.5}, [])
+    folder = recorded(root)[-1]
+    assert {key: summary(folder)["summary"][key] for key in BEST} == {"best/val/loss": 3.0, "best/step": 1}
 
 
 RUN = """
@@ -275,7 +298,6 @@ def test_a_new_run_in_a_used_directory_starts_an_empty_record(root, run_dir):
 def test_disabled_writes_the_disk_record_only(root, run_dir):
     with run_log.start(config("disabled"), run_dir, reported=-1) as log:
         log.event({"step": 1}, [{"prompt": "p", "text": "t"}])
-        log.summary({"a": 1})
     assert sorted(path.name for path in run_dir.iterdir()) == ["metrics.jsonl", "samples.jsonl"]
     assert not root.exists()
 
@@ -333,6 +355,7 @@ class Progress:
     step: int
     best: float
     best_step: int
+    reported: int = 0
 
 
 @pytest.mark.parametrize(
@@ -373,6 +396,55 @@ def test_a_run_killed_online_goes_on_with_no_row_twice_and_none_missing(online, 
     check_uploaded(online.server)
     record_property("count", f"W&B online: 2 kill -9, one with 13 rows there and a checkpoint of 10, one with 13 and "
                     f"a checkpoint of 18; in the end {len(ALL_ROWS)} there, none twice, none missing")  # fmt: skip
+
+
+FINISHED = """
+from pathlib import Path
+from test_run_log import Progress, config
+from gpt.runs import run_log
+from gpt.terminal import console
+
+console.setup()
+directory = Path(arguments[0])
+cfg, progress = config("auto", log_model="last"), Progress(3, 1.0, 2, 3)
+if not (directory / "metrics.jsonl").exists():
+    with run_log.start(cfg, directory, -1) as log:
+        for step, loss in enumerate((3.0, 2.0, 1.0, 1.5)):
+            log.event({"step": step, "val/loss": loss}, [{"prompt": "p", "text": "t"}])
+else:
+    run_log.send_rest(cfg, directory, directory / "last_model.pt", progress)
+"""
+
+
+@pytest.mark.parametrize("before", ["WANDB_MODE=offline", "WANDB_API_KEY="])
+def test_the_same_command_of_a_finished_run_sends_once_what_wandb_lacks(tmp_path, before):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "last_model.pt").write_bytes(b"weights")
+    name, _, value = before.partition("=")
+    with Server() as server:
+        environment = {"WANDB_DIR": str(tmp_path), "HOME": str(tmp_path), **server.environment, "WANDB_MODE": ""}
+
+        def start(**variables):
+            child = children().start(FINISHED, str(run_dir), **environment | variables)
+            assert child.wait() == 0 and child.stderr == "", child.stderr
+            return child.stdout
+
+        assert "to upload" in start(**{name: value})
+        assert server.received == [] and start(**{name: value}) == ""  # still away: no second folder, and no word
+        printed = start()
+        (run,) = server.runs.values()
+        assert json.loads((run_dir / "wandb.json").read_text())["url"] in printed
+        assert [row["step"] for row in run.rows] == [0, 1, 2, 3] and all("samples" in row for row in run.rows)
+        assert {key: json.loads(run.summary)[key] for key in BEST} == {"best/val/loss": 1.0, "best/step": 2}
+        n_received = len(server.received)
+        assert start() == "" and len(server.received) == n_received  # W&B has it all
+
+
+def test_a_run_that_wandb_never_knew_is_not_sent_afterwards(run_dir, root):
+    RowFile(run_dir / "metrics.jsonl").append([{"step": 0, "val/loss": 1.0}])
+    run_log.send_rest(config("online"), run_dir, run_dir / "last_model.pt", Progress(0, 1.0, 0, 0))
+    assert not root.exists() and not (run_dir / "wandb.json").exists()
 
 
 def summarise(directory: Path, mode: str, losses: dict[float, float | None]) -> None:

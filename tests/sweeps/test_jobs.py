@@ -143,13 +143,13 @@ def test_nan_is_never_the_lowest_loss(tmp_path, losses, best):
     assert len(job.rows) == len(losses) and job.val_loss == best
 
 
-def test_the_speed_is_the_median_and_the_best_row_the_first_of_equal_ones(tmp_path):
+def test_the_speed_is_the_median_and_the_best_row_the_first_of_equal_trained_ones(tmp_path):
     job = sweep_job(tmp_path, 0, JOB)
     RowFile(job.folder / "metrics.jsonl").append(
         [{"step": i, "tokens": i, "val/loss": 3.0, "tokens_per_second": speed} for i, speed in enumerate([1, 900, 20])]
     )
     job = jobs.read_one(job.folder)
-    assert (job.tokens_per_second, job.best["step"]) == (20, 0)
+    assert (job.tokens_per_second, job.best["step"]) == (20, 1)
 
 
 MALFORMED = [
