@@ -8,6 +8,7 @@ batch they would be two to three times as fast, but matrix products round differ
 logits differ by up to 3e-6 between 1 and 8 rows), and now and then a token would change.
 """
 
+import functools
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -188,6 +189,12 @@ def generate(
     return samples
 
 
+@functools.lru_cache(maxsize=100)
+def say_once(text: str, model: int) -> None:
+    """A warning, which the jobs of a sweep in one process have each in their log."""
+    log.warning(text)
+
+
 def preview(
     model: LanguageModel,
     tokenizer: Any,
@@ -198,15 +205,19 @@ def preview(
 ) -> list[dict[str, str]]:
     """One {"prompt", "text"} per question, with its "reference" if it has one, to watch a model learn.
 
-    template None: the prompt is used as it is. A prompt that leaves no room for an answer loses its beginning.
-    `stop`: as in `generate`.
+    template None: the prompt is used as it is. A prompt that leaves no room for an answer loses its beginning, which
+    is said once. `stop`: as in `generate`.
     """
     previews, sample = [], cfg.sample
     for question in questions:
         prompt = question.instruction
         ids = tokenizer.encode(prompt if template is None else format_prompt(template, prompt, question.input))
+        kept = fit_prompt(ids, model.config.context_length, sample.max_new_tokens)
+        if len(kept) < len(ids):
+            shown = f"the prompt {prompt[:40]!r} has {len(ids)} tokens: samples go on from its last {len(kept)}"
+            say_once(f"{shown}, to leave room for {sample.max_new_tokens} new ones in the context", id(model))
         [new] = generate(
-            model, fit_prompt(ids, model.config.context_length, sample.max_new_tokens),
+            model, kept,
             max_new_tokens=sample.max_new_tokens, eos=tokenizer.eos, temperature=sample.temperature,
             top_k=sample.top_k, top_p=sample.top_p, num_samples=1, seed=cfg.seed, stop=stop,
         )  # fmt: skip

@@ -247,11 +247,18 @@ class TestPreview:
         [without_input] = preview(model, BYTES, [Question("Asthma")], "plain", self.CFG)
         assert without_input["text"] != alone["text"]
 
-    def test_a_long_prompt_loses_its_beginning_without_a_warning(self, model, caplog):
-        [long] = preview(model, BYTES, [Question("What are the symptoms of Asthma")], None, self.CFG)
+    def test_a_long_prompt_loses_its_beginning_which_is_said_once(self, model, caplog):
+        questions = [Question("What are the symptoms of Asthma")]
+        with caplog.at_level("WARNING"):
+            [long] = preview(model, BYTES, questions, None, self.CFG)
+            assert preview(model, BYTES, [*questions, Question("Croup")], None, self.CFG)[0] == long
+        (line,) = caplog.messages  # once, however often a run samples
+        assert line.startswith(
+            "the prompt 'What are the symptoms of Asthma' has 31 tokens: samples go on from its last "
+        )
         [end] = preview(model, BYTES, [Question("f Asthma")], None, self.CFG)
         assert long["text"] == end["text"]
-        assert not caplog.messages
+        assert caplog.messages == [line]
 
     @pytest.mark.parametrize(("new", "kept"), [(1, 15), (4, 12), (8, 8), (100, 8)])
     def test_room_is_left_for_the_new_tokens_but_never_more_than_half_of_the_context(self, new, kept):
