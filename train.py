@@ -56,6 +56,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
 
         with (
             run_log.start(cfg, run.directory, progress.reported) as log,
+            device.memory_errors(),  # here too, so that W&B gets the exit code of the process
             console.ProgressBar(batches.total_steps, progress.step) as bar,
             saver.Saver(run.directory, model, optimizer, run.identity, settings, cfg.train.keep_checkpoints) as saves,
             interrupt.deferred(lambda: log.stop_requested) as stop,

@@ -85,16 +85,13 @@ class RunLog:
 def start(cfg: TrainConfig, run_dir: Path, reported: int) -> Iterator[RunLog]:
     """Opens the record of a run whose rows up to step `reported` are there (-1: a new run), and closes it whatever
     happens. Rows of a larger step, which the run is about to write again, are dropped from the disk first."""
-    from gpt.machine import device  # here, because torch takes seconds and a sweep's record does without it
-
     record = RunLog(run_dir, cfg.wandb.log_model)
     rows, samples = record._metrics.drop_after(reported), record._samples.drop_after(reported)
     record._best = model_card.best_row(rows)
     about = wandb_description.describe_run(cfg, run_dir, reported >= 0)
     with record.wandb_run.opened(about, cfg.wandb.mode, lambda run: record._catch_up(run, rows, samples)):
         try:
-            with device.memory_errors():  # W&B shall get the exit code of the process
-                yield record
+            yield record
         finally:
             for file in (record._samples, record._metrics):
                 file.append([])  # there may be room again

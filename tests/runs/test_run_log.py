@@ -165,7 +165,6 @@ def test_two_runs_in_one_process_stay_two(root, tmp_path):
         (UserError("not finite", code=NUMERICAL), 4),
         (UserError("disk full", code=ENVIRONMENT), 5),
         (OSError(28, "disk full", "loss.png"), 5),
-        (MemoryError(), 5),
         (Interrupted(signal.SIGTERM), 143),
         (KeyboardInterrupt(), 130),
     ],
