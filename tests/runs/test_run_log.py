@@ -88,6 +88,12 @@ def records(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [r[kind] for r in map(json.loads, inspect(folder).splitlines()) if r["type"] == kind]
 
 
+def best_of(folder: Path) -> dict[str, Any]:
+    """What the summary ends with; `wandb leet inspect --summary` now and then leaves keys out that the file has."""
+    updates = [record["update"] for record in records(folder, "summary")]
+    return {key: [update[key] for update in updates if key in update][-1] for key in BEST}
+
+
 def history(folder: Path) -> list[dict[str, Any]]:
     """The rows that W&B has, without the columns that it adds."""
     items = [record["item"] for record in records(folder, "history")]
@@ -116,7 +122,7 @@ def test_wandb_has_the_same_rows_as_the_disk(root, run_dir):
     assert run["config"]["seed"] == 7
     assert run["config"]["out_dir"] == str(run_dir)
     assert run["summary"]["val/loss"] == {"min": 7.25, "last": 8.0}
-    assert (run["summary"]["best/val/loss"], run["summary"]["best/step"]) == (7.25, 20)
+    assert best_of(folder) == {"best/val/loss": 7.25, "best/step": 20}
     axes = {m.get("name") or m.get("glob_name"): m.get("step_metric") for m in records(folder, "metric")}
     assert axes == {"step": None, "*": "step", "val/loss": "step"}
     assert records(folder, "artifact") == []  # nothing is uploaded unless asked
@@ -176,12 +182,12 @@ def test_a_run_that_fails_tells_wandb_the_exit_code_of_its_process_and_its_best_
         raise error
     (folder,) = recorded(root)
     assert records(folder, "exit")[0]["exit_code"] == code == exit_code(caught.value) == launch.explain(caught.value)[0]
-    assert {key: summary(folder)["summary"][key] for key in BEST} == {"best/val/loss": 2.0, "best/step": 2}
+    assert best_of(folder) == {"best/val/loss": 2.0, "best/step": 2}
     assert capfd.readouterr() == ("", "")
     with run_log.start(config(), run_dir, reported=1) as log:  # gone back behind the best
         log.event({"step": 2, "val/loss": 3.5}, [])
     folder = recorded(root)[-1]
-    assert {key: summary(folder)["summary"][key] for key in BEST} == {"best/val/loss": 3.0, "best/step": 1}
+    assert best_of(folder) == {"best/val/loss": 3.0, "best/step": 1}
 
 
 RUN = """
