@@ -5,8 +5,10 @@ base_model.model.transformer.h.0.attn.c_attn.lora_A.weight, of the same shape.
 """
 
 import json
+import logging
 import math
 import re
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,13 @@ from gpt.config.fields import first_error
 from gpt.config.schema import LoRAConfig
 from gpt.config.value_errors import as_typed
 from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError, unusable
-from gpt.files import atomic
+from gpt.files import atomic, hub
 from gpt.files.json_file import read_object
+from gpt.files.paths import PROJECT_ROOT, absolute
 from gpt.files.tensor_files import read_safetensors
 from gpt.model import LanguageModel
+
+log = logging.getLogger(__name__)
 
 LINEAR = GPT2Config.linear_layers
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -81,6 +86,28 @@ def save(directory: Path, model: LanguageModel, cfg: LoRAConfig, base: str | Non
         atomic.write(directory / CONFIG, json.dumps(config, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"adapter not written: {error.strerror or error}", str(directory), code=ENVIRONMENT) from error
+
+
+def can_load(base: str) -> bool:
+    """Whether peft finds the model called `base`: on the hub, or in a directory as transformers writes it."""
+    config = absolute(base) / "config.json"  # a checkpoint of this project has one too
+    return hub.is_name(base, PROJECT_ROOT) or (config.is_file() and not config.with_name("manifest.json").exists())
+
+
+def say_how(directory: Path, base: str) -> None:
+    """Says, also in the README.md beside the adapter, how peft gets a model that only this project reads. Raises
+    UserError (5)."""
+    model = directory.with_name("base")
+    export = shlex.join(["python", str(PROJECT_ROOT / "generate.py"), f"checkpoint={base}", f"export={model}"])
+    load = f"PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained({str(model)!r}), {str(directory)!r})"
+    text = f"This adapter is for {base}, which peft does not read. Export that:\n\n    {export}\n\n"
+    text += f"and load both:\n\n    {load}\n"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        atomic.write(directory / "README.md", text)
+    except OSError as error:
+        raise UserError(f"adapter not written: {error.strerror or error}", str(directory), code=ENVIRONMENT) from error
+    log.info(f"adapter: peft does not read {base}; {directory / 'README.md'} says how it gets that model")
 
 
 def read(directory: Path) -> Adapter:

@@ -22,7 +22,10 @@ def write(run: Run, model: LanguageModel, progress: Progress, data: dict[str, An
     cfg, identity, path = run.cfg, run.identity, run.directory / LAST_MODEL
     model_file.save_model(path, model, identity, progress.step)
     if identity.lora and cfg.model.family == "gpt2":  # peft puts adapters into a model of transformers
-        peft_adapter.save(run.directory / "adapter", model, identity.lora, cfg.init.from_, cfg.init.revision)
+        adapter = run.directory / "adapter"
+        peft_adapter.save(adapter, model, identity.lora, cfg.init.from_, cfg.init.revision)
+        if cfg.init.from_ and identity.tokenizer == "gpt2" and not peft_adapter.can_load(cfg.init.from_):
+            peft_adapter.say_how(adapter, cfg.init.from_)
     rows = read_rows(run.directory / "metrics.jsonl")
     figures.loss_curve(rows, run.directory / "loss.png", title=f"{cfg.model.name} on {cfg.data.name}")
     model_card.write(run.directory / "README.md", cfg, rows, finetune.n_plain(model), data)

@@ -59,7 +59,7 @@ def load(name: str, root: Path, device: torch.device, given: Mapping[str, Any] =
     say, such as n_head; None for those that are not known. Raises UserError."""
     source = locate.find(name, None, root)
     weights = adapters.read(source, root)
-    if source.kind == "adapter":
+    if source.kind == "adapter" or (source.kind == "file" and weights.identity is None):  # what they are is inferred
         log.info(f"weights from {weights.path}: {weights.about}")
     identity = weights.identity or identity_of(weights, name)
     known = {key: value for key, value in given.items() if value is not None}
@@ -182,4 +182,8 @@ def check_shapes(path: Path, shapes: dict[str, list[int]], wanted: dict[str, tor
         what = f"{len(extra)} tensors that the model has no place for: {', '.join(extra[:5])}{more}"
         if "lm_head.weight" in shapes and "lm_head.weight" not in wanted:
             remedy = "model.tie_weights=false, for a head that is a matrix of its own"
+        if any(".lora_" in name for name in shapes):
+            remedy = (
+                "merge the adapters with peft (merge_and_unload) and save that, or save them alone (save_pretrained)"
+            )
         raise UserError(what, str(path), remedy, CHECKPOINT)

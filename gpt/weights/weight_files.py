@@ -2,7 +2,6 @@
 those of gpt/model.py. Nothing is copied, and nothing in a file is executed.
 """
 
-import logging
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -23,8 +22,6 @@ from gpt.terminal.console import escape
 from gpt.weights import tensor_names, tf_bundle
 from gpt.weights.source import Architecture, Source, read_json
 from gpt.weights.tensor_names import Parts, Recognised
-
-log = logging.getLogger(__name__)
 
 WRAPPED = ("model", "model_state_dict", "state_dict", "weights")  # where training programs keep the weights in a file
 NANOGPT = "model_args"  # where nanoGPT keeps the shape of the model; its "config" is of the training program

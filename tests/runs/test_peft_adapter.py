@@ -235,3 +235,21 @@ def test_an_adapter_that_cannot_be_written_leaves_the_one_before_and_no_other_fi
     assert caught.value.code == ENVIRONMENT
     assert (directory / peft_adapter.CONFIG).read_bytes() == before
     assert sorted(path.name for path in directory.iterdir()) == [peft_adapter.CONFIG, peft_adapter.WEIGHTS, "base.pt"]
+
+
+def test_how_peft_gets_a_model_that_it_does_not_read_stands_beside_the_adapter(tmp_path):
+    ours, theirs, files = tmp_path / "my run", tmp_path / "hf", tmp_path / "step"
+    for folder in (ours, theirs, files):
+        folder.mkdir()
+    (theirs / "config.json").write_text("{}")
+    (files / "config.json").write_text("{}")
+    (files / "manifest.json").write_text("{}")
+    names = ["gpt2", "someone/tiny", str(theirs), str(ours), str(files), "weights.pth", "models/weights.pth"]
+    assert [peft_adapter.can_load(name) for name in names] == [True, True, True, False, False, False, False]
+    adapter = tmp_path / "run" / "adapter"
+    peft_adapter.say_how(adapter, str(ours))
+    text = (adapter / "README.md").read_text()
+    assert f"generate.py 'checkpoint={ours}' export={adapter.parent / 'base'}" in text
+    assert (
+        f"PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained('{adapter.parent / 'base'}'), '{adapter}')" in text
+    )

@@ -607,3 +607,15 @@ def test_loading_takes_hardly_more_memory_than_the_weights(tmp_path, name, recor
     more, size = map(int, result.stdout.split())
     record_property("count", f"memory of loading {name}: {more / size:.3f} x the {size / 1e6:.0f} MB of the weights")
     assert size > 70e6 and 0.9 * size < more < 1.2 * size
+
+
+def test_adapters_that_are_not_merged_are_refused_with_what_to_do_in_peft(tmp_path):
+    tensors = {f"base_model.model.transformer.{name}": tensor for name, tensor in plain(small()).items()}
+    layer = "base_model.model.transformer.h.0.attn.c_attn"
+    tensors[f"{layer}.base_layer.weight"] = tensors.pop(f"{layer}.weight")
+    tensors |= {
+        f"{layer}.lora_A.default.weight": torch.ones(2, 16),
+        f"{layer}.lora_B.default.weight": torch.ones(48, 2),
+    }
+    error = refused(to_file(tensors, tmp_path / "x.pth"))
+    assert error.what.startswith("2 tensors that the model has no place for") and "merge_and_unload" in error.remedy
