@@ -26,7 +26,8 @@ def generate(cfg: GenerateConfig) -> None:
     from gpt.machine import device
     from gpt.weights import export, loading  # here, because torch takes seconds to load
 
-    loaded = loading.load(cfg.checkpoint, paths.PROJECT_ROOT, device.choose_device(cfg.device), vars(cfg.model))
+    where = device.choose_device(cfg.device, cfg.threads)
+    loaded = loading.load(cfg.checkpoint, paths.PROJECT_ROOT, where, vars(cfg.model))
     tokens = tokenizer.load(loaded.tokenizer_name)
     if cfg.export is not None:
         directory = paths.absolute(cfg.export)
@@ -51,8 +52,7 @@ def generate(cfg: GenerateConfig) -> None:
         for number, ids in enumerate(samples, start=1):
             if cfg.num_samples > 1:
                 print(f"\nsample {number} of {cfg.num_samples}:")
-            print(escape(tokens.decode(ids), keep_newlines=True))
-    sys.stdout.flush()
+            print(escape(tokens.decode(ids), keep_newlines=True), flush=True)
     print(f"note: {DISCLAIMER}", file=sys.stderr)
 
 

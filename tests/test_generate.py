@@ -47,7 +47,7 @@ def run_dir(model, tmp_path_factory) -> Path:
 
 def settings(path: Path, **changes) -> GenerateConfig:
     defaults = {"prompt": None, "input": "", "prompts": None, "template": None, "max_new_tokens": 8, "temperature": 1.0}
-    more = {"export": None, "top_k": None, "top_p": None, "num_samples": 1, "seed": 0, "device": "cpu"}
+    more = {"export": None, "top_k": None, "top_p": None, "num_samples": 1, "seed": 0, "device": "cpu", "threads": None}
     more["model"] = {"n_head": None, "gelu": None}
     return GenerateConfig(**{"checkpoint": str(path), **defaults, **more, **changes})
 

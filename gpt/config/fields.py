@@ -54,6 +54,7 @@ Rising = AfterValidator(_check_rising)
 Distinct = AfterValidator(_check_distinct)
 CountOrAuto = Annotated[Count | Literal["auto"], _or_auto("a whole number from 1 on")]
 FlagOrAuto = Annotated[Flag | Literal["auto"], _or_auto("true or false")]
+Threads = Annotated[Int, Field(ge=1, le=1024)]
 DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 
 

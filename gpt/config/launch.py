@@ -28,6 +28,7 @@ from gpt.config import arguments, environment, places, schema
 from gpt.config.value_errors import find_errors, user_error_behind
 from gpt.errors import ENVIRONMENT, UserError, exit_code
 from gpt.files.paths import LAUNCH_ID, PROJECT_ROOT, absolute
+from gpt.machine import threads
 from gpt.runs import interrupt
 from gpt.sweeps import callback, composition, dry_run, hydra_patches, jobs, plugins
 from gpt.terminal import console
@@ -122,6 +123,7 @@ def launch(main: Callable[[], Any], script: str) -> None:
         interrupt.end_at_once()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise what goes wrong, not print it and exit with 1
         gc.set_threshold(400_000)  # a start makes 300,000 objects that all stay: searching them for garbage finds none
+        threads.prepare()
         console.survive_closed_output()
         console.setup()
         code = run(main, script)

@@ -29,6 +29,7 @@ from gpt.config.fields import (
     Rising,
     Seed,
     Text,
+    Threads,
     Variants,
     section,
     variants,
@@ -224,6 +225,7 @@ class TrainConfig:
     sweep: SweepConfig
     seed: Seed
     device: DeviceName
+    threads: Threads | None
     out_dir: Text
     resume: Literal["auto", "never"]
     allow_changed: list[Text]
@@ -263,6 +265,7 @@ class GenerateConfig:
     num_samples: Count
     seed: Seed
     device: DeviceName
+    threads: Threads | None
 
 
 @section

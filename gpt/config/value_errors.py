@@ -70,9 +70,10 @@ def unknown_key(key: str, valid: Iterable[str]) -> str:
     leaves = {_split(other)[1]: other for other in known}
     close = (
         difflib.get_close_matches(key, same_leaf, n=1, cutoff=0)
-        or [siblings[name] for name in difflib.get_close_matches(leaf, siblings, n=1)]
+        or [siblings[name] for name in difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.75)]
         or ([] if siblings else difflib.get_close_matches(key, known, n=1))
         or [leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.75)]
+        or [siblings[name] for name in difflib.get_close_matches(leaf, siblings, n=1)]
     )
     return f"unknown key {key}" + (f", did you mean {close[0]}?" if close else "")
 

@@ -162,7 +162,7 @@ def estimate(cfg: TrainConfig, root: Path) -> Cost:
     from gpt.machine.machine import Machine
     from gpt.machine.sizes import count_sizes
 
-    where, dtype, environment = device.choose(cfg.device, cfg.train, {})
+    where, dtype, environment = device.choose(cfg.device, cfg.train, {}, cfg.threads)
     vocab_size = tokenizer.load(cfg.data.tokenizer).n_vocab
     directory = prepared.find(cfg.data, root, sources.path_is_typed(cfg.overrides, cfg.out_dir))
     rows = cfg.train.micro_batch

@@ -22,8 +22,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 AUTO_DTYPE = "GPT_LAB_AUTO_DTYPE"  # the environment variable that says what train.dtype=auto means
 
 
-def choose_device(name: str) -> torch.device:
-    """ "auto" is cuda, else mps, else cpu. Raises UserError for a device that this machine does not have."""
+def choose_device(name: str, threads: int | None = None) -> torch.device:
+    """ "auto" is cuda, else mps, else cpu; torch then computes with so many `threads` on the CPU, None: as many as it
+    does. Raises UserError for a device that this machine does not have."""
+    if threads is not None:
+        torch.set_num_threads(threads)
     available = ["cpu"]
     if torch.backends.mps.is_available():
         available.insert(0, "mps")
@@ -69,11 +72,14 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def choose(name: str, cfg: TrainSection, recorded: dict[str, Any]) -> tuple[torch.device, torch.dtype, dict[str, Any]]:
+def choose(
+    name: str, cfg: TrainSection, recorded: dict[str, Any], n_threads: int | None = None
+) -> tuple[torch.device, torch.dtype, dict[str, Any]]:
     """Device, precision and the whole environment of a run.
 
     `recorded` is the environment of the run that is resumed, or empty: what "auto" was taken to mean then, and the
     number of threads, which decides in what order sums are made, are taken from it; what cannot be repeated is said.
+    `n_threads`, if it is given, goes before it.
     Raises UserError as `choose_device` and `choose_dtype` do.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":  # each of torchrun's processes would train the same run
@@ -83,7 +89,7 @@ def choose(name: str, cfg: TrainSection, recorded: dict[str, Any]) -> tuple[torc
     precision = recorded_or(cfg.dtype, recorded.get("dtype"), lambda d: choose_dtype(d, device))
     dtype = choose_dtype(precision, device)
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    threads = recorded.get("threads")
+    threads = n_threads or recorded.get("threads")
     if device.type == "cpu" and isinstance(threads, int) and 0 < threads <= 1024:
         torch.set_num_threads(threads)
     now = environment(device, "tf32" if precision == "tf32" else str(dtype).removeprefix("torch."))

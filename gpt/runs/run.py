@@ -45,7 +45,7 @@ class Run:
     def choose_machine(self) -> Machine:
         """Device, precision and rows of a micro-batch. Raises UserError for what is not there, or has no room."""
         cfg = self.cfg
-        where, dtype, environment = device.choose(cfg.device, cfg.train, self.recorded)
+        where, dtype, environment = device.choose(cfg.device, cfg.train, self.recorded, cfg.threads)
         rows = memory.micro_batch(cfg, self.tokens.n_vocab, where, dtype, self.recorded)
         saver.check_space(self.directory, cfg, self.tokens.n_vocab)
         return Machine(where, dtype, environment | {"micro_batch": rows})

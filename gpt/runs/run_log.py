@@ -11,6 +11,7 @@ from typing import Any
 
 from gpt.config.schema import METRIC, TrainConfig, WandbConfig
 from gpt.files.jsonl import RowFile
+from gpt.machine import threads
 from gpt.progress import Progress
 from gpt.runs import model_card, wandb_description, wandb_run
 
@@ -22,6 +23,7 @@ class RunLog:
         self.wandb_run = wandb_run.WandbRun(run_dir, "run")
         self._run_dir, self._log_model = run_dir, log_model
         self._first_step = 0  # W&B has all rows before it
+        self._starvation = threads.Starvation()
         self._best: dict[str, Any] | None = None  # the row of the best evaluation
         self._metrics, self._samples = RowFile(run_dir / "metrics.jsonl"), RowFile(run_dir / "samples.jsonl")
 
@@ -35,6 +37,7 @@ class RunLog:
         the key `step`, larger than that of the row before; NaN becomes the string "NaN". In W&B both are one row."""
         self._samples.append([{"step": row["step"], **sample} for sample in samples])
         self._metrics.append([row])
+        self._starvation.check()
         self.wandb_run.do(lambda run: self._send(run, row, samples))
         if METRIC in row:
             self._best = model_card.best_row([self._best or {}, row])

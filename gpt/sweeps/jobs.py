@@ -40,8 +40,8 @@ NUMBERS = {
     "val/bpb": int | float,
     "tokens_per_second": int | float,
 }
-# What has no part in what comes of a job.
-VOLATILE = {"out_dir", "resume", "allow_changed", "overrides", "dry_run", "wandb", "sweep", "hydra"}
+# What has no part in what comes of a job, but for the last digits.
+VOLATILE = {"out_dir", "resume", "allow_changed", "overrides", "dry_run", "wandb", "sweep", "hydra", "threads"}
 
 
 @dataclass(frozen=True)

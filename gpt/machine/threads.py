@@ -1,0 +1,60 @@
+"""Decides how torch's threads wait for each other, and says when other processes keep them from the processor.
+
+The first part must happen before torch is loaded, so nothing here imports it at the top.
+"""
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+# Turns for which a thread of libgomp, which torch's builds for Linux are linked with, waits at the end of a parallel
+# loop before it sleeps. The number here is libgomp's own: see experiments/speed/threads.py for others, on a quiet
+# machine and beside another busy process.
+SPIN_COUNT = 300_000
+OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # of these the user's are left alone
+STARVED = 0.5  # seconds of waiting for a processor, to each one of computing
+LEAST = 5.0  # seconds of computing, before anything is said
+
+
+def prepare() -> None:
+    """Sets how long threads spin, unless the user has. libgomp reads it when torch is loaded, and never again."""
+    if not any(name in os.environ for name in OWN):
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+
+
+class Starvation:
+    """Says once in a run that its threads wait for processors that others have."""
+
+    def __init__(self) -> None:
+        self._before: tuple[float, float] | None = used_and_waited()
+
+    def check(self) -> None:
+        """Looks at the time since the last look at which there was something to say, or since the start."""
+        now = used_and_waited()
+        if self._before is None or now is None:
+            return
+        used, waited = (new - old for new, old in zip(now, self._before, strict=True))
+        if used + waited < LEAST:
+            return
+        self._before = now
+        if waited > STARVED * used:
+            log.warning(f"other processes have the processor: this run waited {waited:.0f} s for {used:.0f} s of "
+                        "computing; fewer threads (threads=1) may be faster")  # fmt: skip
+            self._before = None
+
+
+def used_and_waited() -> tuple[float, float] | None:
+    """Seconds that the threads of this process had on processors, and that they were ready and had none. None where
+    the system does not count them."""
+    used = waited = 0
+    try:
+        for task in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+                run, wait, _ = map(int, (task / "schedstat").read_text().split())
+                used, waited = used + run, waited + wait
+    except (OSError, ValueError):
+        return None
+    return (used / 1e9, waited / 1e9) if used else None

@@ -1,0 +1,58 @@
+"""How threads wait, how many there are, and what is said when others have the processor."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from gpt.machine import threads
+
+WITHOUT = {name: value for name, value in os.environ.items() if name not in threads.OWN}
+
+
+@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}, {"KMP_BLOCKTIME": "0"}])
+def test_the_spin_count_is_set_before_torch_is_loaded_unless_the_user_has_chosen(own):
+    code = """
+import json, os, sys
+sys.argv = ["train.py", "--help"]
+from gpt.config import launch
+launch.launch(lambda: print(json.dumps([dict(os.environ), "torch" in sys.modules])), "train")
+"""
+    run = subprocess.run([sys.executable, "-c", code], env=WITHOUT | own, cwd=ROOT, capture_output=True, text=True)
+    variables, torch_is_loaded = json.loads(run.stdout)
+    expected = own or {"GOMP_SPINCOUNT": str(threads.SPIN_COUNT)}
+    assert {name: variables[name] for name in threads.OWN if name in variables} == expected and not torch_is_loaded
+
+
+@pytest.mark.parametrize(
+    "seen, warnings",
+    [
+        ([(0, 0), (10, 4), (20, 8)], 0),
+        ([(0, 0), (10, 8), (20, 16)], 1),  # once
+        ([(0, 0), (1, 3), (2, 6), (9, 8)], 1),  # too short a time says nothing, and is counted
+        ([(0, 0), (100, 1), (104, 20)], 1),  # later in a long run
+        ([None, (10, 10)], 0),  # not counted by this system
+        ([(0, 0), None, (10, 10)], 1),
+    ],
+)
+def test_a_run_that_waits_for_processors_says_so_once(monkeypatch, caplog, seen, warnings):
+    looks = iter(seen)
+    monkeypatch.setattr(threads, "used_and_waited", lambda: next(looks))
+    starvation = threads.Starvation()
+    with caplog.at_level(logging.WARNING):
+        for _ in seen[1:] if seen[0] else []:
+            starvation.check()
+    assert len(caplog.messages) == warnings
+
+
+def test_the_system_counts_the_time_on_and_the_time_without_a_processor():
+    if not os.path.exists("/proc/self/schedstat"):
+        pytest.skip("this system counts neither")
+    before = threads.used_and_waited()
+    sum(range(3_000_000))
+    after = threads.used_and_waited()
+    assert after[0] > before[0] and after[1] >= before[1]
