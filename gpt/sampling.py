@@ -208,14 +208,12 @@ def preview(
     template None: the prompt is used as it is. A prompt that leaves no room for an answer loses its beginning, which
     is said once. `stop`: as in `generate`.
     """
-    previews, sample = [], cfg.sample
+    previews, n_cut, sample = [], 0, cfg.sample
     for question in questions:
         prompt = question.instruction
         ids = tokenizer.encode(prompt if template is None else format_prompt(template, prompt, question.input))
         kept = fit_prompt(ids, model.config.context_length, sample.max_new_tokens)
-        if len(kept) < len(ids):
-            shown = f"the prompt {prompt[:40]!r} has {len(ids)} tokens: samples go on from its last {len(kept)}"
-            say_once(f"{shown}, to leave room for {sample.max_new_tokens} new ones in the context", id(model))
+        n_cut += len(kept) < len(ids)
         [new] = generate(
             model, kept,
             max_new_tokens=sample.max_new_tokens, eos=tokenizer.eos, temperature=sample.temperature,
@@ -223,4 +221,9 @@ def preview(
         )  # fmt: skip
         reference = {} if question.reference is None else {"reference": question.reference}
         previews.append({"prompt": prompt, "text": tokenizer.decode(new), **reference})
+    if n_cut:
+        room = f"the context of {model.config.context_length} tokens with {sample.max_new_tokens} new ones"
+        say_once(
+            f"{n_cut} of {len(questions)} prompts of the samples lose their beginning: no room in {room}", id(model)
+        )
     return previews

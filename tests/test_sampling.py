@@ -251,11 +251,9 @@ class TestPreview:
         questions = [Question("What are the symptoms of Asthma")]
         with caplog.at_level("WARNING"):
             [long] = preview(model, BYTES, questions, None, self.CFG)
-            assert preview(model, BYTES, [*questions, Question("Croup")], None, self.CFG)[0] == long
+            assert preview(model, BYTES, questions, None, self.CFG) == [long]
         (line,) = caplog.messages  # once, however often a run samples
-        assert line.startswith(
-            "the prompt 'What are the symptoms of Asthma' has 31 tokens: samples go on from its last "
-        )
+        assert line.startswith("1 of 1 prompts of the samples lose their beginning: no room in the context of ")
         [end] = preview(model, BYTES, [Question("f Asthma")], None, self.CFG)
         assert long["text"] == end["text"]
         assert caplog.messages == [line]

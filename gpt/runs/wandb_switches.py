@@ -36,7 +36,7 @@ def _files() -> tuple[str, str] | None:
     local = [Path(os.path.expanduser(folder), name, "settings") for folder in folders for name in ("wandb", ".wandb")]
     users = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
     for files in (local, [Path(os.path.expanduser(users), "settings")]):
-        wanted = [(mode, f"{name} in {file}") for file in files for name, mode in _settings(file)]
+        wanted = [(mode, f"{name} in {file.absolute()}") for file in files for name, mode in _settings(file)]
         if wanted:
             return max(wanted, key=lambda choice: PRIVACY.index(choice[0]))
     return None
