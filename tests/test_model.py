@@ -29,7 +29,7 @@ def build(config: ModelConfig = TINY, vocab_size: int = VOCABULARY) -> GPT:
 
 
 def shipped(name: str, **changes: object) -> ModelConfig:
-    return dataclasses.replace(GPT2Config(**OmegaConf.load(PRESETS / f"{name}.yaml").model), **changes)
+    return dataclasses.replace(GPT2Config(name=name, **OmegaConf.load(PRESETS / f"{name}.yaml").model), **changes)
 
 
 def test_a_later_token_never_changes_earlier_logits():

@@ -15,7 +15,8 @@ from gpt.terminal.console import escape
 LOCK = ".lock"  # the first file of every run, which marks its directory: "pid 17 since 2026-01-31 12:00:00"
 # What a directory is known by that was copied without its hidden files, or made before there was a lock.
 RUN, SWEEP = ("checkpoints/step_*", "job.json"), ("sweep.json", "*/job.json")
-NOBODYS = {LOCK, ".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", "lost+found"}  # a folder of these is empty
+# A folder of these alone is empty. Hydra writes the second before the run begins.
+NOBODYS = {LOCK, ".hydra", ".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", "lost+found"}
 PATIENCE = 0.3  # seconds; `is_owned` holds a lock for an instant
 
 

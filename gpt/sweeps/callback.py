@@ -127,7 +127,7 @@ class SweepCallback(Callback):
 
 def remove_unused() -> None:
     """Removes the folders that this start has made and that hold nothing, because it was refused."""
-    directory.remove_unused(_made, ("train.log", "multirun.yaml"))
+    directory.remove_unused(_made, ("train.log", "run.json", "multirun.yaml"))
 
 
 def _check(config: DictConfig, loader: ConfigLoader, is_sweep: bool) -> None:

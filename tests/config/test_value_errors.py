@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from test_launch import composed
 
 from gpt.config import schema
+from gpt.config.optimizers import MuonConfig
 from gpt.config.value_errors import find_errors, unknown_key, valid_keys
 
 DELETED = object()
@@ -135,7 +136,7 @@ def test_another_kinds_name_alone_is_one_fault_and_not_one_for_each_of_its_keys(
     for changes in ({"data.kind": "text"}, {"data.kind": "text", "data.path": "x.txt"}):
         [error] = errors_of(default, changes)
         assert error == f"data.kind=text: {expected} qa; choose a file of the group"
-    muon = {f.name: 0.5 for f in dataclasses.fields(schema.MuonConfig)} | {"name": "sgd"}
+    muon = {f.name: 0.5 for f in dataclasses.fields(MuonConfig)} | {"name": "sgd"}
     assert errors_of(default, {"optimizer": muon}) == [
         f"optimizer.name=sgd: {expected} muon; choose a file of the group"
     ]
