@@ -223,7 +223,6 @@ def preview(
         previews.append({"prompt": prompt, "text": tokenizer.decode(new), **reference})
     if n_cut:
         room = f"the context of {model.config.context_length} tokens with {sample.max_new_tokens} new ones"
-        say_once(
-            f"{n_cut} of {len(questions)} prompts of the samples lose their beginning: no room in {room}", id(model)
-        )
+        many = f"{n_cut} of {len(questions)} prompts of the samples"
+        say_once(f"{many} lose their beginning: no room in {room}", id(model))
     return previews

@@ -24,6 +24,7 @@ from gpt.sampling import (
     keep_top_p,
     preview,
     probabilities,
+    say_once,
 )
 
 CONTEXT = 16
@@ -248,6 +249,7 @@ class TestPreview:
         assert without_input["text"] != alone["text"]
 
     def test_a_long_prompt_loses_its_beginning_which_is_said_once(self, model, caplog):
+        say_once.cache_clear()  # of other tests with this model
         questions = [Question("What are the symptoms of Asthma")]
         with caplog.at_level("WARNING"):
             [long] = preview(model, BYTES, questions, None, self.CFG)

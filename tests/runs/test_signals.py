@@ -98,7 +98,8 @@ def undisturbed(tmp_path_factory):
 
 
 def complaints(output):
-    return [line for line in output.splitlines() if line.startswith(("error", "warning", "Traceback"))]
+    lines = [line for line in output.splitlines() if line.startswith(("error", "warning", "Traceback"))]
+    return [line for line in lines if "prompts of the samples lose their beginning" not in line]
 
 
 @pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
@@ -260,7 +261,7 @@ def test_a_sweep_is_ended_by_a_signal_with_the_running_jobs_step_saved(tmp_path)
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    (line,) = stderr.splitlines()
+    (line,) = complaints(stderr)
     job, other = jobs.read(tmp_path / "sweep")
     assert re.match(r"error: interrupted by SIGINT: step_\d+ is saved; to go on: python .*train.py seed=1 ", line), line
     assert line.endswith(f"hydra.mode=RUN out_dir={job.folder}")
