@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 SPIN_COUNT = 300_000
 OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # of these the user's are left alone
 STARVED = 0.5  # seconds of waiting for a processor, to each one of computing
-LEAST = 5.0  # seconds of computing, before anything is said
+LEAST = 20.0  # seconds of computing, before anything is said
 
 
 def prepare() -> None:

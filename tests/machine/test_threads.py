@@ -31,12 +31,12 @@ launch.launch(lambda: print(json.dumps([dict(os.environ), "torch" in sys.modules
 @pytest.mark.parametrize(
     "seen, warnings",
     [
-        ([(0, 0), (10, 4), (20, 8)], 0),
-        ([(0, 0), (10, 8), (20, 16)], 1),  # once
-        ([(0, 0), (1, 3), (2, 6), (9, 8)], 1),  # too short a time says nothing, and is counted
-        ([(0, 0), (100, 1), (104, 20)], 1),  # later in a long run
-        ([None, (10, 10)], 0),  # not counted by this system
-        ([(0, 0), None, (10, 10)], 1),
+        ([(0, 0), (20, 8), (40, 16)], 0),
+        ([(0, 0), (20, 16), (40, 32)], 1),  # once
+        ([(0, 0), (1, 3), (2, 6), (19, 18)], 1),  # too short a time says nothing, and is counted
+        ([(0, 0), (100, 1), (104, 21)], 1),  # later in a long run
+        ([None, (20, 20)], 0),  # not counted by this system
+        ([(0, 0), None, (20, 20)], 1),
     ],
 )
 def test_a_run_that_waits_for_processors_says_so_once(monkeypatch, caplog, seen, warnings):
