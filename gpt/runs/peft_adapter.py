@@ -24,7 +24,7 @@ from gpt.config.fields import first_error
 from gpt.config.schema import LoRAConfig
 from gpt.config.value_errors import as_typed
 from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError, unusable
-from gpt.files import atomic, hub
+from gpt.files import atomic, hub_names
 from gpt.files.json_file import read_object
 from gpt.files.paths import PROJECT_ROOT, absolute
 from gpt.files.tensor_files import read_safetensors
@@ -91,7 +91,9 @@ def save(directory: Path, model: LanguageModel, cfg: LoRAConfig, base: str | Non
 def can_load(base: str) -> bool:
     """Whether peft finds the model called `base`: on the hub, or in a directory as transformers writes it."""
     config = absolute(base) / "config.json"  # a checkpoint of this project has one too
-    return hub.is_name(base, PROJECT_ROOT) or (config.is_file() and not config.with_name("manifest.json").exists())
+    return hub_names.is_repository(base, PROJECT_ROOT) or (
+        config.is_file() and not config.with_name("manifest.json").exists()
+    )
 
 
 def say_how(directory: Path, base: str) -> None:

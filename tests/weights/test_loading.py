@@ -347,6 +347,8 @@ def test_another_architecture_is_refused_and_told_how_to_be_had(tmp_path, change
 
 def test_heads_that_a_file_does_not_tell_are_said_with_the_key_and_given_by_it(tmp_path, caplog):
     their_model = theirs(n_embd=16, n_head=2, n_layer=1, n_positions=8)
+    with torch.no_grad():
+        their_model.transformer.h[0].attn.c_attn.weight.mul_(50)  # else attention hardly depends on the heads
     path = to_file(plain(their_model), tmp_path / "x.pth")
     tokens = torch.tensor([[1, 2, 3, 4, 5]])
     with torch.no_grad():
