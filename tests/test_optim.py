@@ -117,16 +117,18 @@ def test_without_layer_decay_parameters_are_numbered_as_in_the_checkpoints_that_
         assert groups[0]["lr"] == groups[0]["peak_lr"] == cfg.lr
 
 
+def weights_after(model, optimizer, steps):
+    """All weights, flat, after steps on one batch."""
+    for _ in range(steps):
+        model(torch.arange(32).view(2, 16)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
 @by_name
 @pytest.mark.parametrize("name", ["lora", "last_blocks"])
 def test_only_what_is_trained_has_a_state_which_is_saved_and_goes_on(cfg, name):
-    def run(model, optimizer, steps):
-        for _ in range(steps):
-            model(torch.arange(32).view(2, 16)).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        return torch.cat([p.detach().flatten() for p in model.parameters()])
-
     def prepared():
         model = GPT(model_config(tie_weights=False), 50)
         prepare(model, finetune, seed=0)
@@ -134,14 +136,14 @@ def test_only_what_is_trained_has_a_state_which_is_saved_and_goes_on(cfg, name):
 
     finetune = finetune_config(name, layer_decay=0.5, rank=2, alpha=2.0)
     model, optimizer = prepared()
-    run(model, optimizer, 2)
+    weights_after(model, optimizer, 2)
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     with_state = {id(p) for part in optim.parts(optimizer).values() for p in part.state}
     assert with_state == trained and 0 < len(trained) < len(list(model.parameters()))
     twin, twin_optimizer = prepared()
     twin.load_state_dict(model.state_dict())
     optim.load_state_tensors(twin_optimizer, {k: v.clone() for k, v in optim.state_tensors(optimizer).items()})
-    assert torch.equal(run(model, optimizer, 2), run(twin, twin_optimizer, 2))
+    assert torch.equal(weights_after(model, optimizer, 2), weights_after(twin, twin_optimizer, 2))
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
@@ -227,24 +229,17 @@ def of_torch(name: str):
 
 @pytest.mark.parametrize("name", OF_TORCH)
 def test_any_optimizer_of_torchs_needs_a_dataclass_only_and_goes_on_from_a_checkpoint(tmp_path, name):
-    def run(model, optimizer, steps):
-        for _ in range(steps):
-            model(torch.arange(32).view(2, 16)).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        return torch.cat([p.detach().flatten() for p in model.parameters()])
-
     config, cfg = model_config(tie_weights=False), of_torch(name)
     model = GPT(config, 50)
     before = torch.cat([p.detach().flatten() for p in model.parameters()])
     optimizer = optim.build(model, cfg)
-    assert not torch.equal(run(model, optimizer, 3), before)
+    assert not torch.equal(weights_after(model, optimizer, 3), before)
     twin = GPT(config, 50)
     twin.load_state_dict(model.state_dict())
     safetensors.torch.save_file(optim.state_tensors(optimizer), tmp_path / "state.safetensors")
     twin_optimizer = optim.build(twin, cfg)
     optim.load_state_tensors(twin_optimizer, safetensors.torch.load_file(tmp_path / "state.safetensors"))
-    assert torch.equal(run(model, optimizer, 3), run(twin, twin_optimizer, 3))
+    assert torch.equal(weights_after(model, optimizer, 3), weights_after(twin, twin_optimizer, 3))
     held = sum(t.nbytes for t in optim.state_tensors(optimizer).values() if t.dim())
     assert sizes.state_bytes(config, None, 50, cfg) == held
 

@@ -44,9 +44,8 @@ class TextFile:
         self.quotes, self.raw = 0, b""  # in that row
         self._lines = 0  # line ends read
         self.n_bytes = 0  # that were read; in a gzipped file, after decompression
-        self._is_utf8 = (
-            False  # whether a character of several bytes was read, which other encodings hardly ever make up
-        )
+        # Whether a character of several bytes was read, which other encodings hardly ever make up.
+        self._is_utf8 = False
         self._cut = b""  # the first bytes of a character whose others are in the next piece
 
     def row(self, multiline: bool = False) -> str:

@@ -8,6 +8,7 @@ from gpt.terminal.console import escape
 UNPACK = "unpack it and give the file in it"
 SAVE_AS_CSV = "save it as CSV (UTF-8) in the program that made it"
 SAVE_AS_TEXT = "save it as plain text (UTF-8)"
+DOWNLOAD = "download the file itself, not the page that shows it"
 CONVERT = "convert it to Parquet, JSON Lines or CSV"
 # What a file begins with -> what it is, and what to do. Text never begins so.
 SIGNATURES = {
@@ -28,14 +29,10 @@ SIGNATURES = {
     b"\x93NUMPY": ("a NumPy array", CONVERT),
     b"Obj\x01": ("an Avro file", CONVERT),
     b"ORC": ("an ORC file", CONVERT),
-    b"\x80\x02": ("a pickle, which is never opened", CONVERT),
-    b"\x80\x03": ("a pickle, which is never opened", CONVERT),
-    b"\x80\x04": ("a pickle, which is never opened", CONVERT),
-    b"\x80\x05": ("a pickle, which is never opened", CONVERT),
+    **dict.fromkeys([b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"], ("a pickle, which is never opened", CONVERT)),
     b"%PDF-": ("a PDF document", SAVE_AS_TEXT),
     b"{\\rtf": ("a document in rich text", SAVE_AS_TEXT),
-    b"<!DOCTYPE html": ("a web page", "download the file itself, not the page that shows it"),
-    b"<!doctype html": ("a web page", "download the file itself, not the page that shows it"),
+    **dict.fromkeys([b"<!DOCTYPE html", b"<!doctype html"], ("a web page", DOWNLOAD)),
     b"version https://git-lfs": ("a pointer of Git LFS, not the file itself", "get the file with git lfs pull"),
 }
 # What the names of zip archives end in, where that says more, and those of text that has no rows.

@@ -79,9 +79,8 @@ def count_operations(cfg: TrainConfig, vocab_size: int, machine: "Machine") -> O
 
     sizes = count_sizes(cfg.model, cfg.finetune, vocab_size)
     rows, kind = machine.environment["micro_batch"], machine.device.type
-    counts = counting.micro_batch(
-        cfg, vocab_size, rows, kind, machine.dtype
-    )  # as in memory.estimate: one pass for both
+    # The arguments are those of memory.estimate: one pass serves both.
+    counts = counting.micro_batch(cfg, vocab_size, rows, kind, machine.dtype)
     return Operations(
         forward=counts.forward / counts.tokens,
         blocks=(counts.forward + counts.backward) / counts.tokens,
