@@ -58,8 +58,9 @@ class LanguageModel(nn.Module):
         """(B, T) ids -> (B, T, C), the normalised stream that the head reads.
 
         positions: (B, T) place of each token in its document; default: in its row, after what the cache holds.
-        documents: (B, T) number of the document that each token belongs to, for rows that hold several; tokens see
-        only their own. Raises ValueError when the row and the cache together exceed the context length.
+        documents: (B, S) number of the document that each token belongs to, those in the cache first, for rows that
+        hold several or are padded; tokens see only their own. Raises ValueError when the row and the cache together
+        exceed the context length and no positions are given, as padding takes up none.
         """
         raise NotImplementedError
 
@@ -194,13 +195,13 @@ class GPT(LanguageModel):
     ) -> Tensor:
         T = tokens.shape[1]
         past = 0 if cache is None else cache.length
-        if past + T > self.config.context_length:
+        if positions is None and past + T > self.config.context_length:
             raise ValueError(f"{past + T} tokens exceed the context length {self.config.context_length}")
         if positions is None:
             positions = torch.arange(past, past + T, device=tokens.device)  # (T,)
         mask = None
         if documents is not None:
-            mask = same_document(documents)  # (B, 1, T, T)
+            mask = same_document(documents, T)  # (B, 1, T, S)
         elif past > 0 and T > 1:
             mask = torch.ones(T, past + T, dtype=torch.bool, device=tokens.device).tril(past)  # (T, S)
         x = self.drop(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
@@ -217,9 +218,10 @@ class GPT(LanguageModel):
         return self.h
 
 
-def same_document(documents: Tensor) -> Tensor:
-    """(B, T) document numbers -> (B, 1, T, T) mask, true where a token may look: its own document, not the future."""
-    T = documents.shape[1]
-    same = documents[:, :, None] == documents[:, None, :]  # (B, T, T)
-    causal = torch.ones(T, T, dtype=torch.bool, device=documents.device).tril()
+def same_document(documents: Tensor, T: int) -> Tensor:
+    """(B, S) document numbers -> (B, 1, T, S) mask, true where each of the last T tokens may look: its own document,
+    not the future."""
+    S = documents.shape[1]
+    same = documents[:, S - T :, None] == documents[:, None, :]  # (B, T, S)
+    causal = torch.ones(T, S, dtype=torch.bool, device=documents.device).tril(S - T)
     return (same & causal)[:, None]

@@ -130,7 +130,7 @@ def test_packed_documents_get_the_logits_that_each_gets_alone():
 
 def test_the_mask_of_packed_documents_shows_each_its_own_past():
     expected = [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
-    assert same_document(torch.tensor([[4, 5, 5]])).int().tolist() == [[expected]]
+    assert same_document(torch.tensor([[4, 5, 5]]), 3).int().tolist() == [[expected]]
 
 
 @pytest.mark.parametrize("pieces", [[8], [1] * 8, [5, 3], [3, 1, 4]])

@@ -81,7 +81,7 @@ class Rotary(LanguageModel):
         past, T = 0 if cache is None else cache.length, tokens.shape[1]
         if positions is None:
             positions = torch.arange(past, past + T, device=tokens.device)
-        mask = None if documents is None else same_document(documents)
+        mask = None if documents is None else same_document(documents, T)
         x = self.embedding(tokens)
         for layer in self.layers:
             x = self.run(layer, x, positions, mask, cache)
