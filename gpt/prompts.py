@@ -42,9 +42,18 @@ def format_prompt(template: str, instruction: str, input: str = "") -> str:
     return header + t.instruction + instruction + (t.input + input if input else "") + t.response
 
 
+def read_prompt(template: str, prompt: str) -> tuple[str, str]:
+    """(instruction, input) that `format_prompt` makes this prompt of. Where a line feed is all that marks an input
+    (plain), the second line of an instruction counts as one."""
+    t = TEMPLATES[template]
+    body = prompt.removeprefix(t.header).removeprefix(t.header_with_input).removeprefix(t.instruction)
+    instruction, _, given = body.removesuffix(t.response).partition(t.input)
+    return instruction, given
+
+
 @dataclass(frozen=True)
 class Question:
-    """A prompt that the model answers while it trains, with the reference answer where there is one."""
+    """A prompt that the model answers, with the reference answer where there is one."""
 
     instruction: str
     input: str = ""

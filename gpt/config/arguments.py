@@ -24,7 +24,7 @@ NAMES = (
 )  # fmt: skip
 NAMES_BELOW = ("data.card.", "data.columns.")
 PATHS = (*places.PATHS, "hydra.run.dir", "hydra.sweep.dir")
-INPUTS = ("data.path", "prompts", *places.WEIGHTS)  # which exist already
+INPUTS = ("data.path", "prompts", "file", *places.WEIGHTS)  # which exist already
 QUOTED = re.compile(r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*\"""", re.DOTALL)
 
 
@@ -60,6 +60,9 @@ def taken_as_typed(argument: str, may_be_several: bool) -> list[str]:
         return [argument]
     if key not in (*SENTENCES, *NAMES, *PATHS) and not key.startswith(NAMES_BELOW):
         return [argument, *_paths_within(argument)]
+    if key in places.LISTS:
+        items = value[1:-1].split(",") if value.startswith("[") and value.endswith("]") else [value]
+        return [f"{left}=[{','.join(_literal(key, item.strip()) for item in items)}]"]
     chosen = _choices(key, value) if may_be_several else None
     return [f"{left}={','.join(_literal(key, text) for text in chosen or [value])}"]
 

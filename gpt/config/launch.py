@@ -12,6 +12,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +35,12 @@ from gpt.sweeps import callback, composition, dry_run, hydra_patches, jobs, plug
 from gpt.terminal import console
 from gpt.weights import locate
 
-SCHEMAS = {"train": schema.TrainConfig, "generate": schema.GenerateConfig, "prepare_data": schema.PrepareConfig}
+SCHEMAS = {  # what a script's configuration becomes, as module:attribute: the last one takes numpy to load
+    "train": "gpt.config.schema:TrainConfig",
+    "generate": "gpt.config.schema:GenerateConfig",
+    "prepare_data": "gpt.config.schema:PrepareConfig",
+    "evaluate": "gpt.evaluation.settings:EvaluateConfig",
+}
 REMEDY = "all keys and groups: --help and --cfg job"
 # What Hydra raises for a command line that it refuses, and for a file of a group that is not YAML.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
@@ -63,6 +69,12 @@ def choice(group: str, root: DictConfig) -> str:
         root.hydra if "hydra" in root else HydraConfig.get()
     )  # the configuration of a job that is planned has its own
     return str(hydra.runtime.choices[group]).removesuffix(".yaml").replace("/", "_")
+
+
+def schema_of(script: str) -> type:
+    """The dataclass that a script's configuration becomes."""
+    module, _, name = SCHEMAS[script].partition(":")
+    return getattr(import_module(module), name)
 
 
 def load(cfg: DictConfig, kind: type[T]) -> T:
@@ -156,14 +168,14 @@ def report(error: BaseException) -> int:
 def execute(main: Callable[[], Any], script: str) -> int:
     """Starts the run or the sweep, or prints its cost (dry_run) or its report (sweep.report). Returns the exit code."""
     try:
-        sys.argv[1:] = arguments.prepare(sys.argv[1:], script, SCHEMAS[script])
+        sys.argv[1:] = arguments.prepare(sys.argv[1:], script, schema_of(script))
         main()
     except callback.DryRun as request:
         return dry_run.run(main, request)
     except callback.Report as request:
         from gpt.sweeps import summary  # here, because it imports numpy and more
 
-        name = validated(composition.without_hydra(request.config), SCHEMAS[script]).sweep.report
+        name = validated(composition.without_hydra(request.config), schema_of(script)).sweep.report
         return summary.close(Path(request.config.hydra.sweep.dir).parent / name)
     except callback.Refused as refusal:
         raise refusal.error from None

@@ -7,8 +7,9 @@ from typing import Any
 
 from gpt.files import hub_names, paths
 
-WEIGHTS = ("init.from", "checkpoint")  # what these name may also be on the hub
-PATHS = ("data.path", "data.prepared_dir", "out_dir", "prompts", "export", *WEIGHTS)
+LISTS = ("compare",)  # of several places
+WEIGHTS = ("init.from", "checkpoint", *LISTS)  # what these name may also be on the hub
+PATHS = ("data.path", "data.prepared_dir", "out_dir", "prompts", "export", "file", *WEIGHTS)
 
 
 def absolute(key: str, value: str, start: Path = paths.PROJECT_ROOT) -> str:
@@ -34,7 +35,15 @@ def with_paths(values: dict[str, Any], change: Callable[[str, str], str]) -> dic
         for name in sections:
             section = section.get(name) if isinstance(section, dict) else None
         value = section.get(last) if isinstance(section, dict) else None
-        if isinstance(value, str) and value and "${" not in value and "\0" not in value:
-            with suppress(UnicodeEncodeError):  # of what can name no file
-                section[last] = change(key, value)
+        if isinstance(value, list) and key in LISTS:
+            section[last] = [_changed(key, item, change) for item in value]
+        elif value:
+            section[last] = _changed(key, value, change)
     return values
+
+
+def _changed(key: str, value: Any, change: Callable[[str, str], str]) -> Any:
+    if isinstance(value, str) and value and "${" not in value and "\0" not in value:
+        with suppress(UnicodeEncodeError):  # of what can name no file
+            return change(key, value)
+    return value

@@ -251,14 +251,17 @@ def collate(ids: np.ndarray, segments: Cut | Segments, rows: Rows, width: int | 
     )
 
 
-def eval_segments(split: Split, context_length: int, mask: str, max_targets: int) -> Segments:
+def eval_segments(
+    split: Split, context_length: int, mask: str, max_targets: int, stride: int | None = None
+) -> Segments:
     """The first `max_targets` scored tokens of a split, each in exactly one segment, whatever the context length.
 
-    A document longer than the context is read in overlapping windows: each scores what the one before did not reach,
-    and a token has at least half a context before it, if its document has so much. So losses at different context
-    lengths are means over the same tokens.
+    A document longer than the context is read in overlapping windows: each scores the up to `stride` targets (default:
+    half a context) that the one before did not reach, the first one a whole context of them. So a token has at least
+    context_length - stride tokens before it, if its document has so many, and losses at different context lengths are
+    means over the same tokens.
     """
-    stride = max(1, context_length // 2)
+    stride = stride or max(1, context_length // 2)
     windows: list[tuple[int, int, int]] = []
     left = max_targets
     for start, response, end in map(np.ndarray.tolist, split.documents):  # no more of them than needed

@@ -16,6 +16,13 @@ COLUMNS = {
     "helpsteer": {"prompt": ["prompt"], "response": ["response"]},
     "alpaca": {"instruction": ["instruction"], "input": ["input"], "output": ["output", "response"]},
     "prompts": {"instruction": ["instruction", "prompt", "question"], "input": ["input"]},
+    "references": {
+        "instruction": ["instruction", "prompt", "question"],
+        "input": ["input"],
+        "output": ["output", "response", "answer", "reference"],
+        "source": ["source", "document_source", "qtype"],
+        "focus_area": ["focus_area", "question_focus"],
+    },
     "examples": {"instruction": ["instruction"], "input": ["input"], "output": ["output"]},
 }
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}  # of the fields of CSV, by the words for them
@@ -78,7 +85,7 @@ def find(names: Iterable[str], kind: str, chosen: Mapping[str, str | None]) -> d
 
 
 def _remedy(name: str, kind: str, present: list[str]) -> str:
-    if kind in ("prompts", "examples"):
+    if kind in ("prompts", "references", "examples"):
         return f"name a column {name}"
     words = [word for word, mark in DELIMITERS.items() if len(present) == 1 and mark in present[0]]
     other = f", or data.delimiter={words[0]} if that is what stands between the columns" if words else ""

@@ -144,7 +144,8 @@ def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str
     if missed := splits.missed_shares(kept_records, parts, cfg):
         log.warning(missed)
     _write_lines(directory / f"{cfg.name}_alpaca.jsonl", lines)
-    counts = {}
+    counts: dict[str, dict[str, int]] = {}
+    topics: dict[str, list[tuple[str, str]]] = {}
     for name, chosen in parts.items():
         order = [kept[i] for i in chosen]
         if name != "train":  # its first documents shall be a fair sample of it
@@ -155,6 +156,9 @@ def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str
                 writer.add(np.concatenate([prompt, response, end]))
                 writer.end_document(len(prompt))
             counts[name] = writer.finish()
+        topics[name] = [(cleaned.records[i].focus, cleaned.records[i].source) for i in order]
+    if any(any(pair) for pairs in topics.values() for pair in pairs):
+        (directory / prepared.TOPICS).write_text(json.dumps(topics) + "\n", encoding="utf-8")
     figures.length_histogram(lengths, cfg.max_tokens, directory / "token_lengths.png")
     return {
         "source": origin,

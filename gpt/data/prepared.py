@@ -36,7 +36,8 @@ SETTINGS = ("name", "kind", "columns", "tokenizer", "template", "max_tokens", "s
             "split_seed", "on_bad_row", "card")  # fmt: skip
 HOW_WRITTEN = ("delimiter", "encoding", "document_separator")  # these, too; recorded where they are set
 TOKEN_FILES = set(chain.from_iterable(map(token_files.names, splits.NAMES)))
-RUN_FILES = {*TOKEN_FILES, "val.jsonl", "meta.json"}  # what a run opens; the other files are for people
+TOPICS = "topics.json"  # what the questions of each split are about, and where they are from: [focus, source] of each
+RUN_FILES = {*TOKEN_FILES, "val.jsonl", "meta.json", TOPICS}  # what a run opens; the other files are for people
 SHOWN_FILES = {"README.md", "token_lengths.png", "bad_rows.txt", *(f"{split}.jsonl" for split in splits.NAMES)}
 VERSION = re.compile("[0-9a-f]{12}")  # the name of a folder: the beginning of the fingerprint
 META_LIMIT = 2**26  # bytes of meta.json, enough for 500,000 source files
@@ -144,6 +145,18 @@ def _has_older_layout(directory: Path) -> bool:
     return any(os.path.lexists(directory / name) for name in TOKEN_FILES)
 
 
+def with_fingerprint(directory: Path, fingerprint: str) -> Prepared:
+    """The preparation in `directory` that a run was trained on. Raises UserError (2) where it is not there any more."""
+    for version in versions(directory):
+        with contextlib.suppress(UserError):
+            meta = read_meta(version)
+            if meta["fingerprint"] == fingerprint:
+                _check_files(version, meta)
+                return Prepared(version, meta)
+    what = f"the data that the run was trained on is not there: fingerprint {escape(fingerprint[:12])}"
+    raise UserError(what, str(directory), "prepare it again with prepare_data.py, or give data=... or file=...")
+
+
 def read_meta(directory: Path) -> dict[str, Any]:
     """meta.json: settings, source, counts, splits, files and the fingerprint.
 
@@ -175,10 +188,24 @@ def read_meta(directory: Path) -> dict[str, Any]:
         raise token_files.damaged(path, " ".join([".".join(map(str, first["loc"])), first["msg"]])) from error
 
 
+def topics(data: Prepared, split: str) -> list[tuple[str, str]]:
+    """(focus, source) of each document of a split; empty where they are not known. Raises UserError (2)."""
+    path = data.folder / TOPICS
+    if TOPICS not in data.meta["files"]:
+        return []
+    try:
+        pairs = read_object(path, META_LIMIT)[split]
+        if len(pairs) != data.meta["splits"][split]["documents"]:
+            raise ValueError(f"{len(pairs)} documents in split {split}")
+        return [(str(focus), str(source)) for focus, source in pairs]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise token_files.damaged(path, str(error)) from error
+
+
 def may_contain(name: str) -> bool:
     """Whether a file in a prepared directory may have this name."""
     is_alpaca = name.endswith("_alpaca.jsonl") and Path(name).name == name
-    return is_alpaca or name in TOKEN_FILES | SHOWN_FILES
+    return is_alpaca or name in TOKEN_FILES | SHOWN_FILES | {TOPICS}
 
 
 def fingerprint_of(meta: dict[str, Any]) -> str:

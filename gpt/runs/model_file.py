@@ -27,6 +27,7 @@ class Loaded:
     template: str | None
     step: int
     path: Path
+    files: tuple[Path, ...] = ()  # that its weights are in
 
 
 def save_model(path: Path, model: LanguageModel, identity: Identity, step: int) -> None:

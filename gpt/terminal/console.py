@@ -269,6 +269,12 @@ def _details(row: dict[str, float | int]) -> list[str]:
     return [text.format(row[key]) for key, text in formats.items() if key in row]
 
 
+def progress(text: str) -> None:
+    """On a terminal, one line that the next one replaces; an empty text clears it."""
+    if _is_terminal(sys.stderr) and not _quiet:
+        print(f"\r\x1b[K{escape(text)}", end="", file=sys.stderr, flush=True)
+
+
 def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
     """Rows as aligned text under a header, made to fit the terminal by shortening the longest column of text.
 
@@ -282,8 +288,7 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
         max(map(len, column), default=1) if number else min(4, width)
         for column, number, width in zip(cells, is_number, widths, strict=True)
     ]
-    # In a pipe nothing is known about the reader: wide enough for a table of a sweep.
-    available = shutil.get_terminal_size(fallback=(160, 24)).columns
+    available = width()
     while sum(widths) + 2 * (len(widths) - 1) > available:
         longest = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
         if widths[longest] > least[longest]:
@@ -294,6 +299,11 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
             break
     lines = zip(*([name, *column] for name, column in zip(names, cells, strict=True)), strict=True)
     return "\n".join("  ".join(map(_fit, line, widths, is_number)).rstrip() for line in lines)
+
+
+def width() -> int:
+    """Of the terminal. In a pipe nothing is known about the reader: wide enough for a table of a sweep."""
+    return shutil.get_terminal_size(fallback=(160, 24)).columns
 
 
 def _fit(cell: str, width: int, to_the_right: bool) -> str:

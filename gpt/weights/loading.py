@@ -75,7 +75,8 @@ def load(name: str, root: Path, device: torch.device, given: Mapping[str, Any] =
         )
     fitting = fit(weights, identity.model, n_vocab, f"leave out model.{' and model.'.join(known)}: the file says it")
     model = filled(First(*fitting, weights.path, {}, weights.adapters))
-    return Loaded(model.to(device).eval(), identity.tokenizer, identity.template, weights.step, weights.path)
+    about = identity.tokenizer, identity.template, weights.step, weights.path, tuple(weights.files)
+    return Loaded(model.to(device).eval(), *about)
 
 
 def identity_of(weights: Weights, name: str) -> Identity:

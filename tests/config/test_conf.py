@@ -86,7 +86,7 @@ def test_each_data_set_names_its_licence_and_its_prompts(name):
 @pytest.mark.parametrize("script", ["generate", "prepare_data"])
 def test_the_other_scripts_configurations_are_typed(script):
     overrides = ["checkpoint=x", "prompt=y"] if script == "generate" else []
-    assert value_errors.find_errors(composed(*overrides, script=script), launch.SCHEMAS[script]) == []
+    assert value_errors.find_errors(composed(*overrides, script=script), launch.schema_of(script)) == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,0 +1,116 @@
+"""Sets evaluations of several models beside each other, in pairs over the same questions."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt.config.value_errors import as_typed
+from gpt.errors import UserError
+from gpt.evaluation import statistics
+from gpt.evaluation.running import Result
+from gpt.evaluation.statistics import Difference, Figure, Measure
+from gpt.files import atomic
+from gpt.sweeps import jobs, leaderboard
+from gpt.terminal import console
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model, or one setting with several seeds: what it has come to on the questions that all have in common."""
+
+    name: str
+    measures: list[dict[str, Measure]]  # of each seed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All differences of a kind of evaluation, the first of two entries minus the second."""
+
+    kind: str
+    n: int  # questions in common
+    figures: dict[str, dict[str, Figure]]  # by entry and name
+    differences: list[tuple[str, str, str, Difference]]  # name of the figure, first, second
+
+
+def compare(kind: str, settings: Any, found: Sequence[tuple[str, Result]], count: int, seed: int) -> Comparison:
+    """Compares results of one kind, named by what they are of; several of one name are seeds. Raises UserError where
+    questions differ: a score on easier ones would look better."""
+    first = found[0][1]
+    for _, result in found:
+        if result.identity["questions"]["sha256"] != first.identity["questions"]["sha256"]:
+            raise UserError(
+                "not the same questions", f"{first.subject}: {first.identity['questions']['source']}, "
+                f"{result.subject}: {result.identity['questions']['source']}",
+                "give all of them the same: data=... or file=...",
+            )  # fmt: skip
+    rows = [{row["id"]: row for row in result.rows} for _, result in found]
+    shared = [name for name in rows[0] if all(name in own for own in rows)]
+    if not shared:
+        raise UserError("no question that all models have answered", kind, "their contexts are too short")
+    entries: dict[str, Entry] = {}
+    for (name, _), own in zip(found, rows, strict=True):
+        measures = settings.measures([own[i] for i in shared])["model"]
+        entries.setdefault(name, Entry(name, [])).measures.append(measures)
+    weights = statistics.resamples(len(shared), count, seed)
+    every = [measures for entry in entries.values() for measures in entry.measures]
+    names = [name for name in every[0] if all(name in measures for measures in every)]
+    figures = {entry.name: {name: _figure(entry, name, weights, seed) for name in names} for entry in entries.values()}
+    differences = [
+        (name, a.name, b.name,
+         statistics.difference([m[name] for m in a.measures], [m[name] for m in b.measures], count, seed, weights))
+        for a, b in itertools.combinations(entries.values(), 2) for name in names
+    ]  # fmt: skip
+    return Comparison(kind, len(shared), figures, differences)
+
+
+def labels(names: Sequence[str]) -> dict[str, str]:
+    """What the entries are called: jobs of a sweep by their settings without the seed, which makes jobs that differ in
+    it alone one entry; others by what was typed."""
+    found = {}
+    for folder in {Path(name).parent for name in names if (Path(name) / "job.json").is_file()}:
+        for entry in leaderboard.entries(jobs.read(folder)):
+            settings = " ".join(f"{key}={as_typed(value)}" for key, value in entry.settings.items())
+            found |= {str(job.folder): settings or folder.name for job in entry.jobs}
+    return {name: found.get(name, name) for name in names}
+
+
+def _figure(entry: Entry, name: str, weights: np.ndarray, seed: int) -> Figure:
+    measures = [own[name] for own in entry.measures]
+    values = statistics.over_seeds(measures, weights, np.random.default_rng([seed, 1]))
+    return Figure(float(np.mean([m.total() for m in measures])), *statistics.interval(values, weights.shape[1]))
+
+
+def show(comparison: Comparison) -> None:
+    """Prints the figures beside each other, and the difference of each pair."""
+    print(f"\n{comparison.kind}: {comparison.n} questions that all have answered")
+    print(console.table(*_columns(comparison)))
+    for name, a, b, difference in comparison.differences:
+        print(console.escape(f"{name}: {a} minus {b}: {difference}"))
+
+
+def _columns(comparison: Comparison) -> tuple[list[dict[str, Any]], list[str]]:
+    names = list(next(iter(comparison.figures.values())))
+    rows = [{"": entry} | {name: str(own[name]) for name in names} for entry, own in comparison.figures.items()]
+    return rows, ["", *names]
+
+
+def write(comparison: Comparison, folder: Path) -> Path:
+    """<kind>.json in a folder."""
+    content = {
+        "kind": comparison.kind, "questions": comparison.n,
+        "figures": {entry: {name: vars(f) for name, f in own.items()} for entry, own in comparison.figures.items()},
+        "differences": [
+            {"figure": name, "first": a, "second": b, **vars(d.figure), "p": d.p, "n_needed": d.n_needed,
+             "distinguishable": d.is_distinguishable}
+            for name, a, b, d in comparison.differences
+        ],
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{comparison.kind}.json"
+    atomic.write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return path
