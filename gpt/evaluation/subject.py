@@ -10,6 +10,7 @@ from gpt import tokenizer
 from gpt.config.places import stored
 from gpt.errors import UserError
 from gpt.evaluation.settings import EvaluateConfig
+from gpt.files import hub_names
 from gpt.files.atomic import sha256
 from gpt.files.paths import PROJECT_ROOT
 from gpt.model import LanguageModel
@@ -39,7 +40,9 @@ class Subject:
         """Where its results go."""
         if self.run:
             return self.run / "evaluations"
-        return ELSEWHERE / ("".join(c if c.isalnum() or c in "._-" else "_" for c in self.name) or "model")
+        is_of_hub = hub_names.is_repository(self.name, PROJECT_ROOT)
+        name = self.name.replace("/", "_") if is_of_hub else Path(self.name).name
+        return ELSEWHERE / (name or "model")
 
     @property
     def origin(self) -> str | None:

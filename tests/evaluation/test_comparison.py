@@ -1,0 +1,47 @@
+"""Several models on the same questions."""
+
+import json
+
+import pytest
+from conftest import sweep_job
+from made_run import make, settings
+
+import evaluate
+from gpt.errors import UserError
+from gpt.evaluation import comparison, subject
+
+
+@pytest.fixture(autouse=True)
+def results_of_comparisons(tmp_path, monkeypatch):
+    monkeypatch.setattr(subject, "ELSEWHERE", tmp_path / "evaluations")
+
+
+def test_two_runs_are_compared_in_pairs_on_all_figures_and_a_run_with_itself_is_not_distinguishable(tmp_path, capsys):
+    runs = [str(make(tmp_path, name, seed)) for name, seed in (("a", 1), ("b", 2), ("c", 1))]
+    evaluate.evaluate(settings("loss", "choice", compare=runs))
+    printed = capsys.readouterr().out
+    content = json.loads((subject.ELSEWHERE / "comparison" / "loss.json").read_text())
+    assert content["questions"] == 9 and len(content["figures"]) == 3
+    of_loss = {(d["first"], d["second"]): d for d in content["differences"] if d["figure"] == "loss"}
+    same = of_loss[(runs[0], runs[2])]
+    assert (same["value"], same["distinguishable"], same["p"]) == (0.0, False, 1.0)
+    values = [content["figures"][run]["loss"]["value"] for run in runs]
+    assert of_loss[(runs[0], runs[1])]["value"] == pytest.approx(values[0] - values[1])
+    assert "choice: 9 questions that all have answered" in printed
+    assert "not distinguishable with 9 questions" in printed
+
+
+def test_other_questions_are_refused(tmp_path):
+    (tmp_path / "x").mkdir()
+    runs = [str(make(tmp_path, "a")), str(make(tmp_path / "x", "b", test_fraction=0.1))]
+    with pytest.raises(UserError, match="not the same questions.*give all of them the same"):
+        evaluate.evaluate(settings("loss", compare=runs))
+
+
+def test_jobs_of_a_sweep_that_differ_in_the_seed_alone_are_one_entry(tmp_path):
+    jobs = [
+        sweep_job(tmp_path, i, {"optimizer.lr": lr, "seed": seed}, [3.0])
+        for i, (lr, seed) in enumerate([(0.1, 1), (0.1, 2), (0.2, 1)])
+    ]
+    labels = comparison.labels([*(str(job.folder) for job in jobs), "gpt2"])
+    assert list(labels.values()) == ["optimizer.lr=0.1", "optimizer.lr=0.1", "optimizer.lr=0.2", "gpt2"]
