@@ -34,7 +34,7 @@ def test_two_runs_are_compared_in_pairs_on_all_figures_and_a_run_with_itself_is_
 def test_other_questions_are_refused(tmp_path):
     (tmp_path / "x").mkdir()
     runs = [str(make(tmp_path, "a")), str(make(tmp_path / "x", "b", test_fraction=0.1))]
-    with pytest.raises(UserError, match="not the same questions.*give all of them the same"):
+    with pytest.raises(UserError, match=r"not the same questions.*give all of them the same"):
         evaluate.evaluate(settings("loss", compare=runs))
 
 

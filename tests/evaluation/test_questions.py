@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_data_that_has_gone_is_named_with_what_to_do(tmp_path):
 
 def test_no_test_split_says_which_there_are(tmp_path):
     run = make(tmp_path, test_fraction=0.0)
-    with pytest.raises(UserError, match="the data has no test split.*it has train, val: set part="):
+    with pytest.raises(UserError, match=r"the data has no test split.*it has train, val: set part="):
         part_of(subject.load(str(run), settings("loss"), CPU))
 
 
@@ -87,7 +88,7 @@ def test_a_file_of_rows_may_have_topics_and_is_compared_with_the_runs_training_d
 def test_what_is_no_file_and_what_is_empty_is_refused(model, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "empty.jsonl").write_text("")
-    for name, problem in (("nothing", "no such file"), ("empty.txt", "the text is empty"), ("empty.jsonl", "empty.jsonl")):
+    for name, problem in (("nothing", "no such file"), ("empty.txt", "the text is empty"), ("empty.jsonl", "empty")):
         with pytest.raises(UserError, match=problem):
             part_of(model, file=str(tmp_path / name))
 
@@ -124,9 +125,7 @@ def test_equal_questions_have_names_of_their_own(model, tmp_path):
 
 
 def test_weights_without_data_say_what_to_give(model):
-    from dataclasses import replace
-
-    with pytest.raises(UserError, match="no data is known.*give data=medquad, or file=questions.jsonl"):
+    with pytest.raises(UserError, match=r"no data is known.*give data=medquad, or file=questions.jsonl"):
         part_of(replace(model, run=None, settings={}))
 
 

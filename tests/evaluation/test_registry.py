@@ -15,7 +15,8 @@ def test_each_kind_has_its_values_and_offers_all_that_is_asked_of_it():
     for name, kind in kinds().items():
         values = yaml.safe_load((ROOT / "conf" / "evaluate" / f"{name}.yaml").read_text())
         assert values.keys() == kind.__dataclass_fields__.keys()
-        assert all(callable(getattr(kind, method)) for method in ("batches", "compute", "finish", "measures", "remarks"))
+        offered = ("batches", "compute", "finish", "measures", "remarks")
+        assert all(callable(getattr(kind, method)) for method in offered)
 
 
 def test_one_kind_and_several_compose_and_are_typed():

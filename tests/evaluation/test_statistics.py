@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from gpt.evaluation import statistics
-from gpt.evaluation.statistics import Measure, difference, figure, mean, mcnemar, needed, ratio, resamples
+from gpt.evaluation.statistics import Measure, difference, figure, mcnemar, mean, needed, ratio, resamples
 
 RNG = np.random.default_rng(0)
 VALUES = RNG.gamma(2.0, size=40)

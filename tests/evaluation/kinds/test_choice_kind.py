@@ -72,7 +72,7 @@ def test_a_random_model_cannot_be_told_from_chance_which_is_said(run_dir):
 def test_too_few_different_answers_are_refused_with_how_many_there_can_be(run_dir, tmp_path):
     path = tmp_path / "few.jsonl"
     path.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in ("ax", "bx", "cy")))
-    with pytest.raises(UserError, match="2 different answers are too few for 2 wrong ones.*distractors=1"):
+    with pytest.raises(UserError, match=r"2 different answers are too few for 2 wrong ones.*distractors=1"):
         result(settings("choice", checkpoint=str(run_dir), file=str(path)), "choice")
     found = result(settings("choice", checkpoint=str(run_dir), file=str(path), choice={"distractors": 1}), "choice")
     assert "wrong answers: 3 of any question" in found.remarks

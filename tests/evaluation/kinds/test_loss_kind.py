@@ -5,11 +5,14 @@ import re
 
 import pytest
 import torch
+from conftest import data_config, train_section
 from made_run import BYTES, make, settings
 
 import evaluate
+from gpt.data.batching import Split, eval_batches
 from gpt.evaluation import questions, running, subject
 from gpt.evaluation.task import Task
+from gpt.objective import NEXT_TOKEN
 
 TEXT = "It rains.\n\nNobody  minds, as it rains every day here; umbrellas are cheap. \n" * 12
 CPU = torch.device("cpu")
@@ -95,14 +98,9 @@ def test_long_texts_are_read_in_windows_as_lm_evaluation_harness_does(foreign, t
 
 
 def test_the_validation_loss_is_that_of_training(run_dir):
-    from gpt.data.batching import Split, eval_batches
-    from gpt.objective import NEXT_TOKEN
-
     cfg = settings("loss", checkpoint=str(run_dir), part="val")
     model = subject.load(str(run_dir), cfg, CPU)
     data = questions.of_run(model)
-    from conftest import data_config, train_section
-
     split = Split.open(data.folder, "val")
     batches = eval_batches(
         split, data_config(), model.model.config.context_length, train_section(eval_tokens=10**6),
@@ -119,14 +117,6 @@ def test_a_row_for_each_document_and_the_frequencies_of_training_tokens_as_a_bas
     assert len(found.rows) == 9
     assert found.figures["unigram baseline"]["loss"].value < math.log(BYTES.n_vocab)
     assert "the model is no better than the frequencies of training tokens alone" in found.remarks  # it is random
-
-
-def test_another_vocabulary_reads_the_text_again(foreign, run_dir, tmp_path):
-    """Prepared data in the tokens of another tokenizer: the questions stay the same, and so does their hash."""
-    path, _ = foreign
-    own = questions.open_part(cfg := settings("loss", checkpoint=str(run_dir)), subject.load(str(run_dir), cfg, CPU))
-    other = questions.encoded(own.questions, "alpaca", BYTES)
-    assert len(other.documents) == len(own.split.documents) and len(other.ids) > len(own.split.ids)
 
 
 def test_weights_from_elsewhere_leave_their_results_in_outputs(foreign, tmp_path, capsys):
