@@ -21,8 +21,8 @@ def evaluate(cfg: EvaluateConfig, typed: Sequence[str] = ()) -> None:
 
     where = device.choose_device(cfg.device, cfg.threads)
     names = subject.names(cfg)
-    found: dict[str, list[tuple[str, running.Result]]] = {kind: [] for kind in cfg.chosen}
     labels = comparison.labels(names)
+    found: list[tuple[str, running.Result]] = []
     for name in names:
         model = subject.load(name, cfg, where)
         task = Task(model, questions.open_part(cfg, model, typed), cfg.batch_size, cfg.seed, where)
@@ -30,10 +30,15 @@ def evaluate(cfg: EvaluateConfig, typed: Sequence[str] = ()) -> None:
             for kind, settings in cfg.chosen.items():
                 result = running.evaluate(kind, settings, task, cfg)
                 running.show(result)
-                found[kind].append((labels[name], result))
+                found.append((labels[name], result))
+    for folder in dict.fromkeys(result.path.parent for _, result in found):
+        running.mirror([result for _, result in found if result.path.parent == folder], cfg)
+    if cfg.checkpoints == "all":
+        running.draw([result for _, result in found])
     if cfg.compare:
         for kind, settings in cfg.chosen.items():
-            compared = comparison.compare(kind, settings, found[kind], cfg.resamples, cfg.seed)
+            own = [(label, result) for label, result in found if result.kind == kind]
+            compared = comparison.compare(kind, settings, own, cfg.resamples, cfg.seed)
             comparison.show(compared)
             print(escape(str(comparison.write(compared, subject.ELSEWHERE / (cfg.name or "comparison")))))
 

@@ -105,6 +105,7 @@ def test_all_checkpoints_of_a_run_are_scored_each_by_its_own_weights(copy):
     found = [json.loads(files(copy)[f"loss_test_step_0000000{n}.json"]) for n in (3, 6)]
     assert found[0]["identity"]["weights"] != found[1]["identity"]["weights"]
     assert found[0]["figures"]["model"]["loss"] != found[1]["figures"]["model"]["loss"]
+    assert files(copy)["loss_over_training.png"].startswith(b"\x89PNG")
 
 
 def test_two_evaluations_of_one_run_at_once_are_refused(copy):

@@ -17,7 +17,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 MARKS = ("*.json",)  # what a folder of results is known by that has no lock
-MODEL = "model"  # the system whose figures come first; the others are baselines
 
 
 @contextlib.contextmanager

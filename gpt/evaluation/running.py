@@ -1,7 +1,7 @@
 """Runs one kind of evaluation on one model: batch after batch, each kept as soon as it is computed."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from gpt.evaluation.record import Record
 from gpt.evaluation.settings import EvaluateConfig
 from gpt.evaluation.statistics import Figure
 from gpt.evaluation.task import Task
-from gpt.terminal import console
+from gpt.runs import run_log
+from gpt.terminal import console, figures
 
 log = logging.getLogger(__name__)
 
@@ -58,15 +59,42 @@ def evaluate(kind: str, settings: Any, task: Task, cfg: EvaluateConfig) -> Resul
                 console.progress(f"{kind}: batch {number + 1} of {len(batches)}")
         console.progress("")
         rows = settings.finish(task, own.rows())
-        figures = statistics.figures(settings.measures(rows), cfg.resamples, cfg.seed)
-        content = {"figures": record.as_json(figures), "remarks": settings.remarks(task, rows, figures)}
+        scored = statistics.figures(settings.measures(rows), cfg.resamples, cfg.seed)
+        content = {"figures": record.as_json(scored), "remarks": settings.remarks(task, rows, scored)}
         if kind == "answers":
             content["signatures"] = similarity.signatures()
         content = own.publish(rows, content)
     else:
         log.info(f"{own.path.name} is there already, for the same weights, questions and settings")
-    figures = record.from_json(content["figures"])
-    return Result(kind, subject.name, subject.step, own.path, identity, figures, content["remarks"])
+    scored = record.from_json(content["figures"])
+    return Result(kind, subject.name, subject.step, own.path, identity, scored, content["remarks"])
+
+
+def mirror(found: Sequence[Result], cfg: EvaluateConfig) -> None:
+    """What is found of one model, or of the checkpoints of one run, to W&B, a row for each step."""
+    tables, by_step = {}, {}
+    for result in sorted(found, key=lambda result: result.step):
+        row = by_step.setdefault(result.step, {"step": result.step})
+        row |= {f"{result.kind}/{name}": figure.value for name, figure in result.figures["model"].items()}
+        columns, lines = record.table(result.figures)
+        tables[f"{result.kind} at step {result.step}"] = columns, [[row.get(c, "") for c in columns] for row in lines]
+    config = {result.kind: result.identity for result in found}
+    folder, name = found[0].path.parent, Path(found[0].subject).name
+    run_log.evaluation(folder, name, cfg.wandb, config, list(by_step.values()), tables)
+
+
+def draw(found: Sequence[Result]) -> None:
+    """A picture for each kind: its first figure over the steps of training, with those of baselines as lines."""
+    for kind in dict.fromkeys(result.kind for result in found):
+        own = [result for result in found if result.kind == kind]
+        name = next(iter(own[0].figures["model"]))
+        figures_of = [(result.step, result.figures["model"][name]) for result in own]
+        points = [(step, f.value, f.value if f.low is None else f.low, f.value if f.high is None else f.high)
+                  for step, f in figures_of]  # fmt: skip
+        levels = {system: f[name].value for system, f in own[-1].figures.items() if system != "model" and name in f}
+        path = own[0].path.with_name(f"{kind}_over_training.png")
+        figures.over_steps(points, levels, path, f"{kind}: {name}")
+        print(console.escape(str(path)))
 
 
 def show(result: Result) -> None:
@@ -81,9 +109,9 @@ def show(result: Result) -> None:
     print(console.escape(str(result.path)), flush=True)
 
 
-def fitting(figures: dict[str, dict[str, Figure]], width: int) -> Iterator[tuple[list[str], list[dict[str, str]]]]:
+def fitting(scored: dict[str, dict[str, Figure]], width: int) -> Iterator[tuple[list[str], list[dict[str, str]]]]:
     """Columns and rows of as many tables below each other as it takes for no figure to be cut at this width."""
-    columns, rows = record.table(figures)
+    columns, rows = record.table(scored)
     widths = {name: max(len(name), *(len(row.get(name, "")) for row in rows)) for name in columns}
     shown = columns[:1]
     for name in columns[1:]:

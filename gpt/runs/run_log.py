@@ -135,3 +135,28 @@ def sweep_summary(
 
     with record.opened(about, cfg.mode, send):
         pass
+
+
+def evaluation(
+    directory: Path,
+    name: str,
+    cfg: WandbConfig,
+    config: dict[str, Any],
+    rows: list[dict[str, float | int]],
+    tables: dict[str, tuple[list[str], list[list[Any]]]],
+) -> None:
+    """Makes the W&B run of the evaluations of a model, or replaces what it says: a row of figures for each step, the
+    last one as its summary, and tables by name, (columns, rows) each. As in `sweep_summary`, `directory` keeps its id,
+    and nothing is raised."""
+    record = wandb_run.WandbRun(directory, "evaluation")
+    about = wandb_description.describe_evaluation(cfg, directory, name, config)
+
+    def send(run: Any) -> None:
+        run.define_metric("*", step_metric="step")
+        for row in rows:
+            run.log({key: wandb_description.cells([[value]])[0][0] for key, value in row.items()})
+        for title, (columns, lines) in tables.items():
+            run.log({title: wandb_run.table(*wandb_description.cells([columns]), wandb_description.cells(lines))})
+
+    with record.opened(about, cfg.mode, send):
+        pass

@@ -64,6 +64,17 @@ def describe_sweep(cfg: WandbConfig, directory: Path, name: str, configs: list[d
     }
 
 
+def describe_evaluation(cfg: WandbConfig, directory: Path, name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of wandb.init for the evaluations of a model, whose results are in `directory`."""
+    return _common(cfg) | {
+        "job_type": "evaluate",
+        "name": escape(f"evaluation of {name}")[:128],
+        "group": cfg.group or escape(name)[:128],
+        "config": config,
+        "id": _remembered(directory) or secrets.token_hex(4),
+    }
+
+
 def sweep_summary(statuses: list[str], best: dict[str, Any]) -> dict[str, Any]:
     """{"best/val/loss": 3.2, "jobs": {"all": 12, "completed": 11, "failed": 1}}: what W&B shows of a sweep."""
     counts = {status: statuses.count(status) for status in sorted(set(statuses))}

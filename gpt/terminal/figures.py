@@ -116,6 +116,24 @@ def heatmap(grid: Grid, path: Path, title: str) -> None:
     _save(draw, path)
 
 
+def over_steps(points: list[tuple[int, float, float, float]], levels: dict[str, float], path: Path, name: str) -> None:
+    """A figure over the steps of training, (step, value, low, high) each, with its intervals, and the `levels` of what
+    does not learn as lines."""
+
+    def draw(axes: "Axes") -> None:
+        steps, values, low, high = zip(*points, strict=True)
+        below = [value - end for value, end in zip(values, low, strict=True)]
+        above = [end - value for value, end in zip(values, high, strict=True)]
+        axes.errorbar(steps, values, yerr=[below, above], marker="o", markersize=4, capsize=3, label="model")
+        for number, (label, level) in enumerate(levels.items()):
+            axes.axhline(level, color=f"C{number + 1}", linestyle="--", label=_plain(label))
+        axes.set(title=_plain(name), xlabel="step", ylabel=_plain(name))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+
+    _save(draw, path)
+
+
 def length_histogram(lengths: list[int], limit: int | None, path: Path) -> None:
     """How long the documents are in tokens, on a logarithmic axis, with percentiles and the limit marked."""
 
