@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -11,7 +12,9 @@ from conftest import ROOT
 from made_run import make, settings
 
 import evaluate
-from gpt.errors import UserError
+from gpt.errors import Interrupted, UserError
+from gpt.evaluation.kinds.answers import Evaluation
+from gpt.files import directory
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +65,6 @@ def test_a_finished_evaluation_is_not_done_again_and_what_has_changed_since_is_n
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was_and_ends_with_the_same_bytes(copy, monkeypatch):
-    from gpt.evaluation.kinds.answers import Evaluation
-
     cfg = settings("answers", checkpoint=str(copy))
     evaluate.evaluate(cfg)
     expected = files(copy)
@@ -72,12 +73,12 @@ def test_an_interrupted_evaluation_goes_on_where_it_was_and_ends_with_the_same_b
 
     def interrupted(self, task, units):
         if len(computed) == 2:
-            raise KeyboardInterrupt
+            raise Interrupted(signal.SIGINT)
         computed.append(units)
         return compute(self, task, units)
 
     monkeypatch.setattr(Evaluation, "compute", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="2 of 3 batches of answers are kept; the same command goes on"):
         evaluate.evaluate(cfg)
     partial = copy / "evaluations" / "answers_test_step_00000006.partial.jsonl"
     partial.write_bytes(partial.read_bytes()[:-20])  # as a kill in the middle of a line leaves it
@@ -109,8 +110,6 @@ def test_all_checkpoints_of_a_run_are_scored_each_by_its_own_weights(copy):
 
 
 def test_two_evaluations_of_one_run_at_once_are_refused(copy):
-    from gpt.files import directory
-
     with directory.owned(copy / "evaluations"), pytest.raises(UserError, match="in use by pid") as caught:
         evaluate.evaluate(settings("loss", checkpoint=str(copy)))
     assert caught.value.code == 6

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt.config.schema import METRIC
 from gpt.config.value_errors import as_typed
 from gpt.errors import UserError
 from gpt.evaluation import statistics
@@ -17,6 +18,8 @@ from gpt.evaluation.statistics import Difference, Figure, Measure
 from gpt.files import atomic
 from gpt.sweeps import jobs, leaderboard
 from gpt.terminal import console
+
+MIN_MODELS = 4  # of fewer, a rank correlation says nothing
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Comparison:
     n: int  # questions in common
     figures: dict[str, dict[str, Figure]]  # by entry and name
     differences: list[tuple[str, str, str, Difference]]  # name of the figure, first, second
+    correlations: dict[str, Figure]  # of val/loss and each figure, over models; empty for fewer than MIN_MODELS
 
 
 def compare(kind: str, settings: Any, found: Sequence[tuple[str, Result]], count: int, seed: int) -> Comparison:
@@ -65,7 +69,26 @@ def compare(kind: str, settings: Any, found: Sequence[tuple[str, Result]], count
          statistics.difference([m[name] for m in a.measures], [m[name] for m in b.measures], count, seed, weights))
         for a, b in itertools.combinations(entries.values(), 2) for name in names
     ]  # fmt: skip
-    return Comparison(kind, len(shared), figures, differences)
+    pairs = [(result.val_loss, result.figures["model"]) for _, result in found if result.val_loss is not None]
+    correlations = {name: correlation([(loss, own[name].value) for loss, own in pairs], count, seed) for name in names}
+    known = {name: figure for name, figure in correlations.items() if figure is not None}
+    return Comparison(kind, len(shared), figures, differences, known)
+
+
+def correlation(pairs: Sequence[tuple[float, float]], count: int, seed: int) -> Figure | None:
+    """The rank correlation (Spearman) of two values of some models, with its interval by the bootstrap over models;
+    None for fewer than MIN_MODELS, and where one of the values is the same for all."""
+    from scipy import stats
+
+    values = np.array(pairs)
+    if len(pairs) < MIN_MODELS or any(len(set(column)) == 1 for column in values.T):
+        return None
+    ranks = np.apply_along_axis(stats.rankdata, 0, values)
+    resampled = ranks[np.random.default_rng(seed).integers(len(pairs), size=(count, len(pairs)))]  # (R, models, 2)
+    apart = resampled - resampled.mean(1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # resamples of one model alone have no correlation
+        drawn = (apart[..., 0] * apart[..., 1]).sum(1) / np.sqrt((apart**2).sum(1).prod(1))
+    return Figure(float(stats.spearmanr(values[:, 0], values[:, 1]).statistic), *statistics.interval(drawn, len(pairs)))
 
 
 def labels(names: Sequence[str]) -> dict[str, str]:
@@ -91,6 +114,8 @@ def show(comparison: Comparison) -> None:
     print(console.table(*_columns(comparison)))
     for name, a, b, difference in comparison.differences:
         print(console.escape(f"{name}: {a} minus {b}: {difference}"))
+    for name, figure in comparison.correlations.items():
+        print(console.escape(f"rank correlation of {METRIC} and {name} over the models: {figure}"))
 
 
 def _columns(comparison: Comparison) -> tuple[list[dict[str, Any]], list[str]]:
@@ -109,6 +134,7 @@ def write(comparison: Comparison, folder: Path) -> Path:
              "distinguishable": d.is_distinguishable}
             for name, a, b, d in comparison.differences
         ],
+        "rank correlations with val/loss": {name: vars(f) for name, f in comparison.correlations.items()},
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{comparison.kind}.json"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gpt.config.schema import as_dict
+from gpt.errors import Interrupted
 from gpt.evaluation import questions, record, similarity, statistics
 from gpt.evaluation.record import Record
 from gpt.evaluation.settings import EvaluateConfig
@@ -28,6 +29,7 @@ class Result:
     subject: str
     step: int
     path: Path
+    val_loss: float | None  # of the checkpoint, where its run has evaluated it
     identity: dict[str, Any]
     figures: dict[str, dict[str, Figure]]
     remarks: list[str]
@@ -53,11 +55,7 @@ def evaluate(kind: str, settings: Any, task: Task, cfg: EvaluateConfig) -> Resul
     own = Record(subject.folder, name, identity)
     content = own.finished()
     if content is None:
-        for number, units in enumerate(batches := settings.batches(task)):
-            if not own.computed(number):
-                own.add(number, units, settings.compute(task, units))
-                console.progress(f"{kind}: batch {number + 1} of {len(batches)}")
-        console.progress("")
+        compute(kind, settings, task, own)
         rows = settings.finish(task, own.rows())
         scored = statistics.figures(settings.measures(rows), cfg.resamples, cfg.seed)
         content = {"figures": record.as_json(scored), "remarks": settings.remarks(task, rows, scored)}
@@ -67,7 +65,23 @@ def evaluate(kind: str, settings: Any, task: Task, cfg: EvaluateConfig) -> Resul
     else:
         log.info(f"{own.path.name} is there already, for the same weights, questions and settings")
     scored = record.from_json(content["figures"])
-    return Result(kind, subject.name, subject.step, own.path, identity, scored, content["remarks"])
+    return Result(kind, subject.name, subject.step, own.path, subject.val_loss, identity, scored, content["remarks"])
+
+
+def compute(kind: str, settings: Any, task: Task, own: Record) -> None:
+    """Computes the batches that are not in the record yet. Raises Interrupted with what is kept."""
+    batches = settings.batches(task)
+    try:
+        for number, units in enumerate(batches):
+            if not own.computed(number):
+                own.add(number, units, settings.compute(task, units))
+                console.progress(f"{kind}: batch {number + 1} of {len(batches)}")
+    except Interrupted as signal:
+        kept = sum(own.computed(number) for number in range(len(batches)))
+        what = f"{kept} of {len(batches)} batches of {kind} are kept; the same command goes on"
+        raise Interrupted(signal.code - 128, what) from None
+    finally:
+        console.progress("")
 
 
 def mirror(found: Sequence[Result], cfg: EvaluateConfig) -> None:

@@ -34,6 +34,7 @@ class Subject:
     sha256: dict[str, str]
     run: Path | None
     settings: dict[str, Any]
+    val_loss: float | None = None  # of the checkpoint, where its run has evaluated it
 
     @property
     def folder(self) -> Path:
@@ -58,12 +59,13 @@ def load(name: str, cfg: EvaluateConfig, device: torch.device) -> Subject:
     run = run_of(loaded.path)
     steps = checkpoint.listed(run / "checkpoints") if run else []
     source = loaded.path if loaded.path in steps else steps[-1] if steps else None
+    val_loss = checkpoint.read_manifest(loaded.path).val_loss if loaded.path in steps else None
     settings = checkpoint.read_config(source) if source else {}
     tokens = tokenizer.load(loaded.tokenizer_name)
     hashes = {path.name: sha256(path) for path in loaded.files}
     template = cfg.template or loaded.template
     shown = stored("checkpoint", str(run or name))
-    return Subject(shown, loaded.model, tokens, template, loaded.step, loaded.path, hashes, run, settings)
+    return Subject(shown, loaded.model, tokens, template, loaded.step, loaded.path, hashes, run, settings, val_loss)
 
 
 def run_of(path: Path) -> Path | None:

@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 from conftest import sweep_job
 from made_run import make, settings
+from scipy import stats
 
 import evaluate
 from gpt.errors import UserError
@@ -45,3 +47,18 @@ def test_jobs_of_a_sweep_that_differ_in_the_seed_alone_are_one_entry(tmp_path):
     ]
     labels = comparison.labels([*(str(job.folder) for job in jobs), "gpt2"])
     assert list(labels.values()) == ["optimizer.lr=0.1", "optimizer.lr=0.1", "optimizer.lr=0.2", "gpt2"]
+
+
+def test_a_rank_correlation_is_spearmans_and_needs_four_models():
+    rng = np.random.default_rng(0)
+    losses = rng.normal(size=30)
+    scores = -losses + rng.normal(size=30)
+    own = comparison.correlation(list(zip(losses, scores, strict=True)), 4000, 1)
+    assert own.value == pytest.approx(stats.spearmanr(losses, scores).statistic)
+    distribution = stats.bootstrap(
+        (losses, scores), lambda a, b: stats.spearmanr(a, b).statistic, paired=True, vectorized=False,
+        n_resamples=500, method="percentile", rng=2,
+    ).confidence_interval  # fmt: skip
+    assert (own.low, own.high) == pytest.approx((distribution.low, distribution.high), abs=0.1)
+    assert comparison.correlation([(1.0, 2.0)] * 3, 100, 0) is None
+    assert comparison.correlation([(1.0, 2.0), (2.0, 2.0), (3.0, 2.0), (4.0, 2.0)], 100, 0) is None

@@ -485,6 +485,21 @@ def test_a_sweep_is_a_run_with_its_leaderboard_and_figures(root, run_dir):
     assert (folder / "files" / results["curves"]["path"]).read_bytes() == (run_dir / "curves.png").read_bytes()
 
 
+def test_evaluations_are_a_run_of_their_own_with_a_row_for_each_step_and_their_tables(root, run_dir):
+    rows = [{"step": 3, "answers/ROUGE-L": 0.1}, {"step": 6, "answers/ROUGE-L": math.nan}]
+    tables = {"answers": (["", "model"], [["ROUGE-L", "0.1 [0, 1]"]])}
+    about = {"answers": {"seed": 1}}
+    for _ in range(2):
+        run_log.evaluation(run_dir, "mine", config("offline").wandb, about, rows, tables)
+    (folder,) = recorded(root)
+    run, (first,) = summary(folder), records(folder, "run")
+    assert (first["run_group"], first["job_type"], first["display_name"]) == ("mine", "evaluate", "evaluation of mine")
+    assert run["run_id"] == json.loads((run_dir / "wandb.json").read_text())["id"]
+    assert run["config"]["answers"] == {"seed": 1} and run["summary"]["step"] == 6
+    table = json.loads((folder / "files" / run["summary"]["answers"]["path"]).read_text())
+    assert table["data"] == [["ROUGE-L", "0.1 [0, 1]"]]
+
+
 SWEEPS = """
 import time
 from pathlib import Path
