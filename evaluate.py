@@ -2,6 +2,7 @@
 several: `python evaluate.py compare=[outputs/runs/a,outputs/runs/b]`. `--help` lists every choice."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,7 +26,7 @@ def evaluate(cfg: EvaluateConfig, typed: Sequence[str] = ()) -> None:
     found: list[tuple[str, running.Result]] = []
     for name in names:
         model = subject.load(name, cfg, where)
-        task = Task(model, questions.open_part(cfg, model, typed), cfg.batch_size, cfg.seed, where)
+        task = Task(model, partial(questions.open_part, cfg, model, typed), cfg.batch_size, cfg.seed, where)
         with record.owned(model.folder), device.memory_errors():
             for kind, settings in cfg.chosen.items():
                 result = running.evaluate(kind, settings, task, cfg)

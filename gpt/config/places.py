@@ -9,7 +9,7 @@ from gpt.files import hub_names, paths
 
 LISTS = ("compare",)  # of several places
 WEIGHTS = ("init.from", "checkpoint", *LISTS)  # what these name may also be on the hub
-PATHS = ("data.path", "data.prepared_dir", "out_dir", "prompts", "export", "file", *WEIGHTS)
+PATHS = ("data.path", "data.prepared_dir", "out_dir", "prompts", "export", "file", "evaluate.tasks.folder", *WEIGHTS)
 
 
 def absolute(key: str, value: str, start: Path = paths.PROJECT_ROOT) -> str:

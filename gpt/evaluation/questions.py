@@ -62,6 +62,7 @@ class Part:
     questions: list[Question]  # one for each document; none for running text
     topics: list[tuple[str, str]]  # focus and source of each, "" where they are not known
     training: Training | None
+    whole: "Part | None" = None  # that these are the first questions of
 
     @cached_property
     def sha256(self) -> str:
@@ -187,7 +188,7 @@ def first(part: Part, n: int) -> Part:
         return part
     documents = part.split.documents[:n]
     split = Split(part.split.ids[: documents[-1, 2]], documents, part.split.name)
-    return Part(part.source, split, part.mask, part.questions[:n], part.topics[:n], part.training)
+    return Part(part.source, split, part.mask, part.questions[:n], part.topics[:n], part.training, part)
 
 
 def _questions(data: Prepared, split_name: str) -> list[Question]:

@@ -14,7 +14,8 @@ def kinds() -> dict[str, type]:
     - `compute(task, units)`: a row of JSON for each of these units, with what the model makes of it;
     - `finish(task, rows)`: the rows of all units, with all that is scored, one for each question;
     - `measures(rows)`: {system: {name: gpt.evaluation.statistics.Measure}}, of the model and of its baselines;
-    - `remarks(task, rows, figures)`: sentences on what the figures mean.
+    - `remarks(task, rows, figures)`: sentences on what the figures mean;
+    - `asked(task)`, only if it needs no data: what results say of its questions, see running.asked_of_data.
     """
     package = import_module("gpt.evaluation.kinds")
     names = sorted(module.name for module in iter_modules(package.__path__))

@@ -46,12 +46,12 @@ def evaluate(kind: str, settings: Any, task: Task, cfg: EvaluateConfig) -> Resul
     identity = {
         "kind": kind, "settings": as_dict(settings), "step": subject.step, "weights": subject.sha256,
         "template": subject.template, "tokenizer": subject.tokens.name,
-        "questions": questions.shown(task.part),
-        "training": task.part.training.data.meta["fingerprint"] if task.part.training else None,
+        **(settings.asked(task) if hasattr(settings, "asked") else asked_of_data(task)),
         "batch_size": cfg.batch_size, "resamples": cfg.resamples, "seed": cfg.seed,
         "device": str(task.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
-    name = "_".join([cfg.name or kind, *([] if cfg.name or cfg.file else [cfg.part]), f"step_{subject.step:08d}"])
+    part = [] if cfg.name or cfg.file or hasattr(settings, "asked") else [cfg.part]
+    name = "_".join([cfg.name or kind, *part, f"step_{subject.step:08d}"])
     own = Record(subject.folder, name, identity)
     content = own.finished()
     if content is None:
@@ -66,6 +66,15 @@ def evaluate(kind: str, settings: Any, task: Task, cfg: EvaluateConfig) -> Resul
         log.info(f"{own.path.name} is there already, for the same weights, questions and settings")
     scored = record.from_json(content["figures"])
     return Result(kind, subject.name, subject.step, own.path, subject.val_loss, identity, scored, content["remarks"])
+
+
+def asked_of_data(task: Task) -> dict[str, Any]:
+    """What results say of the questions of data, for the kinds that do not say it themselves by `asked(task)`."""
+    training = task.part.training
+    return {
+        "questions": questions.shown(task.part),
+        "training": training.data.meta["fingerprint"] if training else None,
+    }
 
 
 def compute(kind: str, settings: Any, task: Task, own: Record) -> None:

@@ -16,10 +16,11 @@ from gpt.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Task:
-    """A model, and what it is asked. `batch_size`: rows that are computed together."""
+    """A model, and what it is asked. `batch_size`: rows that are computed together; `open_part` opens the questions,
+    which not every kind needs."""
 
     subject: Subject
-    part: Part
+    open_part: Callable[[], Part]
     batch_size: int
     seed: int
     device: torch.device
@@ -32,6 +33,11 @@ class Task:
     @property
     def tokens(self) -> Tokenizer:
         return self.subject.tokens
+
+    @property
+    def part(self) -> Part:
+        """The questions. Raises UserError where there are none."""
+        return self.cached("part", self.open_part)
 
     def cached(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gives, computed once."""

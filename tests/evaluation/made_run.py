@@ -59,6 +59,7 @@ def settings(*kinds_wanted: str, **changes: Any) -> EvaluateConfig:
         "answers": {"max_new_tokens": 12, "temperature": 0.0, "top_k": None, "top_p": None,
                     "baselines": ["bm25", "frequent", "another", "base"]},
         "choice": {"distractors": 2},
+        "tasks": {"names": ["facts"], "folder": None, "num_fewshot": 0, "limit": None},
     }  # fmt: skip
     chosen = {name: kinds()[name](**own[name] | changes.pop(name, {})) for name in kinds_wanted}
     wandb = {"mode": "disabled", "project": "p", "entity": None, "group": None, "tags": [], "log_model": "none"}

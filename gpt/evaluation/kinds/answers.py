@@ -102,7 +102,7 @@ class Evaluation:
         for name, own in figures.items():
             below = [key for key in COMPARED if name != "model" and figures["model"][key].value < own[key].value]
             if below:
-                said.append(f"below a baseline, the {name}: {', '.join(below)}")
+                said.append(f"below a baseline ({name}): {', '.join(below)}")
         return said + self._contamination(task, rows)
 
     def _contamination(self, task: Task, rows: list[dict[str, Any]]) -> list[str]:

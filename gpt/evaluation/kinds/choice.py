@@ -14,6 +14,7 @@ from gpt.errors import UserError
 from gpt.evaluation import statistics
 
 if TYPE_CHECKING:
+    from gpt.evaluation.questions import Part
     from gpt.evaluation.statistics import Figure, Measure
     from gpt.evaluation.task import Task
 
@@ -38,7 +39,8 @@ class Evaluation:
         from gpt.evaluation import questions, scoring
 
         options = [self._options(task)[unit] for unit in units]
-        pairs = [(task.part.prompt(unit), task.part.questions[i].reference or "")
+        pool = self._pool(task)
+        pairs = [(task.part.prompt(unit), pool.questions[i].reference or "")
                  for unit, own in zip(units, options, strict=True) for i in own]  # fmt: skip
         texts = task.tokens.ids_of_each([text for _, text in pairs])
         split = questions.joined(
@@ -57,10 +59,10 @@ class Evaluation:
         return found
 
     def finish(self, task: Task, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        part = task.part
+        part, pool = task.part, self._pool(task)
         return [
             {"id": part.ids[i], "instruction": part.questions[i].instruction,
-             "options": [part.ids[option] for option in row["options"]],
+             "options": [pool.ids[option] for option in row["options"]],
              "log likelihood": row["log likelihood"], "bytes": row["bytes"]}
             for i, row in enumerate(rows)
         ]  # fmt: skip
@@ -94,7 +96,7 @@ class Evaluation:
             elif own.value < chance:
                 said.append(f"{name} {own.value:.4g} is below chance")
         if figures["model"][SUM].value < figures[SHORTEST][SUM].value:
-            said.append(f"below a baseline, the {SHORTEST}: {SUM}")
+            said.append(f"below a baseline ({SHORTEST}): {SUM}")
         levels = [self._level(task, i, option) for i, own in enumerate(self._options(task)) for option in own[1:]]
         names = ("of the same focus", "of the same source", "of any question")
         shares = ", ".join(f"{levels.count(n)} {name}" for n, name in enumerate(names) if levels.count(n))
@@ -102,19 +104,23 @@ class Evaluation:
 
     def _options(self, task: Task) -> list[list[int]]:
         """For each question its own number, then those of the questions whose answers are the wrong ones: of the same
-        focus first, then of the same source, then any, in random order that depends on the seed and the question."""
+        focus first, then of the same source, then any, in random order that depends on the seed and the question. They
+        are of the whole part, also where only the first questions are asked."""
 
         def choose() -> list[list[int]]:
             part = task.part
             part.need_questions("choice")
-            texts = [question.reference for question in part.questions]
+            texts = [question.reference for question in self._pool(task).questions]
             n_texts = len(set(texts))
             if n_texts <= self.distractors:
                 what = f"{n_texts} different answers are too few for {self.distractors} wrong ones beside the right one"
                 raise UserError(what, part.source, f"set evaluate.choice.distractors={max(1, n_texts - 1)}")
-            return [self._drawn(task, i, texts) for i in range(len(texts))]
+            return [self._drawn(task, i, texts) for i in range(len(part.questions))]
 
         return task.cached("options", choose)
+
+    def _pool(self, task: Task) -> Part:
+        return task.part.whole or task.part
 
     def _drawn(self, task: Task, number: int, texts: list[str | None]) -> list[int]:
         order = list(range(len(texts)))
@@ -128,7 +134,8 @@ class Evaluation:
         return chosen
 
     def _level(self, task: Task, number: int, other: int) -> int:
-        (focus, source), (others_focus, others_source) = task.part.topics[number], task.part.topics[other]
+        topics = self._pool(task).topics
+        (focus, source), (others_focus, others_source) = topics[number], topics[other]
         return 0 if focus and focus == others_focus else 1 if source and source == others_source else 2
 
 

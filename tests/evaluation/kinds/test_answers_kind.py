@@ -28,7 +28,7 @@ def test_every_system_has_an_answer_to_every_question_and_the_same_figures(run_d
             "distinct-2", "repetition"} <= found.figures[NEAREST].keys()  # fmt: skip
     assert {"stopped", "loss of the reference", "copied span"} <= found.figures["model"].keys()
     assert all(own.low <= own.value <= own.high for own in found.figures[NEAREST].values())
-    assert any(remark.startswith(f"below a baseline, the {NEAREST}: ROUGE-1") for remark in found.remarks)
+    assert any(remark.startswith(f"below a baseline ({NEAREST}): ROUGE-1") for remark in found.remarks)
 
 
 def test_the_loss_of_the_references_is_that_of_evaluate_loss(run_dir):

@@ -39,12 +39,18 @@ def test_wrong_answers_are_of_the_same_focus_first_and_do_not_depend_on_the_mode
     def options(run):
         cfg = settings("choice", checkpoint=str(run))
         model = subject.load(str(run), cfg, CPU)
-        task = Task(model, questions.open_part(cfg, model), 4, 1, CPU)
+        task = Task(model, lambda: questions.open_part(cfg, model), 4, 1, CPU)
         return [[task.part.topics[i][0] for i in own] for own in Evaluation(2)._options(task)]
 
     found = options(run_dir)
     assert all(len(set(topics)) == 1 for topics in found)
     assert found == options(make(tmp_path, seed=4))
+
+
+def test_the_first_questions_have_the_same_wrong_answers_as_all(run_dir):
+    every = result(settings("choice", checkpoint=str(run_dir)), "choice").rows
+    some = result(settings("choice", checkpoint=str(run_dir), n_questions=2, name="some"), "choice").rows
+    assert [row["options"] for row in some] == [row["options"] for row in every[:2]]
 
 
 def test_accuracy_of_a_model_that_knows_and_of_chance():

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def result(cfg, kind="loss"):
     """The Result of an evaluation."""
     model = subject.load(cfg.checkpoint, cfg, CPU)
-    task = Task(model, questions.open_part(cfg, model), cfg.batch_size, cfg.seed, CPU)
+    task = Task(model, lambda: questions.open_part(cfg, model), cfg.batch_size, cfg.seed, CPU)
     model.folder.mkdir(exist_ok=True, parents=True)
     return running.evaluate(kind, cfg.chosen[kind], task, cfg)
 
