@@ -93,7 +93,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | cost.Cost:
-    return train(launch.load(cfg, TrainConfig))
+    return launch.evaluated(train, launch.load(cfg, TrainConfig))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,11 @@ import sys
 import pytest
 from conftest import ROOT
 from made_run import make, settings
+from test_launch import composed
 
 import evaluate
+from gpt.config import launch, value_errors
+from gpt.config.schema import TrainConfig
 from gpt.errors import Interrupted, UserError
 from gpt.evaluation.kinds.answers import Evaluation
 from gpt.files import directory
@@ -113,6 +116,28 @@ def test_two_evaluations_of_one_run_at_once_are_refused(copy):
     with directory.owned(copy / "evaluations"), pytest.raises(UserError, match="in use by pid") as caught:
         evaluate.evaluate(settings("loss", checkpoint=str(copy)))
     assert caught.value.code == 6
+
+
+def test_a_run_that_has_come_to_its_end_is_evaluated_as_it_says_and_what_goes_wrong_is_a_warning(copy, lines, logger):
+    logger.propagate = True
+
+    def trained(*overrides):
+        cfg = launch.to_dataclass(composed(f"out_dir={copy}", "wandb.mode=disabled", *overrides), TrainConfig)
+        return launch.evaluated(lambda cfg: 1.5, cfg)
+
+    assert trained("evaluate_at_end=[loss]") == 1.5 and not (copy / "evaluations").exists()  # it is not finished
+    (copy / "last_model.pt").touch()
+    assert trained("evaluate_at_end=[]") == 1.5 and not (copy / "evaluations").exists()
+    assert trained("evaluate_at_end=[loss,choice]") == 1.5
+    assert {f"{kind}_test_step_00000006.json" for kind in ("loss", "choice")} <= files(copy).keys()
+    shutil.rmtree(copy / "checkpoints")
+    assert trained("evaluate_at_end=[loss]") == 1.5
+    assert any(line.startswith("not evaluated: ") for line in lines())
+
+
+def test_kinds_that_are_evaluated_at_the_end_are_checked_before_training():
+    errors = value_errors.find_errors(composed("evaluate_at_end=[answer]"), TrainConfig)
+    assert errors == ["evaluate_at_end=['answer']: answer is not one of answers, choice, loss, tasks"]
 
 
 def test_the_command_takes_typed_paths_and_reports_wrong_values_in_one_line(copy):

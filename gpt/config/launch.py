@@ -6,6 +6,7 @@ in one line, with exit code 2, before torch is imported.
 
 import errno
 import gc
+import logging
 import os
 import re
 import shlex
@@ -46,6 +47,8 @@ REMEDY = "all keys and groups: --help and --cfg job"
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 hydra_patches.install()
 setup_globals()  # Hydra's own resolvers, which --experimental-rerun would lack
@@ -98,6 +101,23 @@ def to_dataclass(cfg: DictConfig, kind: type[T]) -> T:
     if kind is schema.TrainConfig:  # which is stored
         values |= {"unresolved": environment.unresolved(cfg)}
     return TypeAdapter(kind).validate_python(values)
+
+
+def evaluated(train: Callable[[schema.TrainConfig], T], cfg: schema.TrainConfig) -> T:
+    """What `train` returns. A run that has come to its end is evaluated as evaluate_at_end says; what goes wrong then
+    is a warning, as the run itself is complete."""
+    result = train(cfg)
+    if cfg.evaluate_at_end and not cfg.dry_run and (Path(cfg.out_dir) / "last_model.pt").exists():
+        values = {"evaluate": f"[{','.join(cfg.evaluate_at_end)}]", "device": cfg.device, "wandb.mode": cfg.wandb.mode}
+        values |= {"threads": cfg.threads or "null", "wandb.project": cfg.wandb.project}
+        typed = [f"checkpoint={cfg.out_dir}", *(f"{key}={value}" for key, value in values.items())]
+        overrides = [text for argument in typed for text in arguments.taken_as_typed(argument, may_be_several=False)]
+        try:
+            kind = schema_of("evaluate")
+            import_module("evaluate").evaluate(validated(composition.of_script("evaluate", overrides), kind))
+        except UserError as error:
+            log.warning(f"not evaluated: {error}")
+    return result
 
 
 def with_run_directory(cfg: DictConfig) -> DictConfig:

@@ -9,7 +9,8 @@ import dataclasses
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from gpt.config.data import DataConfig, TemplateName
 from gpt.config.families import AnyModelConfig
@@ -208,6 +209,14 @@ class SweepConfig:
 AnyObjective = Annotated[Any, Variants("name", lambda: import_module("gpt.objective").OBJECTIVES)]
 
 
+def _check_kinds(names: list[str]) -> list[str]:
+    known = import_module("gpt.evaluation.registry").kinds() if names else {}
+    for name in names:
+        if name not in known:
+            raise PydanticCustomError("kind", f"{name} is not one of {', '.join(known)}")
+    return names
+
+
 @section
 class TrainConfig:
     """Everything that `train.py` reads."""
@@ -231,6 +240,7 @@ class TrainConfig:
     allow_changed: list[Text]
     overrides: list[str]
     dry_run: Flag
+    evaluate_at_end: Annotated[list[Text], Distinct, AfterValidator(_check_kinds)]
     unresolved: dict[str, str] = Field(default_factory=dict)  # no setting: see gpt/config/environment.py
 
     @property

@@ -4,8 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hydra import compose as compose_one
+from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -16,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gpt.config import environment
 from gpt.config.fields import with_texts
 from gpt.errors import UserError
+from gpt.files.paths import PROJECT_ROOT
 from gpt.machine.cost import Cost
 from gpt.sweeps import jobs
 
@@ -45,6 +49,14 @@ def compose(config: DictConfig, loader: ConfigLoader, overrides: list[str], numb
     with open_dict(job):
         job.hydra.job.id = job.hydra.job.num = number
     return job
+
+
+def of_script(script: str, overrides: list[str]) -> DictConfig:
+    """The configuration of a script, in a process that runs another one."""
+    if GlobalHydra.instance().is_initialized():
+        return compose_one(script, overrides)
+    with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
+        return compose_one(script, overrides)
 
 
 def as_job(config: DictConfig, number: int, swept: set[str]) -> jobs.Job:

@@ -41,7 +41,8 @@ NUMBERS = {
     "tokens_per_second": int | float,
 }
 # What has no part in what comes of a job, but for the last digits.
-VOLATILE = {"out_dir", "resume", "allow_changed", "overrides", "dry_run", "wandb", "sweep", "hydra", "threads"}
+VOLATILE = {"out_dir", "resume", "allow_changed", "overrides", "dry_run", "wandb", "sweep", "hydra", "threads",
+            "evaluate_at_end"}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,11 @@ def test_each_data_set_names_its_licence_and_its_prompts(name):
     assert cfg.card.license and cfg.prompts and cfg.template in TEMPLATES
 
 
-@pytest.mark.parametrize("script", ["generate", "prepare_data"])
-def test_the_other_scripts_configurations_are_typed(script):
-    overrides = ["checkpoint=x", "prompt=y"] if script == "generate" else []
+@pytest.mark.parametrize(
+    ("script", "overrides"),
+    [("generate", ["checkpoint=x", "prompt=y"]), ("prepare_data", []), ("evaluate", ["checkpoint=x"])],
+)
+def test_the_other_scripts_configurations_are_typed(script, overrides):
     assert value_errors.find_errors(composed(*overrides, script=script), launch.schema_of(script)) == []
 
 
