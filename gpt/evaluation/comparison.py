@@ -13,12 +13,13 @@ from gpt.config.schema import METRIC
 from gpt.config.value_errors import as_typed
 from gpt.errors import UserError
 from gpt.evaluation import statistics
-from gpt.evaluation.running import Result
+from gpt.evaluation.running import Result, fitting
 from gpt.evaluation.statistics import Difference, Figure, Measure
 from gpt.files import atomic
 from gpt.sweeps import jobs, leaderboard
 from gpt.terminal import console
 
+MOST_SHOWN = 60  # differences
 MIN_MODELS = 4  # of fewer, a rank correlation says nothing
 
 
@@ -109,19 +110,18 @@ def _figure(entry: Entry, name: str, weights: np.ndarray, seed: int) -> Figure:
 
 
 def show(comparison: Comparison) -> None:
-    """Prints the figures beside each other, and the difference of each pair."""
+    """Prints the figures beside each other, and the differences: all of them where they are not too many."""
     print(f"\n{comparison.kind}: {comparison.n} questions that all have answered")
-    print(console.table(*_columns(comparison)))
+    for columns, rows in fitting(comparison.figures, console.width()):
+        print(console.table(rows, columns))
+    first = comparison.differences[0][0] if len(comparison.differences) > MOST_SHOWN else None
     for name, a, b, difference in comparison.differences:
-        print(console.escape(f"{name}: {a} minus {b}: {difference}"))
+        if first in (None, name):
+            print(console.escape(f"{name}: {a} minus {b}: {difference}"))
+    if first:
+        print(f"of the {len(comparison.differences):,} differences, those in {first} are shown; all are in the file")
     for name, figure in comparison.correlations.items():
         print(console.escape(f"rank correlation of {METRIC} and {name} over the models: {figure}"))
-
-
-def _columns(comparison: Comparison) -> tuple[list[dict[str, Any]], list[str]]:
-    names = list(next(iter(comparison.figures.values())))
-    rows = [{"": entry} | {name: str(own[name]) for name in names} for entry, own in comparison.figures.items()]
-    return rows, ["", *names]
 
 
 def write(comparison: Comparison, folder: Path) -> Path:

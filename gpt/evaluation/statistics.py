@@ -104,7 +104,7 @@ class Difference:
     figure: Figure
     p: float | None  # of McNemar's test for what is right or wrong, else of the bootstrap; None: nothing can be known
     n: int  # questions
-    n_needed: int | None  # questions with which a difference of this size would be seen; None: there is none
+    n_needed: int | None  # questions with which one of this size would be seen; None: none is, or seeds count as well
 
     @property
     def is_distinguishable(self) -> bool:
@@ -140,10 +140,11 @@ def difference(
     shown = Figure(value, *interval(differences, n))
     if shown.low is None:
         return Difference(shown, None, n, None)
+    is_of_seeds = len(first) > 1 or len(second) > 1  # of which more would be needed, too
     p = min(1.0, 2 * (1 + min((finite <= 0).sum(), (finite >= 0).sum())) / (len(finite) + 1))
-    if first[0].is_binary and len(first) == len(second) == 1:
+    if first[0].is_binary and not is_of_seeds:
         p = mcnemar(first[0].parts[:, 0], second[0].parts[:, 0])
-    return Difference(shown, float(p), n, needed(value, float(finite.std()), n))
+    return Difference(shown, float(p), n, None if is_of_seeds else needed(value, float(finite.std()), n))
 
 
 def over_seeds(measures: Sequence[Measure], weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -15,6 +15,7 @@ from gpt.files.atomic import sha256
 from gpt.files.paths import PROJECT_ROOT
 from gpt.model import LanguageModel
 from gpt.runs import checkpoint
+from gpt.sweeps import jobs
 from gpt.tokenizer import Tokenizer
 from gpt.weights import loading
 
@@ -96,5 +97,5 @@ def names(cfg: EvaluateConfig) -> list[str]:
 def _jobs(name: str) -> list[str]:
     """The jobs of a sweep that have a checkpoint; anything else is itself."""
     folder = PROJECT_ROOT / name
-    jobs = [path.parent for path in sorted(folder.glob("*/job.json")) if checkpoint.listed(path.parent / "checkpoints")]
-    return list(map(str, jobs)) or [name]
+    folders = [job.folder for job in jobs.read(folder)] if folder.is_dir() else []
+    return [str(path) for path in folders if checkpoint.listed(path / "checkpoints")] or [name]

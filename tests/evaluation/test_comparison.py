@@ -49,6 +49,20 @@ def test_jobs_of_a_sweep_that_differ_in_the_seed_alone_are_one_entry(tmp_path):
     assert list(labels.values()) == ["optimizer.lr=0.1", "optimizer.lr=0.1", "optimizer.lr=0.2", "gpt2"]
 
 
+def test_a_sweep_is_compared_by_its_settings_with_seeds_as_a_second_level(tmp_path, capsys):
+    sweep = tmp_path / "first"
+    for i, (lr, seed) in enumerate([(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)]):
+        job = sweep_job(sweep, i, {"optimizer.lr": lr, "seed": seed}, [3.0])
+        make(sweep, job.folder.name, seed=i)
+    evaluate.evaluate(settings("loss", compare=[str(sweep)]))
+    content = json.loads((subject.ELSEWHERE / "comparison" / "loss.json").read_text())
+    assert content["figures"].keys() == {"optimizer.lr=0.1", "optimizer.lr=0.2"}
+    [difference] = [d for d in content["differences"] if d["figure"] == "loss"]
+    assert (difference["first"], difference["second"]) == ("optimizer.lr=0.1", "optimizer.lr=0.2")
+    assert difference["low"] <= difference["value"] <= difference["high"]
+    assert "loss: optimizer.lr=0.1 minus optimizer.lr=0.2: " in capsys.readouterr().out
+
+
 def test_a_rank_correlation_is_spearmans_and_needs_four_models():
     rng = np.random.default_rng(0)
     losses = rng.normal(size=30)
