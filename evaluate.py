@@ -16,13 +16,13 @@ from gpt.terminal.console import escape
 def evaluate(cfg: EvaluateConfig, typed: Sequence[str] = ()) -> None:
     """Each kind of evaluation on each model: prints tables and writes results. With several models, compares them.
     `typed`: the overrides."""
-    from gpt.evaluation import comparison, questions, record, running, subject
+    from gpt.evaluation import paired_comparison, questions, record, running, subject
     from gpt.evaluation.task import Task
     from gpt.machine import device  # here, because torch takes seconds to load
 
     where = device.choose_device(cfg.device, cfg.threads)
     names = subject.names(cfg)
-    labels = comparison.labels(names)
+    labels = paired_comparison.labels(names)
     found: list[tuple[str, running.Result]] = []
     for name in names:
         model = subject.load(name, cfg, where)
@@ -39,9 +39,9 @@ def evaluate(cfg: EvaluateConfig, typed: Sequence[str] = ()) -> None:
     if cfg.compare:
         for kind, settings in cfg.chosen.items():
             own = [(label, result) for label, result in found if result.kind == kind]
-            compared = comparison.compare(kind, settings, own, cfg.resamples, cfg.seed)
-            comparison.show(compared)
-            print(escape(str(comparison.write(compared, subject.ELSEWHERE / (cfg.name or "comparison")))))
+            compared = paired_comparison.compare(kind, settings, own, cfg.resamples, cfg.seed)
+            paired_comparison.show(compared)
+            print(escape(str(paired_comparison.write(compared, subject.ELSEWHERE / (cfg.name or "comparison")))))
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")

@@ -10,7 +10,7 @@ from scipy import stats
 
 import evaluate
 from gpt.errors import UserError
-from gpt.evaluation import comparison, subject
+from gpt.evaluation import paired_comparison, subject
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_jobs_of_a_sweep_that_differ_in_the_seed_alone_are_one_entry(tmp_path):
         sweep_job(tmp_path, i, {"optimizer.lr": lr, "seed": seed}, [3.0])
         for i, (lr, seed) in enumerate([(0.1, 1), (0.1, 2), (0.2, 1)])
     ]
-    labels = comparison.labels([*(str(job.folder) for job in jobs), "gpt2"])
+    labels = paired_comparison.labels([*(str(job.folder) for job in jobs), "gpt2"])
     assert list(labels.values()) == ["optimizer.lr=0.1", "optimizer.lr=0.1", "optimizer.lr=0.2", "gpt2"]
 
 
@@ -67,12 +67,12 @@ def test_a_rank_correlation_is_spearmans_and_needs_four_models():
     rng = np.random.default_rng(0)
     losses = rng.normal(size=30)
     scores = -losses + rng.normal(size=30)
-    own = comparison.correlation(list(zip(losses, scores, strict=True)), 4000, 1)
+    own = paired_comparison.correlation(list(zip(losses, scores, strict=True)), 4000, 1)
     assert own.value == pytest.approx(stats.spearmanr(losses, scores).statistic)
     distribution = stats.bootstrap(
         (losses, scores), lambda a, b: stats.spearmanr(a, b).statistic, paired=True, vectorized=False,
         n_resamples=500, method="percentile", rng=2,
     ).confidence_interval  # fmt: skip
     assert (own.low, own.high) == pytest.approx((distribution.low, distribution.high), abs=0.1)
-    assert comparison.correlation([(1.0, 2.0)] * 3, 100, 0) is None
-    assert comparison.correlation([(1.0, 2.0), (2.0, 2.0), (3.0, 2.0), (4.0, 2.0)], 100, 0) is None
+    assert paired_comparison.correlation([(1.0, 2.0)] * 3, 100, 0) is None
+    assert paired_comparison.correlation([(1.0, 2.0), (2.0, 2.0), (3.0, 2.0), (4.0, 2.0)], 100, 0) is None
