@@ -286,7 +286,10 @@ def _put_earlier_aside(run: Any) -> None:
     current = Path(run.settings.sync_dir)
     for folder in current.parent.glob(f"offline-run-*-{run.id}*"):  # the second one of a second ends in -1
         if folder != current:
-            folder.rename(folder.with_name(f"superseded-{folder.name}"))
+            target = folder.with_name(f"superseded-{folder.name}")
+            while target.exists():  # the name has been free again within the second that it says
+                target = target.with_name(f"{target.name}+")
+            folder.rename(target)
 
 
 def _end_service() -> None:
