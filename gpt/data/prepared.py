@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pydantic import ValidationError, create_model
 
 from gpt.config.data import DataConfig
 from gpt.data import sources, splits, token_files
 from gpt.errors import ENVIRONMENT, UserError
+from gpt.files.directory import missing, remove_unused
 from gpt.files.json_file import read_object
 from gpt.terminal.console import escape
 
@@ -199,19 +200,35 @@ def settings_of(cfg: DataConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Only one process prepares a directory at a time; the lock of a killed one is free."""
-    lock = directory.with_name(directory.name + ".lock")
+    """Only one process prepares a directory at a time; the lock of a killed one is free. Afterwards the lock is gone,
+    and so are the folders that a refused preparation has made."""
+    lock, made = directory.with_name(directory.name + ".lock"), missing(directory.parent)
     with writing(directory):
         _refuse_other_files(directory)
         lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)  # a pipe is no reason to wait either
-    with open(descriptor) as file:
+        file = _lock(lock)
+    with file:
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            remove_unused(made)
+
+
+def _lock(path: Path) -> TextIO:
+    """The lock file, held. A process that was waiting for it may have got the lock of a file that is gone by then."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # a pipe is no reason to wait either
+        file = open(descriptor)  # noqa: SIM115, open as long as the lock is held
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info(f"waiting for another process that prepares {directory}")
+            log.info(f"waiting for another process that prepares {path.with_suffix('')}")
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return file
+        file.close()
 
 
 @contextlib.contextmanager

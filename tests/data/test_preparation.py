@@ -166,7 +166,33 @@ def test_a_failed_preparation_leaves_what_was_there_and_no_rubbish(tmp_path):
     (tmp_path / "small.csv").write_text("question,answer\nq,a,b\n")
     problem(cfg, tmp_path, 2)
     assert contents(directory) == before
-    assert sorted(os.listdir(tmp_path)) == ["prepared", "prepared.lock", "small.csv"]
+    assert sorted(os.listdir(tmp_path)) == ["prepared", "small.csv"]
+
+
+def test_a_refused_preparation_leaves_neither_its_lock_nor_a_folder(tmp_path):
+    cfg = small_csv(tmp_path / "small.csv")
+    (tmp_path / "small.csv").write_text("question,reply\nq,a\n")
+    problem(data_config(**{**vars(cfg), "prepared_dir": "some/where/prepared"}), tmp_path, 2)
+    assert os.listdir(tmp_path) == ["small.csv"]
+
+
+def test_several_starts_prepare_one_after_another_whoever_waits_for_a_lock_that_is_removed(tmp_path):
+    cfg, busy, most = small_text(tmp_path / "small.txt"), 0, []
+
+    def prepare():
+        nonlocal busy
+        with prepared.locked(prepared.directory_of(cfg, tmp_path)):
+            busy += 1
+            most.append(busy)
+            time.sleep(0.002)
+            busy -= 1
+
+    threads = [threading.Thread(target=lambda: [prepare() for _ in range(20)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 80 and max(most) == 1 and os.listdir(tmp_path) == ["small.txt"]
 
 
 def test_remains_of_a_killed_preparation_are_cleared_away(tmp_path):
@@ -174,7 +200,7 @@ def test_remains_of_a_killed_preparation_are_cleared_away(tmp_path):
     (tmp_path / ".prepared.new").mkdir()
     (tmp_path / ".prepared.new" / "train.bin").write_text("half")
     preparation.prepare(cfg, tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["prepared", "prepared.lock", "small.csv"]
+    assert sorted(os.listdir(tmp_path)) == ["prepared", "small.csv"]
 
 
 def test_a_second_start_waits_and_then_uses_what_the_first_prepared(tmp_path, lines):
