@@ -156,7 +156,8 @@ def report(error: BaseException) -> int:
 def execute(main: Callable[[], Any], script: str) -> int:
     """Starts the run or the sweep, or prints its cost (dry_run) or its report (sweep.report). Returns the exit code."""
     try:
-        sys.argv[1:] = arguments.prepare(sys.argv[1:], script, SCHEMAS[script])
+        sys.argv[1:] = arguments.prepare(sys.argv[1:], script)
+        hydra_patches.take_unknown_keys(not arguments.only_shows(sys.argv[1:]))
         main()
     except callback.DryRun as request:
         return dry_run.run(main, request)

@@ -190,7 +190,7 @@ def _describe(key: str, item: Any, valid: list[str]) -> Iterator[tuple[str, str]
         for leaf in leaf_keys(key, item["input"]):
             yield leaf, unknown_key(leaf, valid)
     elif item["type"] == "missing":
-        yield key, f"missing key {key}"
+        yield key, f"missing key {key}" + (f": {item['msg']}" if item["msg"].startswith("it is one of") else "")
     elif item["type"] in ("dataclass_type", "model_attributes_type"):
         yield key, f"{key}={as_typed(item['input'])}: it is a section, and has keys of its own"
     else:

@@ -17,6 +17,7 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
@@ -142,6 +143,10 @@ def _check(config: DictConfig, loader: ConfigLoader, is_sweep: bool) -> None:
     except UserError as error:
         if not is_sweep or error.what.startswith("sweep.") or "; sweep." in error.what:
             raise Refused(error) from None
+    except HydraException:
+        if not is_sweep:
+            raise
+        # All jobs are composed again when they are planned: here it would be a warning of Hydra's.
 
 
 def running() -> bool:
