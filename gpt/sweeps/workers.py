@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from gpt.errors import Interrupted, UserError
 from gpt.files.paths import PROJECT_ROOT
+from gpt.runs import interrupt
 from gpt.terminal import console
 
 # Of joblib and submitit, for a process that has been killed or has no more memory.
@@ -31,8 +32,8 @@ def run_isolated(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """`task(cfg)` as if it were alone: nothing is left that a job before has set in torch, and a job that calls
     sys.exit, or gets a signal to end in a launcher's process, ends alone."""
     global _is_busy
-    if _is_ending:
-        raise Ended
+    if is_ending():
+        raise Ended if _is_worker else Interrupted(interrupt.late)
     _reset_torch()
     _is_busy = True
     try:
@@ -64,7 +65,7 @@ def prepare_process(leave_group: bool = False) -> None:
 
 def is_ending() -> bool:
     """Whether no further job is to begin in this process."""
-    return _is_ending
+    return _is_ending or interrupt.late is not None
 
 
 def are_elsewhere(config: DictConfig) -> bool:
