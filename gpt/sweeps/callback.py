@@ -16,17 +16,19 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from gpt.config.schema import TrainConfig, WandbConfig
 from gpt.config.value_errors import find_errors
 from gpt.errors import UserError
 from gpt.files import directory
+from gpt.files.paths import absolute
 from gpt.sweeps import composition, hydra_patches, jobs, plugins, workers
 from gpt.sweeps.jobs import Job
 from gpt.sweeps.selection import SelectingLauncher
@@ -74,7 +76,7 @@ class SweepCallback(Callback):
             raise DryRun(config, loader)
         is_sweep = config.hydra.mode == RunMode.MULTIRUN
         _check(config, loader, is_sweep)
-        _made[:] = directory.missing(Path(str(config.hydra.sweep.dir if is_sweep else config.hydra.run.dir)).absolute())
+        _made[:] = directory.missing(_settle_place(config, "sweep" if is_sweep else "run"))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         self.on_run_start(config)
@@ -129,6 +131,16 @@ class SweepCallback(Callback):
 def remove_unused() -> None:
     """Removes the folders that this start has made and that hold nothing, because it was refused."""
     directory.remove_unused(_made, ("train.log", "run.json", "multirun.yaml"))
+
+
+def _settle_place(config: DictConfig, kind: str) -> Path:
+    """The directory of a run or of a sweep, which is absolute from here on, for the jobs too: one that stands in a YAML
+    file begins at the project. Hydra would have it begin where the user is."""
+    place = absolute(str(config.hydra[kind].dir))
+    with read_write(config.hydra):
+        config.hydra[kind].dir = str(place)
+        config.hydra.overrides.hydra.append(f"hydra.{kind}.dir={QuotedString(str(place), Quote.single).with_quotes()}")
+    return place
 
 
 def _check(config: DictConfig, loader: ConfigLoader, is_sweep: bool) -> None:

@@ -93,8 +93,9 @@ def command(directory: Path) -> str:
         words = json.loads((directory / "sweep.json").read_text(encoding="utf-8"))["command"]
         if not isinstance(words, list):
             raise TypeError
-        return shlex.join(words)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        words = [word for word in words if not word.startswith("sweep.name=")]  # a copied sweep has another one
+        return shlex.join([*words, f"sweep.name={directory.name}"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         log.warning(f"{directory / 'sweep.json'} cannot be read: the command that started the sweep is not known")
         return shlex.join(["python", str(PROJECT_ROOT / "train.py"), "-m", f"sweep.name={directory.name}"])
 

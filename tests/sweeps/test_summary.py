@@ -206,6 +206,8 @@ def test_when_the_command_is_not_known_there_is_one_that_names_the_sweep(tmp_pat
     assert len(caplog.records) == 1
 
 
-def test_the_command_can_be_pasted_into_a_shell(tmp_path):
+def test_the_command_can_be_pasted_into_a_shell_and_is_that_of_this_folder_also_of_a_copied_one(tmp_path):
     (tmp_path / "sweep.json").write_text(json.dumps({"command": COMMAND}))
-    assert shlex.split(summary.command(tmp_path)) == COMMAND and "'data.path=a b.txt'" in summary.command(tmp_path)
+    command = summary.command(tmp_path)
+    assert shlex.split(command)[:-1] == COMMAND[:-1] and "'data.path=a b.txt'" in command
+    assert command.endswith(f" sweep.name={tmp_path.name}")  # a copy of the sweep in COMMAND
