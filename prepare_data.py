@@ -13,13 +13,13 @@ from gpt.files import paths
 def main(cfg: DictConfig) -> None:
     data = launch.load(cfg, PrepareConfig).data
 
-    from gpt.data import data_card, preparation, prepared, sources
+    from gpt.data import data_card, preparation, sources
     from gpt.terminal import console  # after the configuration is known to be right: errors in it show at once
 
-    is_typed = sources.path_is_typed(HydraConfig.get().overrides.task)
-    folder = preparation.prepare(data, paths.PROJECT_ROOT, is_typed)
-    print(data_card.summary(prepared.read_meta(folder)))
-    print(console.escape(str(folder.parent)))
+    is_typed = sources.path_is_typed(HydraConfig.get().overrides.task, run_dir=None)
+    made = preparation.prepare(data, paths.PROJECT_ROOT, is_typed)
+    print(data_card.summary(made.meta))
+    print(console.escape(str(made.folder.parent)))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from gpt.config.data import DataConfig
 from gpt.config.schema import TrainConfig, TrainSection
 from gpt.data import token_files
 from gpt.data.packing import Plan, WindowPlan, limit_slots, plan_packed, plan_unpacked
-from gpt.data.prepared import Prepared, read_meta
+from gpt.data.prepared import Prepared
 from gpt.errors import UserError
 from gpt.progress import budget
 
@@ -308,12 +308,12 @@ class Batches:
 
 
 def open_batches(
-    prepared: Path, cfg: TrainConfig, vocab_size: int, bytes_per_token: np.ndarray | None = None
+    data: Prepared, cfg: TrainConfig, vocab_size: int, bytes_per_token: np.ndarray | None = None
 ) -> Batches:
-    """The batches of a run, from a folder of prepared data. Raises UserError for data that does not suit it."""
-    train, val = (Split.open(prepared, name) for name in ("train", "val"))
+    """The batches of a run, from prepared data. Raises UserError for data that does not suit it."""
+    train, val = (Split.open(data.folder, name) for name in ("train", "val"))
     for split in (train, val):
-        if (largest := token_files.largest_id(prepared, split.name)) >= vocab_size:
+        if (largest := token_files.largest_id(data.folder, split.name)) >= vocab_size:
             raise UserError(
                 f"token id {largest} in split {split.name} is outside the vocabulary of {vocab_size}",
                 remedy="prepare the data with the model's tokenizer",
@@ -321,7 +321,7 @@ def open_batches(
     context_length = cfg.model.context_length
     batches = TrainBatches(train, cfg.data, context_length, cfg.train, cfg.seed)
     validation = eval_batches(val, cfg.data, context_length, cfg.train, bytes_per_token)
-    return Batches(batches, validation, Prepared(prepared, read_meta(prepared)), *count_steps(cfg.train, batches))
+    return Batches(batches, validation, data, *count_steps(cfg.train, batches))
 
 
 def count_steps(cfg: TrainSection, batches: TrainBatches) -> tuple[int, str]:

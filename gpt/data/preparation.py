@@ -21,9 +21,11 @@ from gpt import tokenizer
 from gpt.config.data import DataConfig
 from gpt.data import data_card, prepared, records, rows, sources, splits, text_files, token_files
 from gpt.data.columns import Wanted
+from gpt.data.prepared import Prepared
 from gpt.data.records import Record
 from gpt.data.sources import Source
 from gpt.errors import UserError
+from gpt.files import paths
 from gpt.terminal import figures
 
 log = logging.getLogger(__name__)
@@ -32,24 +34,24 @@ N_SHOWN = 10  # bad rows in the log; all of them are in bad_rows.txt
 JSON, COLUMNS = json.JSONEncoder(ensure_ascii=False), ("instruction", "input", "output")  # of the lines of *.jsonl
 
 
-def ensure(cfg: DataConfig, root: Path, is_typed: bool = False, fingerprint: str | None = None) -> Path:
-    """The folder of prepared data that a run opens, prepared now if it is missing, damaged, of other settings or of
-    another source. Relative paths begin at `root`; for the other arguments see prepared.look_up."""
-    version, _ = prepared.look_up(cfg, root, is_typed, fingerprint)
-    if version is None:
+def ensure(cfg: DataConfig, root: Path, is_typed: bool = False, fingerprint: str | None = None) -> Prepared:
+    """The prepared data that a run opens, prepared now if it is missing, damaged, of other settings or of another
+    source. Relative paths begin at `root`; for the other arguments see prepared.look_up."""
+    data, _ = prepared.look_up(cfg, root, is_typed, fingerprint)
+    if data is None:
         with prepared.locked(prepared.directory_of(cfg, root)):
-            version, reason = prepared.look_up(cfg, root, is_typed, fingerprint)  # another start may have prepared it
-            return version or _prepare(cfg, root, is_typed, reason)
-    return version
+            data, reason = prepared.look_up(cfg, root, is_typed, fingerprint)  # another start may have prepared it
+            return data or _prepare(cfg, root, is_typed, reason)
+    return data
 
 
-def prepare(cfg: DataConfig, root: Path, is_typed: bool = False) -> Path:
-    """Prepares the data, whether or not it is there already. Returns the folder that a run opens."""
+def prepare(cfg: DataConfig, root: Path, is_typed: bool = False) -> Prepared:
+    """Prepares the data, whether or not it is there already. Returns what a run opens."""
     with prepared.locked(prepared.directory_of(cfg, root)):
         return _prepare(cfg, root, is_typed)
 
 
-def _prepare(cfg: DataConfig, root: Path, is_typed: bool, reason: str = "") -> Path:
+def _prepare(cfg: DataConfig, root: Path, is_typed: bool, reason: str = "") -> Prepared:
     """Writes everything to a temporary sibling and puts it into place with renames."""
     directory = prepared.directory_of(cfg, root)
     try:
@@ -78,9 +80,9 @@ def _prepare(cfg: DataConfig, root: Path, is_typed: bool, reason: str = "") -> P
                 **write(cfg, source, new),
             }
             if "files" in meta["source"]:
-                meta["source"]["path"] = sources.recorded_path(cfg, root)
+                meta["source"]["path"] = paths.stored(cfg.path, root)
             _finish(meta, new)
-            return prepared.publish(new, directory, old)
+            return prepared.opened(prepared.publish(new, directory, old))
         finally:
             for leftover in (new, old):
                 shutil.rmtree(leftover, ignore_errors=True)

@@ -25,6 +25,7 @@ from pydantic import ValidationError, create_model
 from gpt.config.data import DataConfig
 from gpt.data import sources, splits, token_files
 from gpt.errors import ENVIRONMENT, UserError
+from gpt.files import paths
 from gpt.files.directory import missing, remove_unused
 from gpt.files.json_file import read_object
 from gpt.terminal.console import escape
@@ -64,38 +65,44 @@ class Prepared:
     meta: dict[str, Any]
 
 
-def find(cfg: DataConfig, root: Path, is_typed: bool = False, fingerprint: str | None = None) -> Path | None:
-    """The folder of prepared data that a run opens, None where `ensure` would prepare it. See `look_up`."""
+def opened(folder: Path) -> Prepared:
+    """The prepared data in a folder. Raises UserError, see `read_meta`."""
+    return Prepared(folder, read_meta(folder))
+
+
+def find(cfg: DataConfig, root: Path, is_typed: bool = False, fingerprint: str | None = None) -> Prepared | None:
+    """The prepared data that a run opens, None where `ensure` would prepare it. See `look_up`."""
     return look_up(cfg, root, is_typed, fingerprint)[0]
 
 
 def look_up(
     cfg: DataConfig, root: Path, is_typed: bool = False, fingerprint: str | None = None
-) -> tuple[Path | None, str]:
-    """The folder of data that was prepared with these settings from this source, or None and why there is none.
+) -> tuple[Prepared | None, str]:
+    """Data that was prepared with these settings from this source, or None and why there is none.
 
     Where the raw files have gone, what was prepared from their whole path will do, unless that was typed (`is_typed`):
     then UserError (2) says that nothing is there. A run that goes on has its own data, known by its `fingerprint`.
     Writes nothing.
     """
-    source, is_typed = sources.local(cfg, root), is_typed and cfg.path is not None
-    if source is None and is_typed and not fingerprint:
+    source = sources.local(cfg, root)
+    if source is None and is_typed and cfg.path is not None:
         sources.find(cfg, root, is_typed)
     identity = functools.cache(source.identity) if source else None  # hashed once, and only where settings are right
     reasons = []
-    for version in versions(directory_of(cfg, root)):
+    its_own = (fingerprint or "")[:12]
+    for version in sorted(versions(directory_of(cfg, root)), key=lambda folder: folder.name != its_own):
         try:
-            meta = read_meta(version)
-            reason = _other_settings(cfg, meta["settings"])
+            data = opened(version)
+            reason = _other_settings(cfg, data.meta["settings"])
             if not reason and source and identity:
-                reason = _other_content(meta["source"], source.label(), identity)
-            elif not reason and meta["fingerprint"] != fingerprint:
-                reason = "it was made from another source" if is_typed else _other_source(cfg, root, meta["source"])
+                reason = _other_content(data.meta["source"], source.label(), identity)
+            elif not reason and data.meta["fingerprint"] != fingerprint:
+                reason = _other_source(cfg, root, data.meta["source"])
             if not reason:
-                _check_files(version, meta)
-                if source is None and "hub" not in meta["source"]:
+                _check_files(version, data.meta)
+                if source is None and "hub" not in data.meta["source"]:
                     log.info(f"{sources.path_of(cfg, root)} has gone; using the data prepared from it in {version}")
-                return version, ""
+                return data, ""
         except UserError as error:
             reason = error.what
         reasons.append(reason)
@@ -126,7 +133,7 @@ def _other_source(cfg: DataConfig, root: Path, before: dict[str, Any]) -> str | 
     if cfg.path is None:
         return "it was made from another source"
     if "path" in before:
-        is_same = before["path"] == sources.recorded_path(cfg, root)
+        is_same = before["path"] == paths.stored(cfg.path, root)
     else:  # older versions of this program recorded the names of the files only
         is_same = Path(cfg.path).name in [file["file"] for file in before["files"]]
     return None if is_same else "it was made from another source"

@@ -50,17 +50,11 @@ def sha256(path: Path) -> str:
         return atomic.sha256(path)
 
 
-def path_is_typed(overrides: Iterable[str], run_dir: str = "") -> bool:
+def path_is_typed(overrides: Iterable[str], run_dir: str | None) -> bool:
     """Whether data.path is on the command line: then it is that file and no other that is wanted. A run that has
     checkpoints in `run_dir` goes on with its prepared data, whatever has become of the file."""
     is_typed = any(text.lstrip("+").startswith("data.path=") for text in overrides)
-    return is_typed and not (run_dir and Path(run_dir, "checkpoints").is_dir())
-
-
-def recorded_path(cfg: DataConfig, root: Path) -> str | None:
-    """data.path as prepared data records it: relative to the project where it is within it."""
-    path = Path(os.path.abspath(path_of(cfg, root)))
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix() if cfg.path else None
+    return is_typed and not (run_dir and any(Path(run_dir, "checkpoints").glob("step_*")))
 
 
 def find(cfg: DataConfig, root: Path, is_typed: bool = False) -> Source:

@@ -22,10 +22,10 @@ def absolute(path: str, start: Path = PROJECT_ROOT) -> Path:
     return Path(os.path.realpath(os.path.join(*parts[:n])), *parts[n:])
 
 
-def stored(path: str) -> str:
+def stored(path: str, root: Path = PROJECT_ROOT) -> str:
     """A path as files record it and jobs are known by it: relative to the project if it is inside, else absolute."""
-    place = absolute(path)
-    return place.relative_to(PROJECT_ROOT).as_posix() if place.is_relative_to(PROJECT_ROOT) else str(place)
+    place = absolute(path, root)
+    return place.relative_to(root).as_posix() if place.is_relative_to(root) else str(place)
 
 
 def elsewhere(place: Path) -> str:

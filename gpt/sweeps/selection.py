@@ -243,11 +243,11 @@ def fingerprint(task: Callable[[DictConfig], Any], config: DictConfig, folder: P
 
     cost = composition.cost(task, config, folder)
     is_typed = sources.path_is_typed(cost.cfg.overrides, cost.cfg.out_dir)
-    folder_of_data = prepared.find(cost.cfg.data, PROJECT_ROOT, is_typed)
-    if folder_of_data is None:
-        folder_of_data = preparation.ensure(cost.cfg.data, PROJECT_ROOT, is_typed)
+    data = prepared.find(cost.cfg.data, PROJECT_ROOT, is_typed)
+    if data is None:
+        data = preparation.ensure(cost.cfg.data, PROJECT_ROOT, is_typed)
         composition.cost(task, config, folder)  # now that there is data, does it suit the job?
-    return prepared.read_meta(folder_of_data)["fingerprint"]
+    return data.meta["fingerprint"]
 
 
 def describe(planned: list[Job], n_others: int) -> str:

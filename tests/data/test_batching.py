@@ -197,13 +197,13 @@ def check_the_default_batching(directory, context_length, most_padding):
 def test_packed_batches_of_the_sample_have_three_shapes_at_most_and_hardly_any_padding(tmp_path):
     """What torch.compile sees. An epoch of the sample has few rows, the last of which is not full."""
     cfg = data_config(name="sample", path=str(ROOT / "gpt" / "sample.csv"), tokenizer="gpt2")
-    check_the_default_batching(preparation.prepare(cfg, tmp_path), 128, most_padding=0.02)
+    check_the_default_batching(preparation.prepare(cfg, tmp_path).folder, 128, most_padding=0.02)
 
 
 @pytest.mark.exhaustive
 def test_packed_batches_of_the_real_medquad_have_three_shapes_at_most_and_under_two_percent_of_padding(tmp_path):
     cfg = data_config(name="medquad", path=str(REAL_MEDQUAD), tokenizer="gpt2", max_tokens=1024)
-    directory = preparation.prepare(cfg, tmp_path)
+    directory = preparation.prepare(cfg, tmp_path).folder
     for context_length in (256, 512, 1024):
         check_the_default_batching(directory, context_length, most_padding=0.01)
 
@@ -215,7 +215,7 @@ def test_an_epoch_of_packed_batches_and_an_evaluation_compile_six_graphs_at_most
     from torch._dynamo.utils import counters
 
     cfg = data_config(name="sample", path=str(ROOT / "gpt" / "sample.csv"), tokenizer="gpt2")
-    train_split, val_split = (Split.open(preparation.prepare(cfg, tmp_path), name) for name in ("train", "val"))
+    train_split, val_split = (Split.open(preparation.prepare(cfg, tmp_path).folder, name) for name in ("train", "val"))
     train = train_section(tokens_per_step=11 * 128, micro_batch=4, eval_tokens=4096)
     batches = batches_of(train_split, "packed", 128, train=train)
     model = GPT(model_config(context_length=128), 50257)
