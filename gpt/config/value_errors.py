@@ -179,9 +179,14 @@ def _resolved(
             except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or back to where it is
                 if behind := user_error_behind(error):
                     unreadable.append(behind)
-                whole = str(UserError(behind.what, behind.where)) if behind else ""
-                errors[full_key] = whole or f"{full_key}: {first_sentence(error)}"
+                errors[full_key] = _in_a_list(behind) if behind else f"{full_key}: {first_sentence(error)}"
     return values
+
+
+def _in_a_list(error: UserError) -> str:
+    """An error among others: of its remedy only what may be meant instead."""
+    meant = f", {error.remedy.removesuffix('?')}?" if error.remedy.startswith("did you mean") else ""
+    return f"{UserError(error.what, error.where)}{meant}"
 
 
 def _describe(key: str, item: Any, valid: list[str]) -> Iterator[tuple[str, str]]:

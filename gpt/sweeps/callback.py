@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from gpt.config.schema import TrainConfig, WandbConfig
 from gpt.config.value_errors import find_errors
-from gpt.errors import UserError
+from gpt.errors import UserError, one_line
 from gpt.files import directory
 from gpt.files.paths import absolute
 from gpt.sweeps import composition, hydra_patches, jobs, plugins, workers
@@ -211,7 +211,7 @@ def _ended(job: Job, config: DictConfig) -> Job:
 
 def _explain(error: BaseException) -> str:
     """What went wrong, in one line."""
-    return console.one_line(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+    return one_line(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
 
 
 def _log_of(error: BaseException, folder: Path) -> Path:

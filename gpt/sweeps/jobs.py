@@ -203,11 +203,11 @@ def grouped(jobs: Iterable[Job], keys: Sequence[str]) -> list[list[Job]]:
 
 def describe(job: Job, keys: Sequence[str]) -> str:
     """optimizer.lr=0.001 model.context_length=64"""
-    return " ".join(f"{key}={as_typed(job.setting(key))}" for key in keys)
+    return " ".join(f"{key}={as_text(job.setting(key))}" for key in keys)
 
 
-def as_typed(value: Any) -> str:
-    """A setting as one types it."""
+def as_text(value: Any) -> str:
+    """A setting as one types it, numbers with six digits."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:.6g}" if isinstance(value, float) else escape(str(value))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt.sweeps.jobs import Job, as_typed, grouped, varied_keys
+from gpt.sweeps.jobs import Job, as_text, grouped, varied_keys
 from gpt.terminal.console import escape
 
 # Settings that change which tokens are scored, or what a token is, and what then still can be compared.
@@ -200,7 +200,7 @@ def verdict(entries: Sequence[Entry]) -> str:
 
 def _name(entry: Entry) -> str:
     """optimizer.lr=0.001 model.context_length=64"""
-    return " ".join(f"{escape(key)}={as_typed(value)}" for key, value in entry.settings.items()) or "the only setting"
+    return " ".join(f"{escape(key)}={as_text(value)}" for key, value in entry.settings.items()) or "the only setting"
 
 
 def _loss(entry: Entry) -> str:
@@ -227,7 +227,7 @@ def caveats(jobs: Sequence[Job]) -> list[str]:
         groups = "; ".join(f"{len(group)} on that of job {group[0]}" for group in numbers)
         sentences.append(f"The prepared data differs, {groups}: the losses are those of different texts.")
     for key, consequence in SCORED.items():
-        values = dict.fromkeys(as_typed(job.config[key]) for job in evaluated if key in job.config)
+        values = dict.fromkeys(as_text(job.config[key]) for job in evaluated if key in job.config)
         if len(values) > 1:
             sentences.append(f"{key} differs ({', '.join(values)}): {consequence}.")
     budgets = [job.tokens for job in evaluated if job.status == "completed"]

@@ -22,7 +22,7 @@ from gpt.files.paths import PROJECT_ROOT
 from gpt.runs.model_card import DISCLAIMER
 from gpt.sweeps import chart, tables
 from gpt.sweeps.chart import Curve
-from gpt.sweeps.jobs import STATUSES, Job, as_typed, describe, override_key, varied_keys
+from gpt.sweeps.jobs import STATUSES, Job, as_text, describe, override_key, varied_keys
 from gpt.sweeps.leaderboard import Entry, Results, is_result
 from gpt.terminal.console import escape
 from gpt.terminal.figures import Grid, loss_range
@@ -99,7 +99,7 @@ def shortened(value: object, longest: int, keep_newlines: bool = False) -> str:
 
 def plain(value: object) -> str:
     """A value as text on one line; None is empty."""
-    return "" if value is None else as_typed(value)
+    return "" if value is None else as_text(value)
 
 
 def lines(value: str, longest: int) -> Markup:
@@ -139,7 +139,7 @@ def _styles(entries: Sequence[Entry]) -> list[str | None]:
 
 
 def _name(job: Job, keys: Sequence[str]) -> list[str]:
-    return [f"job {escape(job.id)}", *(shortened(f"{key}={as_typed(job.setting(key))}", 120) for key in keys)]
+    return [f"job {escape(job.id)}", *(shortened(f"{key}={as_text(job.setting(key))}", 120) for key in keys)]
 
 
 def _legend(styled: Sequence[tuple[Entry, str | None]]) -> list[tuple[str, list[Job], str]]:
@@ -197,7 +197,7 @@ def _other_settings(jobs: Sequence[Job], varied: Sequence[str]) -> dict[str, dic
     configs = [job.config for job in jobs if job.config]
     follows, common = {}, {}
     for key in sorted({key for config in configs for key in config}):
-        values = dict.fromkeys(as_typed(config[key]) if key in config else "(absent)" for config in configs)
+        values = dict.fromkeys(as_text(config[key]) if key in config else "(absent)" for config in configs)
         if len(values) == 1:
             common[key] = next(iter(values))
         elif key not in varied:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gpt.config.schema import METRIC
-from gpt.sweeps.jobs import Job, as_typed, is_number, varied_keys
+from gpt.sweeps.jobs import Job, as_text, is_number, varied_keys
 from gpt.sweeps.leaderboard import Entry, Results, mean_text
 from gpt.terminal.console import escape
 from gpt.terminal.figures import Grid
@@ -30,7 +30,7 @@ def columns(entries: Sequence[Entry]) -> list[str]:
 def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Of the closing table. Numbers stay numbers, which console.table aligns and never cuts."""
     return [
-        {key: value if is_number(value) else as_typed(value) for key, value in entry.settings.items()}
+        {key: value if is_number(value) else as_text(value) for key, value in entry.settings.items()}
         | {
             "status": entry.status,
             METRIC: entry.mean,
@@ -89,7 +89,7 @@ def markdown(sweep: Results) -> str:
     header = ["", *setting_keys(sweep.entries), *RESULTS]
     lines = [_line(header), "|" + " --- |" * len(header)]
     for rank, entry in enumerate(sweep.entries, start=1):
-        settings = map(as_typed, entry.settings.values())
+        settings = map(as_text, entry.settings.values())
         lines.append(_line([str(rank) if entry.losses else "", *settings, *results(entry)]))
     parts = [f"# {_plain(sweep.directory.name)}", _plain(sweep.verdict), "\n".join(lines)]
     parts.append(
@@ -115,8 +115,8 @@ def grid(entries: Sequence[Entry]) -> Grid | None:
     losses = [[math.nan] * len(column_values) for _ in row_values]
     best, unfinished = None, set()
     for entry in evaluated:
-        row = row_values.index(as_typed(entry.settings[row_key]))
-        column = column_values.index(as_typed(entry.settings[column_key]))
+        row = row_values.index(as_text(entry.settings[row_key]))
+        column = column_values.index(as_text(entry.settings[column_key]))
         losses[row][column] = entry.mean
         if not entry.losses:
             unfinished.add((row, column))
@@ -127,7 +127,7 @@ def grid(entries: Sequence[Entry]) -> Grid | None:
 
 def _values(entries: Sequence[Entry], key: str) -> list[str]:
     """The values of a setting: numbers first, in order of size, then texts."""
-    values = {as_typed(entry.settings[key]): entry.settings[key] for entry in entries}
+    values = {as_text(entry.settings[key]): entry.settings[key] for entry in entries}
 
     def place(label: str) -> tuple[bool, float, str]:
         value = values[label]

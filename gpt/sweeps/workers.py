@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from gpt.errors import Interrupted, UserError
+from gpt.errors import Interrupted, UserError, one_line
 from gpt.files.paths import PROJECT_ROOT
 from gpt.runs import interrupt
 from gpt.terminal import console
@@ -91,7 +91,7 @@ def launching(config: DictConfig, n_jobs: int) -> Iterator[None]:
             if not received and type(error).__name__ not in DEATHS:
                 raise
             if not received:
-                first_sentence = console.one_line(str(error).partition(". ")[0])  # plugins go on for half a page
+                first_sentence = one_line(str(error).partition(". ")[0])  # plugins go on for half a page
                 what = f"a job's process has died: {type(error).__name__}: {first_sentence}"
                 raise UserError(what, remedy="the same command again goes on", code=1) from error
         if received:

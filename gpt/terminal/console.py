@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from gpt.config.schema import METRIC
+from gpt.errors import one_line
 
 log = logging.getLogger(__name__)
 
@@ -132,11 +133,6 @@ def show_samples(samples: list[dict[str, str]]) -> None:
         say(textwrap.indent(sample["text"].strip() or "(nothing)", "    "))
         if "reference" in sample:
             say("  reference: " + textwrap.shorten(sample["reference"], LONGEST_REFERENCE, placeholder=" ..."))
-
-
-def one_line(text: str) -> str:
-    """A text of several lines on one."""
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def error(text: str) -> None:

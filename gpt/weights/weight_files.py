@@ -119,36 +119,21 @@ def read_bundle(directory: Path) -> tuple[dict[str, Tensor], list[Path]]:
 def read_directory(directory: Path) -> tuple[dict[str, Tensor], list[Path]]:
     """The tensors of a directory that transformers wrote, in one file or several (shards), safetensors or torch's, and
     these files. Raises UserError (3)."""
-    for name, read_one in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_torch)):
-        index = directory / f"{name}.index.json"
-        if (directory / name).exists():
-            files = [name]
-        elif index.exists():
-            files = shards(index)
-        else:
-            continue
-        tensors: dict[str, Tensor] = {}
-        for file in files:
-            if not (directory / file).is_file():
-                raise UserError(
-                    f"shard {escape(file)} is missing", str(directory), f"{index.name} names it", CHECKPOINT
-                )
-            verify(directory / file)
-            tensors |= read_one(directory / file)
-        if index.exists() and files != [name]:
-            lost = sorted(read_json(index)["weight_map"].keys() - tensors.keys())
-            if lost:
-                raise unusable(index, f"tensor {escape(lost[0])} is in none of its {len(files)} files")
-        return tensors, [directory / file for file in files]
-    raise UserError("neither model.safetensors nor pytorch_model.bin", str(directory), "put it there", CHECKPOINT)
-
-
-def shards(index: Path) -> list[str]:
-    """The files that an index names, all of the same directory. Raises UserError (3)."""
-    try:
-        return hub.shards_in(read_json(index))
-    except ValueError as error:
-        raise unusable(index, "no weight_map of tensors to files beside it") from error
+    names = hub.weights_among({path.name for path in directory.iterdir()}, lambda name: directory / name)
+    if not names:
+        raise UserError(f"neither {' nor '.join(hub.KINDS)}", str(directory), "put it there", CHECKPOINT)
+    *index, files = [names] if len(names) == 1 else [names[0], names[1:]]
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        if not (directory / file).is_file():
+            raise UserError(f"shard {escape(file)} is missing", str(directory), f"{index[0]} names it", CHECKPOINT)
+        verify(directory / file)
+        tensors |= (read_safetensors if file.endswith(".safetensors") else read_torch)(directory / file)
+    if index:
+        lost = sorted(read_json(directory / index[0])["weight_map"].keys() - tensors.keys())
+        if lost:
+            raise unusable(directory / index[0], f"tensor {escape(lost[0])} is in none of its {len(files)} files")
+    return tensors, [directory / file for file in files]
 
 
 def verify(path: Path) -> None:

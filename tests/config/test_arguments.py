@@ -180,6 +180,15 @@ def test_weights_that_are_not_there_hide_no_other_fault(starts, tmp_path):
     assert start.code == 3 and "no such file" in start.stderr
 
 
+def test_what_may_have_been_meant_is_said_of_weights_too_where_several_faults_share_a_line(starts, tmp_path):
+    (tmp_path / "trainer" / "checkpoint-5").mkdir(parents=True)
+    (tmp_path / "trainer" / "checkpoint-5" / "config.json").write_text("{}")
+    start = starts.start(f"init.from={tmp_path / 'trainer'}", "sead=3", f"hydra.run.dir={tmp_path / 'run'}")
+    assert start.code == 2 and start.stderr.count("\n") == 1
+    for meant in (f"did you mean {tmp_path / 'trainer' / 'checkpoint-5'}?;", "did you mean seed?"):
+        assert meant in start.stderr
+
+
 def test_weights_from_elsewhere_bring_their_architecture_and_are_trained_gently_unless_something_else_is_typed():
     def typed(*words):
         return arguments.prepare(list(words), "train")

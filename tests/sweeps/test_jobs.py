@@ -368,7 +368,7 @@ def test_settings_that_one_job_lacks_vary_and_those_of_sweep_wandb_and_hydra_do_
     ],
 )  # fmt: skip
 def test_a_setting_is_shown_as_one_types_it(value, text):
-    assert jobs.as_typed(value) == text
+    assert jobs.as_text(value) == text
 
 
 @pytest.mark.parametrize(
