@@ -29,7 +29,7 @@ def summary(meta: dict[str, Any]) -> str:
     lines = [f"{count:>12,}  {label}" for label, count in meta["ladder"]]
     for name, split in meta["splits"].items():
         lines.append(f"{name:>12}  {split['documents']:,} documents, {split['tokens']:,} tokens")
-    lines += [f"{name:>12}  {_leak(leak)}" for name, leak in meta.get("leaks", {}).items()]
+    lines += [f"{name:>12}  {describe_leak(leak)}" for name, leak in meta.get("leaks", {}).items()]
     return "\n".join(lines)
 
 
@@ -124,7 +124,8 @@ def _scores(scores: dict[str, dict[str, float]]) -> str:
     return _table(["", *columns], [[name, *(f"{row[c]:,.4g}" for c in columns)] for name, row in scores.items()])
 
 
-def _leak(leak: dict[str, float]) -> str:
+def describe_leak(leak: dict[str, float]) -> str:
+    """How much of a split can be known from train."""
     bare = f" ({leak['question_bare']:.1%} without punctuation)" if "question_bare" in leak else ""
     focus = f", {leak['focus']:.1%} share their focus with train" if "focus" in leak else ""
     return f"{leak['question']:.1%} of the questions occur in train{bare}{focus}"

@@ -20,7 +20,7 @@ import numpy as np
 from gpt import tokenizer
 from gpt.config.data import DataConfig
 from gpt.data import data_card, prepared, records, rows, sources, splits, text_files, token_files
-from gpt.data.columns import Wanted
+from gpt.data.columns import Wanted, listed
 from gpt.data.prepared import Prepared
 from gpt.data.records import Record
 from gpt.data.sources import Source
@@ -184,16 +184,8 @@ def _report_bad_rows(bad: rows.BadRows, directory: Path) -> None:
 
 
 def _warn_of_leaks(cfg: DataConfig, leaks: dict[str, dict[str, float]]) -> None:
-    if cfg.split != "grouped":
-        shares = "; ".join(
-            f"{100 * leak['question']:.1f} % of the {name} questions occur in train"
-            + (
-                f", {100 * leak['focus']:.1f} % of the {name} rows share their focus with train"
-                if "focus" in leak
-                else ""
-            )
-            for name, leak in leaks.items()
-        )
+    if cfg.split != "grouped" and any(leak["question"] or leak.get("focus") for leak in leaks.values()):
+        shares = "; ".join(f"{name}: {data_card.describe_leak(leak)}" for name, leak in leaks.items())
         log.warning(f"data.split={cfg.split}: {shares}; data.split=grouped keeps them apart")
 
 
@@ -210,11 +202,17 @@ def _write_texts(cfg: DataConfig, source: Source, directory: Path) -> dict[str, 
     form = cfg.encoding, cfg.document_separator
     measured = [text_files.measure(path, *form) for path in source.files]
     n_chars, n_marks, n_separators = (sum(counts) for counts in list(zip(*measured, strict=True))[:3])
-    if n_marks and not cfg.document_separator:
+    if n_marks:
         mark = text_files.END_OF_TEXT
         log.warning(
             f'{mark} occurs {n_marks:,} times and is learned as text; data.document_separator="{mark}" cuts there'
         )
+    if cfg.document_separator and not n_separators:
+        log.warning(f"data.document_separator={json.dumps(cfg.document_separator)} occurs nowhere")
+    if of_rows := [path.name for path in source.files if rows.suffix_of(path) in rows.FORMATS]:
+        log.warning(f"{listed(of_rows)}: learned as text as it stands; data=alpaca reads rows")
+    if source.left_out:
+        log.warning(f"left out of {source.base}, as they do not end in .txt or .txt.gz: {listed(source.left_out)}")
     parts = token_files.encode_files(source.files, measured, splits.text_ranges(n_chars, cfg), encoding, *form)
     with contextlib.ExitStack() as stack:
         writers = {name: stack.enter_context(token_files.Writer(directory, name)) for name in splits.IN_ORDER}

@@ -234,12 +234,15 @@ def test_a_place_that_cannot_be_written_is_an_error_of_the_environment(tmp_path,
     assert "cannot write" in problem(data_config(**{**vars(cfg), "prepared_dir": place}), tmp_path, 5)
 
 
-def test_an_empty_split_is_an_error_with_the_counts(tmp_path):
+def test_an_empty_split_is_an_error_with_the_counts_and_with_groups_only_where_they_are_the_cause(tmp_path):
     cfg = small_csv(tmp_path / "small.csv", n_topics=3)
     text = problem(cfg, tmp_path, 2)
-    assert (
-        "a split is empty: train 3, val 0, test 0 documents, as rows with a question or a focus area in common" in text
-    )
+    assert "a split is empty: train 3, val 0, test 0 documents (data.val_fraction" in text and "random" not in text
+    small_csv(tmp_path / "small.csv", n_topics=1)
+    with open(tmp_path / "small.csv", "a") as file:
+        file.writelines(f"q{i},a,src,topic 0\n" for i in range(3))
+    text = problem(cfg, tmp_path, 2)
+    assert "a split is empty: train 4, val 0, test 0 documents, as rows with a question or a focus area in" in text
     assert "data.split=random" in text
 
 
@@ -266,8 +269,35 @@ def test_bad_rows_that_are_left_out_are_counted_and_listed(tmp_path, lines):
 def test_a_split_that_leaks_is_warned_of(tmp_path, caplog, split):
     preparation.prepare(sample(split=split), tmp_path)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert f"data.split={split}: 0.0 % of the val questions occur in train" in warning
-    assert "of the test rows share their focus with train" in warning
+    assert f"data.split={split}: val: 0.0% of the questions occur in train" in warning
+    assert "; test: 0.0% of the questions occur in train" in warning and "share their focus with train; data" in warning
+
+
+def test_nothing_is_said_of_a_split_that_is_empty_or_does_not_leak(tmp_path, caplog):
+    cfg = small_csv(tmp_path / "small.csv")
+    made = preparation.prepare(data_config(**{**vars(cfg), "split": "random", "test_fraction": 0.0}), tmp_path)
+    assert list(made.meta["leaks"]) == ["val"]
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_what_is_odd_about_texts_is_said(tmp_path, caplog):
+    for name in ("a.txt", "B.TXT", "c.md", "more/d.jsonl", ".DS_Store"):
+        (tmp_path / "books" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "books" / name).write_text(f"{name}<|endoftext|>\n" * 20)
+    (tmp_path / "books" / "e.txt.gz").write_bytes(gzip.compress(b"e" * 50))
+    cfg = data_config(kind="text", path="books", prepared_dir="out", document_separator="***")
+
+    def warnings():
+        caplog.clear()
+        preparation.prepare(cfg, tmp_path)
+        return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+    marks, nowhere, left_out = warnings()
+    assert marks.startswith("<|endoftext|> occurs 40 times and is learned as text")
+    assert nowhere == 'data.document_separator="***" occurs nowhere'
+    assert left_out.endswith("as they do not end in .txt or .txt.gz: c.md, more/d.jsonl")
+    cfg = data_config(kind="text", path="books/more/d.jsonl", prepared_dir="out", document_separator="<|endoftext|>")
+    assert warnings() == ["d.jsonl: learned as text as it stands; data=alpaca reads rows"]
 
 
 def test_helpsteer_from_json_lines_groups_prompts_and_describes_the_scores(tmp_path):
