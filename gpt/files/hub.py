@@ -238,11 +238,16 @@ def _shards(index: Any) -> list[str]:
     return sorted(set(names))
 
 
+def index_of(kind: str) -> str:
+    """The name of the file that says which shards weights of one of KINDS are in."""
+    return f"{kind}.index.json"
+
+
 def weights_among(names: Collection[str], index: Callable[[str], Path]) -> list[str]:
     """Those of a directory's files that are the weights, as transformers writes them: one file, or an index, which is
     at `index(name)`, and the shards that it names. Raises UserError (3)."""
     for kind in KINDS:
-        listing = f"{kind}.index.json"
+        listing = index_of(kind)
         if kind in names:
             return [kind]
         if listing in names:

@@ -85,7 +85,7 @@ def test_a_header_of_unknown_names_is_named_with_the_keys_for_names_and_delimite
     content = written(";", "Frage", "Antwort")
     with pytest.raises(
         UserError,
-        match=r"no column question, no column answer among Frage;Antwort; .*question=.* data.columns.answer=.*semicolon",
+        match=r"no column question, no column answer among Frage;Antwort; .*n=.* data.columns.answer=.*semicolon",
     ):
         qa(csv, content)
     chosen = {"question": "Frage", "answer": "Antwort"}
