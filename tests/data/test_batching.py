@@ -29,6 +29,7 @@ from gpt.data.batching import (
     eval_segments,
     open_batches,
 )
+from gpt.data.prepared import Prepared
 from gpt.errors import UserError
 from gpt.model import GPT
 from gpt.objective import NEXT_TOKEN
@@ -347,7 +348,7 @@ def test_a_token_id_outside_the_vocabulary_is_an_error(tmp_path):
     for name, largest in (("train", 29), ("val", 30)):
         write(tmp_path, name, ([], [1, largest, 2]))
     with pytest.raises(UserError, match=r"token id 30 in split val .*vocabulary of 30"):
-        open_batches(tmp_path, run_config({}, 1), 30)
+        open_batches(Prepared(tmp_path, {}), run_config({}, 1), 30)
 
 
 def sparse_text(directory, n_tokens):
