@@ -82,7 +82,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
                 if cfg.sweep.pauses_after(event.row):
                     break
             if stop.signal:
-                raise Interrupted(stop.signal, f"{saves.newest()} is saved; to go on: {launch.resume_command(cfg)}")
+                raise Interrupted(stop.signal, f"{saves.newest()} is saved{launch.how_to_go_on(cfg)}")
             if not is_finished(progress, cfg.train, batches.total_steps):
                 console.say(f"{'stopped from the W&B dashboard' if stop() else 'paused'} after step {progress.step}")
             saves.save(progress, forgive=False)

@@ -19,7 +19,7 @@ from gpt.files.paths import exists
 # refuse many of them. Paths are relative to where the user is.
 SENTENCES = ("prompt", "input")
 NAMES = (
-    "wandb.project", "wandb.entity", "wandb.group", "sweep.name", "sweep.report", "data.name", "data.hub", "model.name",
+    "wandb.project", "wandb.entity", "wandb.group", "sweep.name", "report", "data.name", "data.hub", "model.name",
     "init.revision", "data.delimiter", "data.document_separator",
 )  # fmt: skip
 NAMES_BELOW = ("data.card.", "data.columns.")
@@ -61,6 +61,9 @@ def taken_as_typed(argument: str, may_be_several: bool) -> list[str]:
         return [argument]
     if key not in (*SENTENCES, *NAMES, *PATHS) and not key.startswith(NAMES_BELOW):
         return [argument, *_paths_within(argument)]
+    if key == "report" and value != "null":
+        names = value.removeprefix("[").removesuffix("]").split(",")
+        return [f"{left}=[{','.join(_literal(key, name.strip()) for name in names)}]"]
     chosen = _choices(key, value) if may_be_several else None
     return [f"{left}={','.join(_literal(key, text) for text in chosen or [value])}"]
 

@@ -117,6 +117,11 @@ def resume_command(cfg: schema.TrainConfig) -> str:
     return shlex.join(["python", str(PROJECT_ROOT / "train.py"), *kept, *mode, f"out_dir={cfg.out_dir}"])
 
 
+def how_to_go_on(cfg: schema.TrainConfig) -> str:
+    """`; to go on: <command>` for a run. Nothing for a job: the sweep, which ends with it, says how to go on itself."""
+    return "" if callback.running() else f"; to go on: {resume_command(cfg)}"
+
+
 def launch(main: Callable[[], Any], script: str) -> None:
     """Runs a `@hydra.main` function and leaves the process with the documented exit code."""
     try:  # no line on which a signal raises stands outside of it
@@ -154,7 +159,7 @@ def report(error: BaseException) -> int:
 
 
 def execute(main: Callable[[], Any], script: str) -> int:
-    """Starts the run or the sweep, or prints its cost (dry_run) or its report (sweep.report). Returns the exit code."""
+    """Starts the run or the sweep, or prints its cost (dry_run) or a report (report=...). Returns the exit code."""
     try:
         sys.argv[1:] = arguments.prepare(sys.argv[1:], script)
         hydra_patches.take_unknown_keys(not arguments.only_shows(sys.argv[1:]))
@@ -162,10 +167,10 @@ def execute(main: Callable[[], Any], script: str) -> int:
     except callback.DryRun as request:
         return dry_run.run(main, request)
     except callback.Report as request:
-        from gpt.sweeps import summary  # here, because it imports numpy and more
+        from gpt.sweeps import comparison  # here, because it imports numpy and more
 
-        name = validated(composition.without_hydra(request.config), SCHEMAS[script]).sweep.report
-        return summary.close(Path(request.config.hydra.sweep.dir).parent / name)
+        names = validated(composition.without_hydra(request.config), SCHEMAS[script]).report
+        return comparison.answer(names, Path(request.config.hydra.sweep.dir).parent)
     except callback.Refused as refusal:
         raise refusal.error from None
     return 0

@@ -9,7 +9,7 @@ import dataclasses
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from gpt.config.data import DataConfig, TemplateName
 from gpt.config.families import AnyModelConfig
@@ -186,6 +186,8 @@ class WandbConfig:
     log_model: Literal["none", "best", "last", "all"]
 
 
+# One name, or a list of them.
+Names = Annotated[list[Text], Field(min_length=1), BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
 SweepName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 
 
@@ -194,7 +196,6 @@ class SweepConfig:
     """The sweep that a run belongs to: `name` is None outside one, and names a folder and the W&B group."""
 
     name: SweepName | None
-    report: SweepName | None  # instead of a run: the report of this sweep
     rungs: Annotated[list[Count], Rising]  # budgets in tokens at which only the best jobs go on
     keep: Annotated[Float, Field(gt=0, lt=1)]  # the part of them that does
     pause_at: Count | None  # tokens, set for each job by the sweep that it is part of
@@ -231,6 +232,7 @@ class TrainConfig:
     allow_changed: list[Text]
     overrides: list[str]
     dry_run: Flag
+    report: Names | None
     unresolved: dict[str, str] = Field(default_factory=dict)  # no setting: see gpt/config/environment.py
 
     @property

@@ -28,6 +28,12 @@ def stored(path: str, root: Path = PROJECT_ROOT) -> str:
     return place.relative_to(root).as_posix() if place.is_relative_to(root) else str(place)
 
 
+def typed(path: Path) -> str:
+    """A path as one types it in the current folder: relative to that if it is inside."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def elsewhere(place: Path) -> str:
     """For an error about a place where nothing is: the other place where the name does exist, `did you mean ...?`, or
     nothing. A name may be meant relative to where the user is, or to the project."""

@@ -30,7 +30,7 @@ def describe_run(cfg: TrainConfig, run_dir: Path, resumed: bool) -> dict[str, An
         "job_type": "train",
         "name": run_dir.name,
         "config": as_dict(cfg) | {"out_dir": str(run_dir)},
-        "id": (resumed and _remembered(run_dir)) or secrets.token_hex(4),
+        "id": (resumed and remembered(run_dir)) or secrets.token_hex(4),
     }
     typed = [text for text in cfg.overrides if not text.startswith(("wandb.", "sweep.", "hydra.", "out_dir="))]
     job = _read(run_dir / "job.json")
@@ -60,7 +60,7 @@ def describe_sweep(cfg: WandbConfig, directory: Path, name: str, configs: list[d
             "name": escape(name)[:128],
             "group": cfg.group or name,
             "config": nested(shared) | {"varied": varied, "sweep": {"name": name}, "out_dir": str(directory)},
-            "id": _remembered(directory) or secrets.token_hex(4),
+            "id": remembered(directory) or secrets.token_hex(4),
         }
         | _notes(directory)
     )
@@ -123,7 +123,7 @@ def _chosen_by_agent() -> list[str]:
     return []
 
 
-def _remembered(directory: Path) -> str | None:
+def remembered(directory: Path) -> str | None:
     """The id in wandb.json, None when there is none."""
     run_id = (_read(directory / "wandb.json") or {}).get("id")
     return run_id if isinstance(run_id, str) and re.fullmatch(r"[A-Za-z0-9_]{1,64}", run_id) else None

@@ -51,7 +51,7 @@ class DryRun(OtherRequest):
 
 
 class Report(OtherRequest):
-    """sweep.report=<name>: what has come of a sweep."""
+    """report=...: what has come of a sweep, or of some runs."""
 
 
 class Refused(BaseException):
@@ -70,7 +70,7 @@ class SweepCallback(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         loader = GlobalHydra.instance().config_loader()  # which it forgets on the way out
-        if OmegaConf.select(config, "sweep.report") is not None:
+        if OmegaConf.select(config, "report") is not None:
             raise Report(config, loader)
         if OmegaConf.to_container(config, resolve=False).get("dry_run") is True:
             raise DryRun(config, loader)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import math
+import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -23,6 +24,7 @@ from gpt.config.value_errors import holder, valid_keys
 from gpt.files import atomic
 from gpt.files.directory import is_owned
 from gpt.files.jsonl import read_rows
+from gpt.files.paths import PROJECT_ROOT, typed
 from gpt.runs.model_card import best_row
 from gpt.terminal.console import escape
 
@@ -41,7 +43,18 @@ NUMBERS = {
     "tokens_per_second": int | float,
 }
 # What has no part in what comes of a job, but for the last digits.
-VOLATILE = {"out_dir", "resume", "allow_changed", "overrides", "dry_run", "wandb", "sweep", "hydra", "threads"}
+VOLATILE = {
+    "out_dir",
+    "resume",
+    "allow_changed",
+    "overrides",
+    "dry_run",
+    "report",
+    "wandb",
+    "sweep",
+    "hydra",
+    "threads",
+}
 
 
 @dataclass(frozen=True)
@@ -144,10 +157,12 @@ def read(directory: Path) -> list[Job]:
 def read_one(folder: Path) -> Job:
     """The job of a folder with its metrics and its status at this moment."""
     job = load(folder)
-    rows = _rows(folder)
+    rows = rows_of(folder)
     if job is None:
         log.warning(f"{folder / 'job.json'} is damaged; the job is known by its other files")
-        return Job(folder, number=10**6, overrides=[], config=_config(folder), status="damaged", rows=rows)
+        return Job(
+            folder, number=10**6, overrides=[], config=settings_of(config_of(folder)), status="damaged", rows=rows
+        )
     status = job.status
     if status == "running" and not is_owned(folder):  # its process has ended without a word
         status = "interrupted"
@@ -227,12 +242,27 @@ def failure(job: Job) -> str:
     return f"{name} {text or 'did not end: it was interrupted or killed'}; log: {job.folder}"
 
 
+def settings_of(values: dict[str, Any]) -> dict[str, Any]:
+    """What identifies a run as a job, from the settings in its config.yaml; empty where those are none."""
+    try:
+        return current(identity(values)) if values else {}
+    except (ValueError, RecursionError):
+        return {}
+
+
+def generate_command(job: Job) -> str:
+    """The shell command that generates text from a job, as typed in the current folder."""
+    script, checkpoint = typed(PROJECT_ROOT / "generate.py"), shlex.quote(f"checkpoint={typed(job.folder)}")
+    return f'python {shlex.quote(script)} {checkpoint} prompt="..."'
+
+
 def override_key(override: str) -> str:
     """+optimizer.lr=1 -> optimizer.lr"""
     return override.partition("=")[0].lstrip("+~")
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl whose numbers can be computed with."""
     try:
         rows = read_rows(folder / "metrics.jsonl")
     except OSError as error:
@@ -246,10 +276,10 @@ def _is_usable(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and (abs(value) < LARGEST or value != value or abs(value) == math.inf)
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """What identifies a job, from the config.yaml that a run writes."""
+def config_of(folder: Path) -> dict[str, Any]:
+    """The settings in the config.yaml that a run writes; empty where it cannot be read."""
     try:
         values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return current(identity(values)) if isinstance(values, dict) else {}
+        return values if isinstance(values, dict) else {}
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}

@@ -13,7 +13,7 @@ import tempfile
 import textwrap
 import traceback
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -265,22 +265,28 @@ def _details(row: dict[str, float | int]) -> list[str]:
     return [text.format(row[key]) for key, text in formats.items() if key in row]
 
 
-def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
-    """Rows as aligned text under a header, made to fit the terminal by shortening the longest column of text.
+def table(rows: list[dict[str, Any]], columns: list[str], least_important: Sequence[str] = ()) -> str:
+    """Rows as aligned text under a header, made to fit the terminal.
 
-    Numbers are never cut: columns that still do not fit are left out, the last ones first.
+    Where it is narrow, names of columns lose what stands before their last dot; then `least_important` columns are left
+    out, the first of them first. Only then texts are shortened, and the last columns left out. Numbers are never cut.
     """
-    cells = [[_cell(row.get(column)) for row in rows] for column in columns]
-    names = [escape(column) for column in columns]
-    is_number = [all(isinstance(row.get(column), int | float | None) for row in rows) for column in columns]
-    widths = [max(map(len, [name, *column])) for name, column in zip(names, cells, strict=True)]
+    # In a pipe nothing is known about the reader: wide enough for a table of a sweep.
+    available = shutil.get_terminal_size(fallback=(160, 24)).columns
+    full, short = {column: column for column in columns}, short_names(columns)
+    for n_without in range(-1, len(least_important) + 1):
+        left = [column for column in columns if column not in least_important[: max(n_without, 0)]]
+        names = [escape((full if n_without < 0 else short)[column]) for column in left]
+        cells = [[_cell(row.get(column)) for row in rows] for column in left]
+        widths = [max(map(len, [name, *column])) for name, column in zip(names, cells, strict=True)]
+        if _width(widths) <= available:
+            break
+    is_number = [all(isinstance(row.get(column), int | float | None) for row in rows) for column in left]
     least = [
         max(map(len, column), default=1) if number else min(4, width)
         for column, number, width in zip(cells, is_number, widths, strict=True)
     ]
-    # In a pipe nothing is known about the reader: wide enough for a table of a sweep.
-    available = shutil.get_terminal_size(fallback=(160, 24)).columns
-    while sum(widths) + 2 * (len(widths) - 1) > available:
+    while _width(widths) > available:
         longest = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
         if widths[longest] > least[longest]:
             widths[longest] -= 1
@@ -290,6 +296,23 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
             break
     lines = zip(*([name, *column] for name, column in zip(names, cells, strict=True)), strict=True)
     return "\n".join("  ".join(map(_fit, line, widths, is_number)).rstrip() for line in lines)
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """{"optimizer.lr": "lr"}: what stands behind the last dot, where no other key has the same there."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: name if name and last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
+
+
+def wrapped(text: str) -> str:
+    """Sentences broken between words where the terminal ends; in a pipe they stay on one line."""
+    width = shutil.get_terminal_size(fallback=(sys.maxsize, 24)).columns
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def _width(widths: Sequence[int]) -> int:
+    """Of a line with columns so wide, and two spaces between them."""
+    return sum(widths) + 2 * (len(widths) - 1)
 
 
 def _fit(cell: str, width: int, to_the_right: bool) -> str:

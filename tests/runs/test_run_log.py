@@ -37,7 +37,7 @@ class Config:
 
 def config(mode: str = "offline", sweep: str | None = None, overrides: tuple[str, ...] = (), **changes: Any) -> Config:
     values = {"project": "test", "entity": None, "group": None, "tags": ["tiny", "sample"], "log_model": "none"}
-    sweep = SweepConfig(name=sweep, report=None, rungs=[], keep=0.5, pause_at=None)
+    sweep = SweepConfig(name=sweep, rungs=[], keep=0.5, pause_at=None)
     return Config(WandbConfig(mode=mode, **(values | changes)), sweep, list(overrides))
 
 

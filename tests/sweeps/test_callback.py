@@ -255,7 +255,7 @@ def test_a_sweep_that_runs_is_reported_on_refused_to_a_second_process_and_ended_
     end = time.monotonic() + 60
     while not list(here.sweep("long").glob("*/checkpoints/step_00000010")) and time.monotonic() < end:
         time.sleep(0.02)
-    report = here.run("long", "sweep.report=long")
+    report = here.run("long", "report=long")
     second = here.run("long", "seed=1,3", "train.max_steps=4000")
     running.send_signal(signal.SIGINT)
     stdout, stderr = running.communicate(timeout=60)
@@ -270,6 +270,7 @@ def test_a_sweep_that_runs_is_reported_on_refused_to_a_second_process_and_ended_
     first, other = jobs.read(here.sweep("long"))
     assert (first.status, other.status) == ("interrupted", "new")
     assert "2 of 2 jobs are not done; to go on: python " in stdout
+    assert (stdout + stderr).count("to go on") == 1  # one way: the sweep's, not that of its job
     again = here.run("long", "seed=1,3", "train.max_steps=4000", "dry_run=true")
     assert again.returncode == 0  # nothing runs, nothing is written
     assert [job.status for job in jobs.read(here.sweep("long"))] == ["interrupted", "new"]

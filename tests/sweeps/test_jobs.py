@@ -272,7 +272,7 @@ def test_a_damaged_job_whose_settings_cannot_be_read_either_has_none(tmp_path, c
 def test_the_configuration_that_a_run_writes_identifies_the_same_job(tmp_path):
     for overrides in ([], ["optimizer.lr=1e-5", "train.max_tokens=1e6", "data=medquad", "model=mini"]):
         launch.save(loaded(*overrides), tmp_path / "config.yaml")
-        assert jobs.name_of(jobs._config(tmp_path)) == identified(*overrides)[0], overrides
+        assert jobs.name_of(jobs.settings_of(jobs.config_of(tmp_path))) == identified(*overrides)[0], overrides
 
 
 HOLD = """

@@ -226,7 +226,7 @@ def test_a_fair_comparison_has_no_caveats():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"fingerprint": "g"}, "prepared data differs, 2 on that of job 0; 1 on that of job 2:"),
+        ({"fingerprint": "g"}, "prepared data differs, 2 on that of 00000000; 1 on that of 00000002:"),
         ({"config": {"data.mask": "all"}}, r"data\.mask differs \(response, all\)"),
         ({"config": {"train.eval_tokens": 100}}, r"train\.eval_tokens differs \(4096, 100\)"),
         ({"config": {"data.tokenizer": "bytes"}}, "compare val/bpb"),
