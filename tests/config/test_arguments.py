@@ -202,3 +202,22 @@ def test_weights_from_elsewhere_bring_their_architecture_and_are_trained_gently_
 
 def test_a_flag_may_stand_anywhere():
     assert arguments.prepare(["model=mini", "-m", "seed=1,2"], "train") == ["-m", "model=mini", "seed=1,2"]
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("runs", ["runs"]),
+        ("first", ["first"]),
+        (
+            "[outputs/runs/2026-11-29_13-03-34_ae75, a (1)/it's]",
+            ["outputs/runs/2026-11-29_13-03-34_ae75", "a (1)/it's"],
+        ),
+        ("mine,other", ["mine", "other"]),  # zsh takes brackets for a pattern
+    ],
+)
+def test_the_names_of_a_report_are_taken_as_typed_with_and_without_brackets(value, names):
+    (argument,) = arguments.prepare([f"report={value}"], "train")
+    override = OverridesParser.create().parse_override(argument)
+    assert [getattr(name, "text", name) for name in override.value()] == names
+    assert arguments.prepare(["report=null"], "train") == ["report=null"]

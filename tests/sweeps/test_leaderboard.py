@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import scipy.stats
+from conftest import sweep_job
 
 from gpt.sweeps import leaderboard
 from gpt.sweeps.jobs import Job
@@ -130,6 +131,15 @@ def test_words_nothing_and_truth_values_are_axes_as_well():
     found = leaderboard.entries(jobs)
     assert list(found[0].settings.values()) == ["mini", None, True]
     assert "The best is model=mini train.grad_clip=null train.compile=true: " in leaderboard.verdict(found)
+
+
+def test_the_best_job_of_a_folder_is_the_best_seed_of_the_best_settings_that_came_to_their_end(tmp_path):
+    assert leaderboard.best_job(tmp_path) is None and leaderboard.best_job(tmp_path / "nowhere") is None
+    for number, (lr, seed, loss) in enumerate([(1, 1, 4.0), (1, 2, 4.2), (2, 1, 3.9), (2, 2, 9.0)]):
+        sweep_job(tmp_path, number, {"optimizer.lr": lr, "seed": seed}, [9.5, loss])
+    sweep_job(tmp_path, 9, {"optimizer.lr": 3, "seed": 1}, [9.5, 1.0], status="interrupted")
+    best = leaderboard.best_job(tmp_path)
+    assert (best.setting("optimizer.lr"), best.setting("seed"), best.folder.parent) == (1, 1, tmp_path)
 
 
 def test_nothing_at_all_is_a_leaderboard_too():
