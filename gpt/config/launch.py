@@ -206,9 +206,5 @@ def hydra_message(error: BaseException) -> str:
     """The message of an error of Hydra's in one line, without the folders that it has searched."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: {error.problem}"
-    if match := re.match(
-        r"Could not override '([^']+)\.([^'.]+)'", str(error)
-    ):  # Hydra advises `+`, which is wrong here
-        return f"{match[0][20:-1]}: the {match[1]} that was chosen has no key {match[2]}"
     lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()]
     return " ".join(dict.fromkeys(line for line in lines if line)).partition(" Config search path:")[0]

@@ -60,7 +60,6 @@ def test_all_wrong_values_and_misspelt_keys_are_named_in_one_line(typed, expecte
         (["optimizer.lr=1e-3,1e-4"], "optimizer.lr=1e-3,1e-4"),
         (["--config-name=trian"], "Cannot find primary config 'trian'"),
         (["--config-dir=nowhere"], "nowhere"),
-        (["data.document_separator=x"], "data.document_separator: the data that was chosen has no key document_sep"),
     ],
 )
 def test_what_hydra_refuses_is_its_own_message_in_one_line(typed, expected, starts):
