@@ -5,7 +5,6 @@ in it in one folder for each, which is named by their fingerprint and not change
 """
 
 import contextlib
-import fcntl
 import filecmp
 import functools
 import hashlib
@@ -20,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
+from filelock import lock_descriptor
 from pydantic import ValidationError, create_model
 
 from gpt.config.data import DataConfig
@@ -218,7 +218,8 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # Windows removes no file that is open: there it stays
+                lock.unlink()
             remove_unused(made)
 
 
@@ -227,11 +228,9 @@ def _lock(path: Path) -> TextIO:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # a pipe is no reason to wait either
         file = open(descriptor)  # noqa: SIM115, open as long as the lock is held
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_descriptor(descriptor, blocking=False):
             log.info(f"waiting for another process that prepares {path.with_suffix('')}")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_descriptor(descriptor)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return file

@@ -1,7 +1,6 @@
 """Raw files become one complete directory, the same bytes each time, and nothing is prepared twice or half."""
 
 import csv
-import fcntl
 import gzip
 import hashlib
 import itertools
@@ -18,6 +17,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from conftest import REAL_MEDQUAD, ROOT, THE_VERDICT, data_config
+from filelock import lock_descriptor
 from test_tokenizer import made_texts
 
 from gpt import tokenizer
@@ -206,7 +206,7 @@ def test_remains_of_a_killed_preparation_are_cleared_away(tmp_path):
 def test_a_second_start_waits_and_then_uses_what_the_first_prepared(tmp_path, lines):
     cfg = small_csv(tmp_path / "small.csv")
     with open(tmp_path / "prepared.lock", "w") as first:
-        fcntl.flock(first, fcntl.LOCK_EX)
+        lock_descriptor(first.fileno())
         second = threading.Thread(target=preparation.ensure, args=(cfg, tmp_path))
         second.start()
         time.sleep(0.2)
