@@ -1,11 +1,8 @@
 """Generate text: `python generate.py checkpoint=outputs/runs/mine prompt="What are the symptoms of Glaucoma?"`; or hand
 the model on, as a directory of Hugging Face: `python generate.py checkpoint=outputs/runs/mine export=my_model`."""
 
-import sys
+import sys  # noqa: I001, gpt before hydra: it refuses a Python that is too old
 from pathlib import Path
-
-import hydra
-from omegaconf import DictConfig
 
 from gpt.config import launch
 from gpt.config.schema import GenerateConfig
@@ -15,6 +12,9 @@ from gpt.files import paths
 from gpt.prompts import format_prompt
 from gpt.runs.model_card import DISCLAIMER
 from gpt.terminal.console import escape
+
+import hydra
+from omegaconf import DictConfig
 
 
 def generate(cfg: GenerateConfig) -> None:

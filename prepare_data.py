@@ -1,12 +1,12 @@
 """Raw data -> cleaned, split and tokenized data on disk. `python prepare_data.py --help` shows what can be chosen."""
 
+from gpt.config import launch  # noqa: I001, before hydra: it refuses a Python that is too old
+from gpt.config.schema import PrepareConfig
+from gpt.files import paths
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-
-from gpt.config import launch
-from gpt.config.schema import PrepareConfig
-from gpt.files import paths
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="prepare_data")

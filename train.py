@@ -1,13 +1,13 @@
 """Trains a GPT: `python train.py model=small data=medquad`. `python train.py --help` lists every choice."""
 
-import hydra
-from omegaconf import DictConfig
-
-from gpt.config import launch
+from gpt.config import launch  # noqa: I001, before hydra: it refuses a Python that is too old
 from gpt.config.schema import TrainConfig
 from gpt.errors import Interrupted
 from gpt.files.paths import PROJECT_ROOT
 from gpt.machine import cost
+
+import hydra
+from omegaconf import DictConfig
 
 
 def train(cfg: TrainConfig) -> float | cost.Cost:

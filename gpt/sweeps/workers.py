@@ -57,7 +57,7 @@ def prepare_process(leave_group: bool = False) -> None:
     global _is_worker
     _is_worker = True
     signal.signal(signal.SIGTERM, _end)
-    if leave_group:
+    if leave_group and hasattr(os, "setpgid"):
         with contextlib.suppress(OSError):
             os.setpgid(0, 0)
     console.setup(quiet=True)
@@ -141,8 +141,12 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 @contextlib.contextmanager
 def _passing_on_signals() -> Iterator[list[int]]:
     """The first SIGINT or SIGTERM goes on to all children, as SIGTERM, and is in the list; a second one ends this
-    process at once. A terminal's Ctrl-C reaches no child: SIGINT is blocked here, which they inherit."""
+    process at once. A terminal's Ctrl-C reaches no child: SIGINT is blocked here, which they inherit. In Windows, where
+    none is blocked, it reaches all of them, and nothing is passed on."""
     received: list[int] = []
+    if not hasattr(signal, "pthread_sigmask"):
+        yield received
+        return
     numbers = signal.SIGINT, signal.SIGTERM
     arrivals, arrived = os.pipe()
     os.set_blocking(arrived, False)
