@@ -2,9 +2,13 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -78,3 +82,47 @@ def test_nothing_needs_what_windows_lacks(tmp_path, arguments):
     assert done.returncode == 0, done.stderr
     if arguments:
         assert f"run directory:\n{tmp_path / 'run'}" in done.stdout
+
+
+ASK = """
+import gpt.notebook, gpt.data, gpt.sweeps
+from pathlib import Path
+from gpt.files.paths import PROJECT_ROOT
+for place in (PROJECT_ROOT, *(Path(each.__path__[0]) for each in (gpt, gpt.sweeps))):
+    print(place, *sorted(path.name for pattern in ("sample.*", "report.[chj]*") for path in place.glob(pattern)))
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("how", ["editable", "regular"])
+def test_the_package_is_installed_from_a_clone_and_imported_from_anywhere(tmp_path, how):
+    clone, elsewhere, environment = (tmp_path / name for name in ("clone", "elsewhere", "environment"))
+    elsewhere.mkdir()
+    for name in subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).rstrip("\0").split("\0"):
+        if not name.startswith(("tests/", "experiments/")):
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, clone / name)
+    assert python("-m", "venv", "--without-pip", environment).returncode == 0
+    executable, paths = environment / "bin" / "python", {"base": environment, "platbase": environment}
+    site = sysconfig.get_path("purelib", "venv", paths)
+    (Path(site) / "libraries.pth").write_text(sysconfig.get_path("purelib"))  # those of this environment
+    options = ["--no-index", "--no-deps", "--no-build-isolation", *["--editable"] * (how == "editable")]
+    installed = python("-m", "pip", "--python", executable, "install", *options, clone)
+    assert installed.returncode == 0, installed.stderr
+
+    asked = python("-c", ASK, executable=executable, cwd=elsewhere)
+    package, root = (clone / "gpt", clone) if how == "editable" else (Path(site) / "gpt", elsewhere)
+    files = "report.css report.html.j2 report.js"
+    assert asked.stdout.splitlines() == [str(root), f"{package} sample.csv", f"{package / 'sweeps'} {files}"], (
+        asked.stderr
+    )
+    needed = metadata.Distribution.at(next(Path(site).glob("gpt_lab-*.dist-info"))).requires
+    assert "torch==2.13.0" in needed and len(needed) > 15
+
+    script = clone / "train.py" if how == "editable" else Path(shutil.copy(ROOT / "train.py", elsewhere))
+    started = python(script, "--cfg", "job", executable=executable, cwd=elsewhere)
+    if how == "editable":
+        assert started.returncode == 0 and "optimizer:" in started.stdout
+    else:
+        remedy = "run the script in a clone of the repository, or pip install -e ."
+        assert (started.returncode, started.stderr) == (2, f"error: no conf/ ({elsewhere}); {remedy}\n")

@@ -160,6 +160,10 @@ def report(error: BaseException) -> int:
 
 def execute(main: Callable[[], Any], script: str) -> int:
     """Starts the run or the sweep, or prints its cost (dry_run) or a report (report=...). Returns the exit code."""
+    if not (PROJECT_ROOT / "conf").is_dir():
+        raise UserError(
+            "no conf/", str(PROJECT_ROOT), "run the script in a clone of the repository, or pip install -e ."
+        )
     try:
         sys.argv[1:] = arguments.prepare(sys.argv[1:], script)
         hydra_patches.take_unknown_keys(not arguments.only_shows(sys.argv[1:]))

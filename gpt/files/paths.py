@@ -6,7 +6,9 @@ import secrets
 import time
 from pathlib import Path
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
+_ABOVE = Path(__file__).resolve().parents[2]
+# `pip install .` copies gpt/ alone to a place that is nobody's to write to; paths are relative to where the user is.
+PROJECT_ROOT = _ABOVE if (_ABOVE / "conf" / "train.yaml").exists() else Path.cwd()
 # Two starts in the same second must not share a directory.
 LAUNCH_ID = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
 
