@@ -37,12 +37,14 @@ def in_use(device: "torch.device") -> int:
 
 
 def peak() -> int:
-    """The most bytes of the machine's memory that this process has had at once; 0 in Windows, where it is not known."""
+    """The most bytes of the machine's memory that this process has had at once."""
     highest = _status().get("VmHWM")  # in Linux ru_maxrss begins with that of the parent process
     if highest is not None:
         return highest
     if resource is None:
-        return 0
+        counters = (ctypes.c_uint64 * 9)(72)  # PROCESS_MEMORY_COUNTERS: its size, and eight counts of bytes
+        ctypes.windll.kernel32.K32GetProcessMemoryInfo(ctypes.c_void_p(-1), ctypes.byref(counters), 72)
+        return counters[1]  # PeakWorkingSetSize
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -56,7 +58,7 @@ def free_of_machine(root: Path = Path("/")) -> int:
     limits = [*_available(root), *_left_by_groups(root), *_left_by_limits(root)]
     if limits:
         return max(0, min(limits))
-    if sys.platform == "win32":
+    if resource is None:
         status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: its size, and seven counts of bytes
         ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
         return status[2]  # ullAvailPhys
