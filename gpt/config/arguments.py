@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import grammar_parser
 from omegaconf.errors import GrammarParseError
 
-from gpt.config import places
+from gpt.config import places, run_settings
 from gpt.config.value_errors import as_typed, first_sentence
 from gpt.errors import UserError
 from gpt.files.paths import exists
@@ -34,6 +34,7 @@ def prepare(typed: list[str], script: str) -> list[str]:
     arguments = [text for argument in typed for text in taken_as_typed(argument, may_be_several)]
     if script == "train":
         arguments = [*choices_for_weights(arguments), *arguments]
+        arguments = [*run_settings.choices(arguments), *arguments]
     # Hydra's parser refuses overrides on both sides of a flag: `train.py model=mini -m seed=1,2`
     arguments.sort(key=lambda argument: argument not in ("-m", "--multirun"))
     if not only_shows(arguments):

@@ -24,9 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter
 
-from gpt.config import arguments, environment, places, schema
+from gpt.config import arguments, environment, places, run_settings, schema
 from gpt.config.value_errors import find_errors, user_error_behind
 from gpt.errors import ENVIRONMENT, UserError, exit_code
+from gpt.files import atomic
 from gpt.files.paths import LAUNCH_ID, PROJECT_ROOT, absolute
 from gpt.machine import threads
 from gpt.runs import interrupt
@@ -107,14 +108,15 @@ def with_run_directory(cfg: DictConfig) -> DictConfig:
 
 def save(cfg: Any, path: Path) -> None:
     """Writes a configuration for people to read."""
-    path.write_text(yaml.safe_dump(schema.as_dict(cfg), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    atomic.write(path, yaml.safe_dump(schema.as_dict(cfg), sort_keys=False, allow_unicode=True))
 
 
 def resume_command(cfg: schema.TrainConfig) -> str:
-    """What to type to go on with a run, also with one job of a sweep."""
-    kept = [override for override in cfg.overrides if not override.startswith("out_dir=")]
-    mode = ["hydra.mode=RUN"] if cfg.sweep.name else []  # an experiment would start its sweep again
-    return shlex.join(["python", str(PROJECT_ROOT / "train.py"), *kept, *mode, f"out_dir={cfg.out_dir}"])
+    """What to type to go on with a run, also with one job of a sweep: its config.yaml has the settings, but for what
+    comes from the environment."""
+    settings = schema.flatten(schema.as_dict(cfg))
+    from_environment = [f"{key}={text}" for key, text in settings.items() if run_settings.is_interpolated(text)]
+    return shlex.join(["python", str(PROJECT_ROOT / "train.py"), *from_environment, f"out_dir={cfg.out_dir}"])
 
 
 def how_to_go_on(cfg: schema.TrainConfig) -> str:

@@ -277,6 +277,11 @@ class PrepareConfig:
     data: DataConfig
 
 
+# Settings that came after the first runs and sweeps, with the value that all before have.
+ADDED = {"model.family": "gpt2", "objective.name": "next_token",
+         "data.delimiter": None, "data.encoding": None, "data.document_separator": None}  # fmt: skip
+
+
 def as_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain dicts, lists, str, int, float, bool and None, for YAML, W&B and checkpoints. Paths
     inside the project are relative to it, but for the run's own. What was read from the environment is not in it, but

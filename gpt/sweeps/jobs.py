@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from gpt.config.places import stored, with_paths
-from gpt.config.schema import METRIC, TrainConfig, flatten, nested
+from gpt.config.schema import ADDED, METRIC, TrainConfig, flatten, nested
 from gpt.config.value_errors import holder, valid_keys
 from gpt.files import atomic
 from gpt.files.directory import is_owned
@@ -116,9 +116,6 @@ class Job:
         return read_rows(self.folder / "samples.jsonl")
 
 
-# Settings that came after the first sweeps of this format, with the value that all jobs before have.
-ADDED = {"model.family": "gpt2", "objective.name": "next_token",
-         "data.delimiter": None, "data.encoding": None, "data.document_separator": None}  # fmt: skip
 STORED = [f.name for f in fields(Job) if f.name not in ("folder", "rows")]
 TYPES = {"number": int, "overrides": list, "config": dict, "name": str, "seconds": int | float}  # others: text or None
 
