@@ -18,7 +18,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
 
     from gpt import finetune, loop, optim, prompts, sampling
     from gpt.machine import compilation, device
-    from gpt.progress import is_finished
+    from gpt.progress import describe_end, is_finished
     from gpt.runs import interrupt, results, run as runs, run_log, saver  # isort: skip
     from gpt.terminal import console
     from gpt.weights import loading
@@ -49,7 +49,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
             device=device.describe(machine.device, machine.environment),
         )
         if is_finished(progress, cfg.train, batches.total_steps):
-            console.say(f"already at step {progress.step} of {batches.total_steps}\n{run.directory}")
+            console.say(describe_end(progress, cfg.train, batches.total_steps, batches.budget) + f"\n{run.directory}")
             if (run.directory / results.LAST_MODEL).exists():  # else the run was killed at its very end: see below
                 run_log.send_rest(cfg, run.directory, run.directory / results.LAST_MODEL, progress)
                 return progress.best

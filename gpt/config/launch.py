@@ -40,6 +40,9 @@ REMEDY = "all keys and groups: --help and --cfg job"
 # What Hydra raises for a command line that it refuses, and for a file of a group that is not YAML.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 
+# Lines that OmegaConf adds: the same key again, and classes of its own.
+OMEGACONFS = ("full_key:", "object_type=", "reference_type=")
+
 T = TypeVar("T")
 
 hydra_patches.install()
@@ -213,4 +216,5 @@ def hydra_message(error: BaseException) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: {error.problem}"
     lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()]
-    return " ".join(dict.fromkeys(line for line in lines if line)).partition(" Config search path:")[0]
+    lines = [line for line in lines if line and not line.startswith(OMEGACONFS)]
+    return " ".join(dict.fromkeys(lines)).partition(" Config search path:")[0]

@@ -232,7 +232,11 @@ def check_jobs(
     if len(faults) == 1 and len(next(iter(faults.values()))) == len(unique):
         raise UserError(next(iter(faults)), remedy="; ".join(filter(None, remedies)), code=max(codes))
     if faults:
-        listed = "; ".join(f"{', '.join(names)}: {what}" for what, names in faults.items())
+        # A job of one axis is called by the very key that is wrong.
+        about = {
+            what: ", ".join(name for name in names if not what.startswith(f"{name}:")) for what, names in faults.items()
+        }
+        listed = "; ".join(f"{names}: {what}" if names else what for what, names in about.items())
         what = f"{sum(map(len, faults.values()))} of {len(unique)} jobs cannot run, so none was started: {listed}"
         raise UserError(what, remedy="; ".join(filter(None, remedies)), code=max(codes))
 
