@@ -45,7 +45,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
         console.describe(
             model=f"{cfg.model.name}, {finetune.describe(model, cfg.finetune)}, context {cfg.model.context_length}",
             data=f"{cfg.data.name}, {batches.train.describe()}",
-            budget=f"{batches.total_steps} steps ({batches.budget}) of about {cfg.train.tokens_per_step:,} tokens",
+            budget=f"{batches.describe()} of about {cfg.train.tokens_per_step:,} tokens",
             device=device.describe(machine.device, machine.environment),
         )
         if is_finished(progress, cfg.train, batches.total_steps):

@@ -26,12 +26,13 @@ from pydantic import TypeAdapter
 
 from gpt.config import arguments, environment, places, run_settings, schema
 from gpt.config.value_errors import find_errors, user_error_behind
+from gpt.data import prompt_files
 from gpt.errors import ENVIRONMENT, UserError, exit_code
 from gpt.files import atomic
 from gpt.files.paths import LAUNCH_ID, PROJECT_ROOT, absolute
 from gpt.machine import threads
 from gpt.runs import interrupt
-from gpt.sweeps import callback, composition, dry_run, hydra_patches, jobs, plugins
+from gpt.sweeps import callback, composition, dry_run, hydra_patches, jobs, named_runs, plugins
 from gpt.terminal import console
 from gpt.weights import locate
 
@@ -80,8 +81,14 @@ def validated(cfg: DictConfig, kind: type[T]) -> T:
     groups = HydraConfig.get().runtime.choices if HydraConfig.initialized() else ()
     errors = find_errors(cfg, kind, groups)
     if errors:
-        raise UserError("; ".join(errors), remedy=REMEDY)
+        raise UserError("; ".join(errors), remedy=example() if "missing key checkpoint" in errors else REMEDY)
     return to_dataclass(cfg, kind)
+
+
+def example() -> str:
+    """A command for a person who does not know generate.py yet."""
+    run = "" if named_runs.newest() else "make a run with python train.py, then "
+    return f"{run}python generate.py checkpoint=latest {prompt_files.EXAMPLE}; more: --help"
 
 
 def to_dataclass(cfg: DictConfig, kind: type[T]) -> T:
@@ -135,7 +142,7 @@ def launch(main: Callable[[], Any], script: str) -> None:
         gc.set_threshold(400_000)  # a start makes 300,000 objects that all stay: searching them for garbage finds none
         threads.prepare()
         console.survive_closed_output()
-        console.setup()
+        console.setup(all_to_stderr=script == "generate")
         code = run(main, script)
         if code:
             callback.remove_unused()

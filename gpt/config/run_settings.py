@@ -95,8 +95,11 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError("not the settings of a run", str(path), "remove it, and type the run's settings") from error
     for key, value in ADDED.items():
-        section, _, name = key.rpartition(".")
-        if isinstance(place := values.setdefault(section, {}), dict):
+        *sections, name = key.split(".")
+        place: Any = values
+        for section in sections:
+            place = place.setdefault(section, {}) if isinstance(place, dict) else None
+        if isinstance(place, dict):
             place.setdefault(name, value)
     return values
 

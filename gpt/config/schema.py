@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from gpt.config.data import DataConfig, TemplateName
+from gpt.config.data import DISCLAIMER, DataConfig, TemplateName
 from gpt.config.families import AnyModelConfig
 from gpt.config.fields import (
     Count,
@@ -279,7 +279,8 @@ class PrepareConfig:
 
 # Settings that came after the first runs and sweeps, with the value that all before have.
 ADDED = {"model.family": "gpt2", "objective.name": "next_token",
-         "data.delimiter": None, "data.encoding": None, "data.document_separator": None}  # fmt: skip
+         "data.delimiter": None, "data.encoding": None, "data.document_separator": None,
+         "data.card.notice": DISCLAIMER}  # fmt: skip
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from gpt.config.environment import DEEPEST
 from gpt.config.families import MODELS
 from gpt.config.fields import Variants
 from gpt.errors import UserError
+from gpt.terminal.console import count
 
 
 def find_errors(cfg: DictConfig, kind: type, groups: Iterable[str] = ()) -> list[str]:
@@ -132,7 +133,7 @@ def _contradictions(values: Any, errors: dict[str, str]) -> Iterator[str]:
     for key in ("schedule.warmup", "schedule.decay"):
         part = _get(values, key)
         if part is not None and not _is_below(key, errors) and part >= 1 and int(part) > length[0]:
-            yield f"{key} {part:g} is longer than the run: {length[0]} steps by {length[1]}"
+            yield f"{key} {part:g} is longer than the run: {count(length[0], 'step')} by {length[1]}"
 
 
 # Keys, what must not be, and the phrase for it: {0}, {1}, ... are the values in the order of the keys.

@@ -22,6 +22,7 @@ from gpt.data.packing import Plan, WindowPlan, limit_slots, plan_packed, plan_un
 from gpt.data.prepared import Prepared
 from gpt.errors import UserError
 from gpt.progress import budget
+from gpt.terminal.console import count
 
 IGNORE = -100  # the target that F.cross_entropy skips
 PAST_TENSE = {"split": "split", "truncate": "truncated", "drop": "dropped"}
@@ -185,12 +186,14 @@ class TrainBatches:
     def describe(self) -> str:
         """What training reads, and what became of documents that are longer than the context."""
         counts = self.segments.counts
-        text = f"{counts['documents']:,} documents as {counts['segments']:,} segments of at most "
-        text += f"{self.context_length} tokens, {self.steps_per_epoch} {self.batching} steps an epoch"
+        text = f"{count(counts['documents'], 'document')} as {count(counts['segments'], 'segment')} of at most "
+        text += (
+            f"{count(self.context_length, 'token')}, {count(self.steps_per_epoch, f'{self.batching} step')} an epoch"
+        )
         if counts["longer"]:
-            text += f"; {counts['longer']:,} documents longer than the context: {PAST_TENSE[self.overflow]}"
+            text += f"; {count(counts['longer'], 'document')} longer than the context: {PAST_TENSE[self.overflow]}"
         if counts["unscored"]:
-            text += f"; {counts['unscored']:,} segments without a response token left out"
+            text += f"; {count(counts['unscored'], 'segment')} without a response token left out"
         return text
 
     def _rows(self, step: int) -> list[np.ndarray]:
@@ -305,6 +308,10 @@ class Batches:
     data: Prepared  # as it was opened
     total_steps: int
     budget: str  # the key that decides total_steps
+
+    def describe(self) -> str:
+        """500 steps (train.max_tokens)"""
+        return f"{count(self.total_steps, 'step')} ({self.budget})"
 
 
 def open_batches(

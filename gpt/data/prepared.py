@@ -202,7 +202,8 @@ def directory_of(cfg: DataConfig, root: Path) -> Path:
 
 def settings_of(cfg: DataConfig) -> dict[str, Any]:
     how_written = {name: value for name in HOW_WRITTEN if (value := getattr(cfg, name)) is not None}
-    return {name: getattr(cfg, name) for name in SETTINGS} | {"card": asdict(cfg.card)} | how_written
+    card = {name: text for name, text in asdict(cfg.card).items() if name != "notice"}  # which is of models
+    return {name: getattr(cfg, name) for name in SETTINGS} | {"card": card} | how_written
 
 
 @contextlib.contextmanager

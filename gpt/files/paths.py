@@ -36,6 +36,13 @@ def typed(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
+def shareable(place: str | Path) -> str:
+    """A path for a text that others read: relative to the project if it is inside, else its name alone, so that it does
+    not say whose home it is in."""
+    path = stored(str(place))
+    return Path(path).name if Path(path).is_absolute() else path
+
+
 def elsewhere(place: Path) -> str:
     """For an error about a place where nothing is: the other place where the name does exist, `did you mean ...?`, or
     nothing. A name may be meant relative to where the user is, or to the project."""

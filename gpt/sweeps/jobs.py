@@ -44,17 +44,9 @@ NUMBERS = {
 }
 # What has no part in what comes of a job, but for the last digits.
 VOLATILE = {
-    "out_dir",
-    "resume",
-    "allow_changed",
-    "overrides",
-    "dry_run",
-    "report",
-    "wandb",
-    "sweep",
-    "hydra",
-    "threads",
-}
+    "out_dir", "resume", "allow_changed", "overrides", "dry_run", "report", "wandb", "sweep", "hydra", "threads",
+}  # fmt: skip
+NOTICE = "data.card.notice"  # neither has this, which came later and is for readers
 
 
 @dataclass(frozen=True)
@@ -127,6 +119,7 @@ def identity(values: dict[str, Any]) -> dict[str, Any]:
     tokens that another budget overrules is left out.
     """
     flat = flatten(with_paths({key: value for key, value in values.items() if key not in VOLATILE}, stored))
+    flat.pop(NOTICE, None)
     if flat.get("train.max_steps") is not None or flat.get("train.max_epochs") is not None:
         flat.pop("train.max_tokens", None)
     return {key: int(v) if isinstance(v, float) and v.is_integer() and abs(v) < 2**53 else v for key, v in flat.items()}
@@ -137,7 +130,7 @@ def current(config: dict[str, Any]) -> dict[str, Any]:
     left out, those that came since have the value that they had. So the job is recognised, and keeps its folder."""
     config = flatten(with_paths(nested(ADDED | config), stored))
     keys = valid_keys(TrainConfig, nested(config))
-    return {key: value for key, value in config.items() if key in keys or holder(key, keys)}
+    return {key: value for key, value in config.items() if key != NOTICE and (key in keys or holder(key, keys))}
 
 
 def name_of(config: dict[str, Any]) -> str:

@@ -16,10 +16,10 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from gpt.config.data import DISCLAIMER
 from gpt.config.schema import METRIC
 from gpt.files import atomic
 from gpt.files.paths import PROJECT_ROOT
-from gpt.runs.model_card import DISCLAIMER
 from gpt.sweeps import chart, tables
 from gpt.sweeps.chart import Curve
 from gpt.sweeps.jobs import STATUSES, Job, as_text, describe, generate_command, override_key, varied_keys

@@ -1,6 +1,7 @@
 """Prints what a person sees in the terminal: log lines, errors, the progress bar and tables.
 
-Results and ordinary lines go to stdout, warnings and errors to stderr. Colours and the bar appear on a terminal only.
+Results and ordinary lines go to stdout, warnings and errors to stderr; of generate.py, whose result is a text, ordinary
+lines too. Colours and the bar appear on a terminal only.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ YELLOW, RED = "33", "31"
 # lone surrogate, line and paragraph separator.
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _quiet = False  # this process shares the terminal with others like it
+_all_to_stderr = False  # stdout is for results alone
 
 
 def escape(text: str, keep_newlines: bool = False) -> str:
@@ -62,7 +64,7 @@ class _Terminal(logging.Handler):
         if record.levelno >= logging.WARNING:
             _print_prefixed(line, RED if record.levelno >= logging.ERROR else YELLOW)
         elif not _quiet or getattr(record, "announced", False):
-            print(line, flush=True)
+            print(line, file=sys.stderr if _all_to_stderr else sys.stdout, flush=True)
 
 
 class _LogFile(logging.FileHandler):
@@ -73,10 +75,11 @@ class _LogFile(logging.FileHandler):
         log.warning(f"log file {self.baseFilename}: {sys.exc_info()[1]}; no more lines are written to it")
 
 
-def setup(quiet: bool = False) -> None:
-    """Sends what this project logs to the terminal; `quiet`: only warnings, errors and what is announced."""
-    global _quiet
-    _quiet = quiet
+def setup(quiet: bool = False, all_to_stderr: bool = False) -> None:
+    """Sends what this project logs to the terminal; `quiet`: only warnings, errors and what is announced;
+    `all_to_stderr`: ordinary lines too."""
+    global _quiet, _all_to_stderr
+    _quiet, _all_to_stderr = quiet, all_to_stderr
     logger = logging.getLogger("gpt")
     logger.setLevel(logging.INFO)
     logger.propagate = False  # Hydra and wandb hang handlers of their own on the root logger
@@ -133,6 +136,11 @@ def show_samples(samples: list[dict[str, str]]) -> None:
         say(textwrap.indent(sample["text"].strip() or "(nothing)", "    "))
         if "reference" in sample:
             say("  reference: " + textwrap.shorten(sample["reference"], LONGEST_REFERENCE, placeholder=" ..."))
+
+
+def count(number: int, noun: str) -> str:
+    """1 step, 1,200 steps"""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def error(text: str) -> None:

@@ -80,13 +80,18 @@ def nothing_in(directory: Path) -> UserError:
     entries = sorted(directory.iterdir())
     if not entries:
         return UserError("an empty directory", str(directory), UNDERSTOOD, CHECKPOINT)
-    below = [entry.name for entry in entries if entry.is_dir() and kind_of(entry)]
-    files = [entry.name for entry in entries if entry.suffix in WEIGHTS and not SHARD.fullmatch(entry.name)]
-    files = [name for name in files if name != ADAPTER_WEIGHTS]
+    below = [entry for entry in entries if entry.is_dir() and kind_of(entry)]
+    files = [entry for entry in entries if entry.suffix in WEIGHTS and not SHARD.fullmatch(entry.name)]
+    files = [entry for entry in files if entry.name != ADAPTER_WEIGHTS]
     what = "no config.json beside the weights: " if files else "no weights: "
     what += ", ".join(entry.name for entry in entries[:5]) + (", ..." if entries[5:] else "")
-    meant = (below or files or [None])[0]
-    remedy = f"did you mean {directory / meant}?" if meant else UNDERSTOOD
+    if len(below) > 1:  # no guess which of them: the first by name may be the worst
+        names = ", ".join(entry.name for entry in below[:5]) + (", ..." if below[5:] else "")
+        ranked = ", which leaderboard.md ranks" if (directory / "leaderboard.md").exists() else ""
+        remedy = f"name one of its {len(below)} runs{ranked}: {names}"
+    else:
+        meant = (below or files or [None])[0]
+        remedy = f"did you mean {meant}?" if meant else UNDERSTOOD
     return UserError(what, str(directory), remedy, CHECKPOINT)
 
 
