@@ -122,11 +122,10 @@ def save(cfg: Any, path: Path) -> None:
 
 
 def resume_command(cfg: schema.TrainConfig) -> str:
-    """What to type to go on with a run, also with one job of a sweep: its config.yaml has the settings, but for what
-    comes from the environment."""
+    """What to type to go on with a run, also with one job of a sweep: its config.yaml has the settings."""
     settings = schema.flatten(schema.as_dict(cfg))
-    from_environment = [f"{key}={text}" for key, text in settings.items() if run_settings.is_interpolated(text)]
-    return shlex.join(["python", str(PROJECT_ROOT / "train.py"), *from_environment, f"out_dir={cfg.out_dir}"])
+    again = [f"{key}={text}" for key, text in settings.items() if run_settings.has_to_be_typed(key, text)]
+    return shlex.join(["python", str(PROJECT_ROOT / "train.py"), *again, f"out_dir={cfg.out_dir}"])
 
 
 def how_to_go_on(cfg: schema.TrainConfig) -> str:

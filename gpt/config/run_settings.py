@@ -52,7 +52,7 @@ def choices(arguments: list[str]) -> list[str]:
     settings = {key: value for key, value in known(values).items() if key.split(".")[0] not in groups}
     check(path, settings, [*groups, *typed])
     for key, value in list(settings.items()):  # what is left is typed, or has a value in conf/train.yaml
-        if value is ABSENT or is_interpolated(value):
+        if value is ABSENT or has_to_be_typed(key, value):
             del settings[key]
             settings |= {key: MISSING} if key.split(".")[0] in SECTIONS else {}
     settings["overrides"] = typed_so_far(values, arguments_only(arguments))
@@ -139,6 +139,11 @@ def check(path: Path, settings: dict[str, Any], typed: list[str]) -> None:
 def is_interpolated(value: Any) -> bool:
     """Whether it has a ${...}, which is resolved where its user has typed it, and not where a file says so."""
     return "${" in str(value) if isinstance(value, str | list | dict) else False
+
+
+def has_to_be_typed(key: str, value: Any) -> bool:
+    """Whether a setting is not taken from a file. It may switch W&B off, and not on where its user has it off."""
+    return is_interpolated(value) or (key == "wandb.mode" and value == "online")
 
 
 def typed_so_far(values: dict[str, Any], arguments: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Reads the prompts that a model answers: one that is typed, those of a file, or lines of standard input."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def of_file(path: Path, given: str) -> list[tuple[str, str]]:
     return prompts
 
 
+@functools.cache  # each job of -m asks, and it can be read once
 def of_standard_input() -> list[str]:
     """The lines that are not empty. None are read from a terminal, where somebody would wonder what is waited for."""
     if sys.stdin is None or sys.stdin.isatty():

@@ -94,6 +94,13 @@ def test_what_a_file_would_read_from_the_environment_is_refused_until_its_user_t
     assert started(f"out_dir={run_dir}").overrides == []
 
 
+def test_a_file_may_switch_wandb_off_and_not_on(run_dir):
+    assert started(f"out_dir={run_dir}").wandb.mode == "disabled"
+    changed(run_dir, wandb={"mode": "online"})
+    assert started(f"out_dir={run_dir}").wandb.mode == "auto"
+    assert "wandb.mode=online" in launch.resume_command(started(f"out_dir={run_dir}", "wandb.mode=online"))
+
+
 def test_the_command_that_goes_on_is_the_folder_and_what_comes_from_the_environment(run_dir, monkeypatch):
     assert launch.resume_command(started(f"out_dir={run_dir}")).endswith(f"train.py out_dir={run_dir}")
     monkeypatch.setenv("TEAM", "blue")

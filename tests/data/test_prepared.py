@@ -42,7 +42,10 @@ def test_what_is_prepared_is_used_and_batches_may_change(tmp_path, lines):
         ({"max_tokens": 500}, "data.max_tokens changed from None to 500"),
         ({"split": "random"}, "data.split changed from grouped to random"),
         ({"split_seed": 3}, "data.split_seed changed from 0 to 3"),
-        ({"card": {"title": "t", "description": "d", "license": "other", "citation": "c"}}, "data.card changed"),
+        (
+            {"card": {"title": "t", "description": "d", "license": "other", "citation": "c", "notice": None}},
+            "data.card changed",
+        ),
     ],
 )
 def test_other_settings_prepare_anew(tmp_path, lines, change, reason):

@@ -16,6 +16,13 @@ class Stream:
         self.buffer, self.isatty = io.BytesIO(content), lambda: is_terminal
 
 
+@pytest.fixture(autouse=True)
+def nothing_read():
+    prompt_files.of_standard_input.cache_clear()
+    yield
+    prompt_files.of_standard_input.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("stream", "lines"),
     [
