@@ -42,7 +42,7 @@ def generate(cfg: GenerateConfig) -> None:
             "set template=alpaca, or put the input into the prompt",
         )  # fmt: skip
     settings = f"temperature {cfg.temperature}, top_k {cfg.top_k or 'off'}, top_p {cfg.top_p or 'off'}, seed {cfg.seed}"
-    remark(f"{loaded.path}: step {loaded.step}, template {template or 'none'}, {settings}")
+    remark(f"{escape(str(loaded.path))}: step {loaded.step}, template {template or 'none'}, {settings}")
     for i, (instruction, given) in enumerate(prompts):
         remark(f"\nprompt: {escape(instruction)}" + (f"\ninput: {escape(given)}" if given else ""))
         text = instruction if template is None else format_prompt(template, instruction, given)

@@ -243,7 +243,7 @@ def test_rows_longer_than_the_context_are_split_truncated_or_dropped_and_always_
         assert segments.lengths.tolist() == lengths
         assert segments.counts["longer"] == 1
     description = batches_of(split, "packed", overflow="drop").describe()
-    assert "1 documents longer than the context: dropped" in description
+    assert "1 document longer than the context: dropped" in description
 
 
 def test_a_segment_that_holds_only_prompt_is_left_out_and_counted():
