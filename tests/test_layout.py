@@ -13,11 +13,12 @@ SCRIPTS = [ROOT / name for name in ("train.py", "generate.py", "prepare_data.py"
 # "gpt" for the files of gpt/ itself that are not named.
 ORDER = [
     "train generate prepare_data",
+    "notebook",
     "config.launch",
     "sweeps",
     "weights",
     "runs",
-    "loop objective notebook",
+    "loop objective",
     "machine",
     "data",
     "config",

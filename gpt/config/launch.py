@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
@@ -68,6 +69,18 @@ def choice(group: str, root: DictConfig) -> str:
         root.hydra if "hydra" in root else HydraConfig.get()
     )  # the configuration of a job that is planned has its own
     return str(hydra.runtime.choices[group]).removesuffix(".yaml").replace("/", "_")
+
+
+def compose(typed: list[str]) -> schema.TrainConfig:
+    """The settings of a run with these arguments of train.py, for use from Python: no run directory is made. Raises
+    UserError as `load` does, and for what Hydra refuses."""
+    try:
+        with hydra.initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
+            overrides = arguments.prepare(typed, "train", schema.TrainConfig)
+            cfg = hydra.compose("train", overrides, return_hydra_config=True)
+        return validated(composition.without_hydra(cfg), schema.TrainConfig)
+    except COMPOSITION_ERRORS as error:
+        raise refused(error) from error
 
 
 def load(cfg: DictConfig, kind: type[T]) -> T:
@@ -195,7 +208,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     """Exit code and one line for what ended a script; the traceback of a bug goes to a file."""
     # Hydra also raises AssertionError and the like for values of a wrong type
     if isinstance(error, COMPOSITION_ERRORS) or raised_in(error, "hydra", "omegaconf"):
-        error = user_error_behind(error) or UserError(hydra_message(error) or type(error).__name__, remedy=REMEDY)
+        error = refused(error)
     else:
         error = plugins.explain(error) or error
     code = exit_code(error)
@@ -209,6 +222,11 @@ def explain(error: BaseException) -> tuple[int, str]:
         return code, f"{error.strerror} ({error.filename}); {remedy}"
     log_file = console.save_traceback(error, absolute("outputs") / "errors" / f"{LAUNCH_ID}.txt")
     return code, f"{type(error).__name__}: {error} (this is a bug; the traceback is in {log_file})"
+
+
+def refused(error: BaseException) -> UserError:
+    """What Hydra has refused, in one line."""
+    return user_error_behind(error) or UserError(hydra_message(error) or type(error).__name__, remedy=REMEDY)
 
 
 def raised_in(error: BaseException, *packages: str) -> bool:
