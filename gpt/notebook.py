@@ -57,11 +57,15 @@ def build_model(*typed: str) -> LanguageModel:
     return loading.build(cfg.model, tokenizers.load(cfg.data.tokenizer).n_vocab, weights)
 
 
-def load_model(name: str | Path, device: torch.device | str = "cpu") -> Loaded:
+def load_model(
+    name: str | Path, device: torch.device | str = "cpu", *, n_head: int | None = None, gelu: str | None = None
+) -> Loaded:
     """The model called `name`, in evaluation mode: a run's folder, a last_model.pt, "gpt2", or whatever else
     generate.py takes as `checkpoint`; paths begin at the working directory. The result has the fields model,
-    tokenizer_name, template, step and path. Raises UserError for what is not there or cannot be read."""
-    return loading.load(places.absolute("checkpoint", str(name), Path.cwd()), PROJECT_ROOT, torch.device(device))
+    tokenizer_name, template, step and path. n_head and gelu ("tanh" or "exact") are for weights whose file does not say
+    them. Raises UserError for what is not there or cannot be read."""
+    found = places.absolute("checkpoint", str(name), Path.cwd())
+    return loading.load(found, PROJECT_ROOT, torch.device(device), {"n_head": n_head, "gelu": gelu})
 
 
 def generate_text(
