@@ -91,6 +91,15 @@ def test_a_model_is_loaded_by_a_path_from_where_one_is_and_generates_what_genera
         load_model("runs/other")
 
 
+def test_a_file_of_bare_weights_takes_its_heads_and_gelu_from_the_call(tmp_path):
+    model = build_model(*SMALL, "model.n_head=4", "model.gelu=exact")
+    torch.save(model.state_dict(), tmp_path / "bare.pth")
+    loaded = load_model(tmp_path / "bare.pth", n_head=4, gelu="exact").model
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(loaded(ids), model(ids))
+    assert not torch.equal(load_model(tmp_path / "bare.pth").model(ids), model(ids))  # it would have one head
+
+
 def test_generate_text_has_the_defaults_of_generate_py():
     stated = yaml.safe_load((ROOT / "conf" / "generate.yaml").read_text())
     defaults = {
