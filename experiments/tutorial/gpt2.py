@@ -46,7 +46,7 @@ try:
     import gpt
 except ModuleNotFoundError:  # without `pip install -e .`, the project is a folder above this notebook
     above = [Path.cwd(), *Path.cwd().parents]
-    sys.path.insert(0, str(next(folder for folder in above if (folder / "gpt" / "model.py").exists())))
+    sys.path[:0] = [str(folder) for folder in above if (folder / "gpt" / "model.py").exists()]
     import gpt
 
 import matplotlib.pyplot as plt
