@@ -1,16 +1,16 @@
 """Evaluate a model: `python evaluate.py checkpoint=outputs/runs/mine evaluate=[loss,answers,choice]`; or compare
 several: `python evaluate.py compare=[outputs/runs/a,outputs/runs/b]`. `--help` lists every choice."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence  # noqa: I001, gpt before hydra: it refuses a Python that is too old
 from functools import partial
-
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
 from gpt.config import launch
 from gpt.evaluation.settings import EvaluateConfig
 from gpt.terminal.console import escape
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
 
 def evaluate(cfg: EvaluateConfig, typed: Sequence[str] = ()) -> None:

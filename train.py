@@ -1,13 +1,13 @@
 """Trains a GPT: `python train.py model=small data=medquad`. `python train.py --help` lists every choice."""
 
-import hydra
-from omegaconf import DictConfig
-
-from gpt.config import launch
+from gpt.config import launch  # noqa: I001, before hydra: it refuses a Python that is too old
 from gpt.config.schema import TrainConfig
 from gpt.errors import Interrupted
 from gpt.files.paths import PROJECT_ROOT
 from gpt.machine import cost
+
+import hydra
+from omegaconf import DictConfig
 
 
 def train(cfg: TrainConfig) -> float | cost.Cost:
@@ -18,7 +18,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
 
     from gpt import finetune, loop, optim, prompts, sampling
     from gpt.machine import compilation, device
-    from gpt.progress import is_finished
+    from gpt.progress import describe_end, is_finished
     from gpt.runs import interrupt, results, run as runs, run_log, saver  # isort: skip
     from gpt.terminal import console
     from gpt.weights import loading
@@ -45,11 +45,11 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
         console.describe(
             model=f"{cfg.model.name}, {finetune.describe(model, cfg.finetune)}, context {cfg.model.context_length}",
             data=f"{cfg.data.name}, {batches.train.describe()}",
-            budget=f"{batches.total_steps} steps ({batches.budget}) of about {cfg.train.tokens_per_step:,} tokens",
+            budget=f"{batches.describe()} of about {cfg.train.tokens_per_step:,} tokens",
             device=device.describe(machine.device, machine.environment),
         )
         if is_finished(progress, cfg.train, batches.total_steps):
-            console.say(f"already at step {progress.step} of {batches.total_steps}\n{run.directory}")
+            console.say(describe_end(progress, cfg.train, batches.total_steps, batches.budget) + f"\n{run.directory}")
             if (run.directory / results.LAST_MODEL).exists():  # else the run was killed at its very end: see below
                 run_log.send_rest(cfg, run.directory, run.directory / results.LAST_MODEL, progress)
                 return progress.best
@@ -82,7 +82,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
                 if cfg.sweep.pauses_after(event.row):
                     break
             if stop.signal:
-                raise Interrupted(stop.signal, f"{saves.newest()} is saved; to go on: {launch.resume_command(cfg)}")
+                raise Interrupted(stop.signal, f"{saves.newest()} is saved{launch.how_to_go_on(cfg)}")
             if not is_finished(progress, cfg.train, batches.total_steps):
                 console.say(f"{'stopped from the W&B dashboard' if stop() else 'paused'} after step {progress.step}")
             saves.save(progress, forgive=False)

@@ -6,6 +6,12 @@ from pathlib import Path
 USAGE, CHECKPOINT, NUMERICAL, ENVIRONMENT, IN_USE = 2, 3, 4, 5, 6
 
 
+def one_line(what: object, longest: int | None = None) -> str:
+    """A text, or what an exception says, else its type, on one line of at most so many characters."""
+    text = str(what).strip() or type(what).__name__
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())[:longest]
+
+
 class UserError(Exception):
     """What went wrong, where, and what to do about it; `code` is the exit code of the process.
 

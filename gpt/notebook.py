@@ -1,7 +1,9 @@
-"""Offers the functions of the notebook that this project grew from: its loaders, its loop, its greedy generation.
+"""Offers what a notebook needs in few words: settings, models, loaders of text and examples, a loop, generation.
 
-They hold all data in memory, and a batch is an (inputs, targets) pair; train.py uses the token files of
-gpt/data/batching.py and the loop of gpt/loop.py instead.
+`settings`, `build_model`, `load_model` and `generate_text` do what the scripts do, from Python. The other functions are
+those of the notebook that this project grew from: they hold all data in memory, and a batch is an (inputs, targets)
+pair, where train.py uses the token files of gpt/data/batching.py and the loop of gpt/loop.py. experiments/tutorial has
+a notebook that uses all of them.
 """
 
 import logging
@@ -13,23 +15,82 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from gpt.config.schema import METRIC
+from gpt import sampling
+from gpt import tokenizer as tokenizers
+from gpt.config import places
+from gpt.config.schema import METRIC, TrainConfig
 from gpt.data import rows
 from gpt.data.batching import IGNORE, Batch
 from gpt.data.columns import Wanted
 from gpt.errors import UserError
+from gpt.files.paths import PROJECT_ROOT
 from gpt.loop import evaluate, train_step
 from gpt.machine.machine import Machine
-from gpt.model import GPT
+from gpt.model import GPT, LanguageModel
 from gpt.objective import NEXT_TOKEN
 from gpt.prompts import format_prompt
+from gpt.runs.model_file import Loaded
 from gpt.sampling import eval_mode
 from gpt.terminal.console import escape
 from gpt.tokenizer import ordinary_ids
+from gpt.weights import loading
 
 log = logging.getLogger(__name__)
 
 PAD = 50256  # GPT-2's end of text
+
+
+def settings(*typed: str) -> TrainConfig:
+    """The settings that `python train.py` would have with these arguments, such as "model=mini", "optimizer.lr=3e-4".
+    Raises UserError with everything that is wrong with them."""
+    from gpt.config import launch  # here, because Hydra is for those who compose
+
+    return launch.compose(list(typed))
+
+
+def build_model(*typed: str) -> LanguageModel:
+    """The model that `python train.py` would begin with, given these arguments, on the CPU: its weights are random, or
+    those of init.from. Raises UserError as `settings` does, and for weights that do not fit."""
+    cfg = settings(*typed)
+    weights = loading.find(cfg.init, cfg.model, cfg.data.tokenizer, PROJECT_ROOT)
+    torch.manual_seed(cfg.seed)
+    return loading.build(cfg.model, tokenizers.load(cfg.data.tokenizer).n_vocab, weights)
+
+
+def load_model(
+    name: str | Path, device: torch.device | str = "cpu", *, n_head: int | None = None, gelu: str | None = None
+) -> Loaded:
+    """The model called `name`, in evaluation mode: a run's folder, a last_model.pt, "gpt2", or whatever else
+    generate.py takes as `checkpoint`; paths begin at the working directory. The result has the fields model,
+    tokenizer_name, template, step and path. n_head and gelu ("tanh" or "exact") are for weights whose file does not say
+    them. Raises UserError for what is not there or cannot be read."""
+    found = places.absolute("checkpoint", str(name), Path.cwd())
+    return loading.load(found, PROJECT_ROOT, torch.device(device), {"n_head": n_head, "gelu": gelu})
+
+
+def generate_text(
+    model: LanguageModel,
+    tokenizer: tokenizers.Tokenizer,
+    prompt: str,
+    *,
+    template: str | None = None,
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int | None = 50,
+    top_p: float | None = None,
+    seed: int = 1337,
+) -> str:
+    """What the model writes after `prompt`, drawn as generate.py draws it, whose values are the defaults here, too.
+
+    template: the text around the prompt, such as the `template` of a loaded model; None: none. The text ends before the
+    end-of-text token. Raises UserError for an empty prompt.
+    """
+    ids = tokenizer.encode(prompt if template is None else format_prompt(template, prompt))
+    [new] = sampling.generate(
+        model, ids, max_new_tokens=max_new_tokens, eos=tokenizer.eos, temperature=temperature, top_k=top_k, top_p=top_p,
+        num_samples=1, seed=seed,
+    )  # fmt: skip
+    return tokenizer.decode(new)
 
 
 class GPTDatasetV1(Dataset):

@@ -17,6 +17,7 @@ from gpt.config.schema import FinetuneConfig, ScheduleConfig
 from gpt.errors import UserError
 from gpt.finetune import lr_scales
 from gpt.model import LanguageModel
+from gpt.terminal.console import count
 
 Groups = list[dict[str, Any]]
 Scale = Callable[[str], float]  # of the learning rate, by the name of the weight
@@ -190,7 +191,7 @@ def check_schedule(cfg: ScheduleConfig, total_steps: int) -> None:
     """Raises UserError when warm-up or decay is longer than the run."""
     for key, length in (("warmup", cfg.warmup), ("decay", cfg.decay)):
         if in_steps(length, total_steps) > total_steps:
-            raise UserError(f"schedule.{key}={length:g} is longer than the run of {total_steps} steps")
+            raise UserError(f"schedule.{key}={length:g} is longer than the run of {count(total_steps, 'step')}")
 
 
 def lr_factor(cfg: ScheduleConfig, step: int, total_steps: int) -> float:

@@ -54,7 +54,10 @@ def due_at(step: int, cfg: TrainSection, total_steps: int) -> Due:
     if step == 0:
         return Due(log=False, evaluation=True, sample=False, checkpoint=False)
     every = (cfg.log_every, cfg.eval_every, cfg.sample_every, cfg.save_every)
-    return Due(*(n is not None and (step == total_steps or step % n == 0) for n in every))
+    due = Due(*(n is not None and (step == total_steps or step % n == 0) for n in every))
+    # The mean loss of a few steps beside those of many would be a spike at the end of the curve.
+    is_rest = step > cfg.log_every and 0 < 2 * (step % cfg.log_every) < cfg.log_every
+    return due._replace(log=due.log and not is_rest)
 
 
 def due_after_evaluation(due: Due, scored: Progress, cfg: TrainSection, total_steps: int) -> Due:
@@ -92,3 +95,17 @@ def is_finished(progress: Progress, cfg: TrainSection, total_steps: int) -> bool
     """Whether a run has come to its end: all steps taken, or `cfg.patience` evaluations without a better one."""
     at_end = progress.step >= total_steps or (cfg.patience is not None and progress.stale >= cfg.patience)
     return at_end and progress.reported == progress.step
+
+
+def describe_end(progress: Progress, cfg: TrainSection, total_steps: int, budget_key: str) -> str:
+    """Where a run is that has come to its end, and what trains it longer. `budget_key` is the one that decides the
+    length, see `budget`."""
+    name = budget_key.removeprefix("train.")
+    if progress.step > total_steps:
+        where = f"already at step {progress.step}: {budget_key}={getattr(cfg, name)} is less"
+    elif progress.step < total_steps:
+        return f"already at step {progress.step}, where train.patience={cfg.patience} ended it; a larger one goes on"
+    else:
+        where = f"already at step {progress.step} of {total_steps}"
+    doubled = max(2 * getattr(cfg, name), math.ceil(2 * getattr(cfg, name) * progress.step / total_steps))
+    return f"{where}; to train longer, type more, such as {budget_key}={doubled}"

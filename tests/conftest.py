@@ -52,7 +52,7 @@ def data_config(**changes) -> DataConfig:
         "delimiter": None, "encoding": None, "document_separator": None, "prepared_dir": "unused",
         "tokenizer": "bytes", "template": "alpaca", "max_tokens": None, "split": "grouped", "val_fraction": 0.1,
         "test_fraction": 0.1, "split_seed": 0, "on_bad_row": "error",
-        "card": {"title": "t", "description": "d", "license": "l", "citation": "c"},
+        "card": {"title": "t", "description": "d", "license": "l", "citation": "c", "notice": None},
         "mask": "response", "batching": "packed", "overflow": "split", "prompts": [], **changes,
     })  # fmt: skip
 

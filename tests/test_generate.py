@@ -14,6 +14,7 @@ from conftest import ROOT, model_config
 import generate
 from gpt import tokenizer
 from gpt.config import arguments
+from gpt.config.data import DISCLAIMER
 from gpt.config.schema import GenerateConfig
 from gpt.errors import UserError
 from gpt.model import GPT
@@ -76,12 +77,19 @@ class TestTheCommand:
     def test_a_checkpoint_and_a_prompt_are_enough_from_any_directory_and_for_any_punctuation(self, run_dir):
         done = run(f"checkpoint={run_dir}", f"prompt={QUESTION}", PYTHONIOENCODING="ascii", LC_ALL="C")
         assert done.returncode == 0, done.stderr
-        heading, _, prompt, *text = done.stdout.split("\n")
+        assert done.stdout.strip() and "prompt:" not in done.stdout
+        heading, _, prompt, note, _ = done.stderr.split("\n")
         assert heading.startswith(f"{run_dir}/checkpoints/step_00000003: step 3, template plain, temperature 0.8")
         assert prompt == f"prompt: {QUESTION}"
-        assert "".join(text)
-        assert done.stderr.count("\n") == 1
-        assert "must not guide clinical decisions" in done.stderr
+        assert note.startswith("note: ") and "must not guide clinical decisions" in note
+
+    def test_lines_of_standard_input_are_prompts_and_a_pipe_gets_the_texts_alone(self, run_dir):
+        command = [sys.executable, str(ROOT / "generate.py"), f"checkpoint={run_dir}", "max_new_tokens=4"]
+        done = subprocess.run(
+            command, input=b"\xef\xbb\xbfCroup\n\nM\xc3\xa9ni\xc3\xa8re\r\n", capture_output=True, cwd="/"
+        )
+        assert done.returncode == 0 and "prompt: Croup\n\nprompt: M\xe9ni\xe8re\n" in done.stderr.decode(), done
+        assert done.stdout.count(b"\n") > 1 and b"prompt" not in done.stdout
 
     def test_a_reader_that_stops_reading_is_no_error(self, run_dir):
         command = f"{sys.executable} {ROOT}/generate.py checkpoint={run_dir} prompt=Croup num_samples=9 | head -1"
@@ -92,6 +100,7 @@ class TestTheCommand:
     @pytest.mark.parametrize(
         ("arguments", "code", "line"),
         [
+            ([], 2, "error: missing key checkpoint; "),
             (["prompt=hello", "top_q=1"], 2, "error: missing key checkpoint; unknown key top_q, did you mean top_p?"),
             (["checkpoint=/nowhere", "prompt=hello"], 3, "error: no such file or directory (/nowhere)"),
         ],
@@ -117,7 +126,7 @@ class TestText:
     def test_samples_are_numbered_and_come_out_the_same_each_time(self, run_dir, capsys):
         generate.generate(settings(run_dir, prompt="Croup", num_samples=2))
         once = capsys.readouterr()
-        assert [line for line in once.out.split("\n") if "sample" in line] == ["sample 1 of 2:", "sample 2 of 2:"]
+        assert [line for line in once.err.split("\n") if "sample" in line] == ["sample 1 of 2:", "sample 2 of 2:"]
         generate.generate(settings(run_dir, prompt="Croup", num_samples=2))
         assert capsys.readouterr() == once
 
@@ -125,22 +134,22 @@ class TestText:
         file = tmp_path / "prompts.txt"
         file.write_text("Croup\r\n\nWhat is Asthma ?\n")
         generate.generate(settings(run_dir, prompts=str(file)))
-        heading, together = capsys.readouterr().out.split("\n", 1)
+        together = capsys.readouterr()
+        assert "prompt: Croup\n\nprompt: What is Asthma ?\n" in together.err
         alone = []
         for prompt in ["Croup", "What is Asthma ?"]:
             generate.generate(settings(run_dir, prompt=prompt))
-            alone.append(capsys.readouterr().out.removeprefix(heading + "\n"))
-        assert together == "".join(alone)
+            alone.append(capsys.readouterr().out)
+        assert together.out == "\n".join(alone)
 
     def test_records_bring_their_own_input_and_it_enters_the_template(self, run_dir, tmp_path, capsys):
         file = tmp_path / "prompts.jsonl"
         file.write_text('{"instruction": "Sort.", "input": "b, a"}\n{"instruction": "Croup", "output": "ignored"}\n')
         generate.generate(settings(run_dir, prompts=str(file)))
-        from_file = capsys.readouterr().out
-        assert "prompt: Sort.\ninput: b, a\n" in from_file
+        from_file = capsys.readouterr()
+        assert "prompt: Sort.\ninput: b, a\n" in from_file.err
         generate.generate(settings(run_dir, prompt="Sort.\nb, a"))  # what the plain template makes of it
-        text = capsys.readouterr().out.split("\n")[3]
-        assert from_file.split("\n")[4] == text
+        assert from_file.out.startswith(capsys.readouterr().out + "\n")
 
     @pytest.mark.parametrize(
         "name, content",
@@ -157,28 +166,41 @@ class TestText:
     def test_records_may_come_in_each_format_of_data(self, run_dir, tmp_path, capsys, name, content):
         (tmp_path / name).write_text(content)
         generate.generate(settings(run_dir, prompts=str(tmp_path / name)))
-        out = capsys.readouterr().out
+        out = capsys.readouterr().err
         assert "prompt: Sort.\ninput: b, a\n" in out and "prompt: Croup\n" in out and out.count("input: ") == 1
 
     def test_the_last_model_and_a_checkpoint_directory_work_like_a_run_directory(self, run_dir, capsys):
         texts = []
         for path in [run_dir, run_dir / "checkpoints" / "step_00000006", run_dir / "last_model.pt"]:
             generate.generate(settings(path, prompt="Croup"))
-            texts.append(capsys.readouterr().out.split("\n")[2:])
+            texts.append(capsys.readouterr().out)
         assert texts[0] == texts[1] == texts[2]
 
     def test_another_template_than_the_checkpoints_own_can_be_chosen(self, run_dir, capsys):
         generate.generate(settings(run_dir / "last_model.pt", prompt="Croup", template="alpaca"))
-        assert "template alpaca" in capsys.readouterr().out
+        assert "template alpaca" in capsys.readouterr().err
 
     def test_control_characters_of_model_and_prompt_are_shown_not_sent_to_the_terminal(self, tmp_path, capsys):
         generate.generate(settings(always("\x1b", tmp_path / "esc.pt"), prompt="a\x07b\u202e", max_new_tokens=2))
-        out = capsys.readouterr().out
-        assert out.endswith("prompt: a\\x07b\\u202e\n\\x1b\\x1b\n")
+        printed = capsys.readouterr()
+        assert "prompt: a\\x07b\\u202e\n" in printed.err and printed.out == "\\x1b\\x1b\n"
 
     def test_line_ends_in_the_text_stay(self, tmp_path, capsys):
         generate.generate(settings(always("\n", tmp_path / "lines.pt"), prompt="a", max_new_tokens=3))
-        assert capsys.readouterr().out.endswith("prompt: a\n\n\n\n\n")
+        assert capsys.readouterr().out == "\n\n\n\n"
+
+    @pytest.mark.parametrize(
+        ("card", "note"), [({"notice": "Be careful\x1b."}, "note: Be careful\\x1b.\n"), ({"notice": None}, ""),
+                           ({}, f"note: {DISCLAIMER}\n")],
+    )  # fmt: skip
+    def test_the_notice_of_the_data_follows_and_where_none_is_known_the_general_one(
+        self, model, tmp_path, capsys, card, note
+    ):
+        identity = Identity(MODEL, BYTES.n_vocab, "bytes", None)
+        optimizer = torch.optim.SGD(model.parameters())
+        checkpoint.publish(tmp_path, model, optimizer, Progress(step=3), identity, {"data": {"card": card}}, keep=1)
+        generate.generate(settings(tmp_path, prompt="Once upon a time"))
+        assert capsys.readouterr().err.partition("prompt: Once upon a time\n")[2] == note
 
 
 class TestErrors:
@@ -188,9 +210,8 @@ class TestErrors:
         assert error.value.code == code
         assert "\n" not in str(error.value)
 
-    @pytest.mark.parametrize("both_or_none", [{}, {"prompt": "a", "prompts": "b.txt"}])
-    def test_exactly_one_of_prompt_and_prompts(self, run_dir, both_or_none):
-        self.fails(2, "exactly one of prompt and prompts", run_dir, **both_or_none)
+    def test_prompt_and_prompts_together(self, run_dir):
+        self.fails(2, "prompt and prompts are both given", run_dir, prompt="a", prompts="b.txt")
 
     @pytest.mark.parametrize("prompt", ["", " \n"])
     def test_an_empty_prompt(self, run_dir, prompt):

@@ -1,12 +1,15 @@
 """The notebook's loaders and loop, against the reference values of the book's own text."""
 
+import inspect
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import tiktoken
 import torch
-from conftest import THE_VERDICT, model_config
+import yaml
+from conftest import ROOT, THE_VERDICT, model_config
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -16,15 +19,93 @@ from gpt.model import GPT
 from gpt.notebook import (
     GPTDatasetExamples,
     GPTDatasetV1,
+    build_model,
     collate_examples,
     create_dataloader_from_examples,
+    generate_text,
     generate_text_simple,
+    load_model,
+    settings,
     text_to_token_ids,
     token_ids_to_text,
     train_model_simple,
 )
+from gpt.runs import model_file
+from gpt.runs.checkpoint import Identity
+from gpt.terminal.console import escape
 
 RECORDS = [{"instruction": f"Say {word}.", "input": "", "output": word * n} for n, word in enumerate("abcdefghij", 1)]
+
+
+def test_settings_are_those_of_train_py_with_the_same_arguments(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    cfg = settings("model=mini", "model.context_length=64", "optimizer.lr=3e-4", "data=text", "data.path=a, b.txt")
+    assert (cfg.model.name, cfg.model.context_length, cfg.optimizer.lr) == ("mini", 64, 3e-4)
+    assert cfg.data.path == str(tmp_path / "a, b.txt")  # typed paths begin where one is, and are taken as typed
+    assert settings().model.name == "tiny" and not list(tmp_path.iterdir())
+
+
+def test_all_faults_of_settings_are_one_error():
+    with pytest.raises(UserError, match=r"unknown key optimzer.lr, did you mean optimizer.lr\?; .* not divisible"):
+        settings("optimzer.lr=1", "model.n_head=5")
+    with pytest.raises(UserError, match="Could not find 'model/giant'"):
+        settings("model=giant")
+
+
+SMALL = ("model.n_layer=1", "model.n_embd=16", "model.context_length=16", "data.tokenizer=bytes")
+
+
+def test_a_model_in_one_call_has_the_weights_that_its_seed_or_its_file_gives(tmp_path):
+    first, again, other = (build_model(*SMALL, f"seed={seed}").wte.weight for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    torch.manual_seed(1)
+    model = GPT(settings(*SMALL).model, 257)
+    assert torch.equal(first, model.wte.weight)  # as train.py draws them
+    file = tmp_path / "other.pt"
+    model_file.save_model(file, model, Identity(model.config, 257, "bytes", None), step=3)
+    loaded = build_model(f"init.from={file}", "data.tokenizer=bytes", "model.context_length=8")
+    assert torch.equal(loaded.wte.weight, first) and loaded.config.context_length == 8
+
+
+def test_a_model_is_loaded_by_a_path_from_where_one_is_and_generates_what_generate_py_prints(
+    tmp_path, monkeypatch, capsys
+):
+    from test_generate import settings as generate_settings
+
+    import generate
+
+    monkeypatch.chdir(tmp_path)
+    model = build_model(*SMALL, "seed=4")
+    file = Path("runs", "mine", "last_model.pt")
+    file.parent.mkdir(parents=True)
+    model_file.save_model(file, model, Identity(model.config, 257, "bytes", "plain"), step=7)
+    loaded = load_model(file)
+    assert (loaded.step, loaded.template, loaded.model.training) == (7, "plain", False)
+    tokens = tokenizer.load(loaded.tokenizer_name)
+    text = generate_text(loaded.model, tokens, "Hi", template=loaded.template, max_new_tokens=9, top_k=None, seed=5)
+    generate.generate(
+        generate_settings(file.absolute(), prompt="Hi", max_new_tokens=9, temperature=0.8, top_k=None, seed=5)
+    )
+    assert escape(text, keep_newlines=True) in capsys.readouterr().out and text
+    with pytest.raises(UserError, match="no such file"):
+        load_model("runs/other")
+
+
+def test_a_file_of_bare_weights_takes_its_heads_and_gelu_from_the_call(tmp_path):
+    model = build_model(*SMALL, "model.n_head=4", "model.gelu=exact")
+    torch.save(model.state_dict(), tmp_path / "bare.pth")
+    loaded = load_model(tmp_path / "bare.pth", n_head=4, gelu="exact").model
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(loaded(ids), model(ids))
+    assert not torch.equal(load_model(tmp_path / "bare.pth").model(ids), model(ids))  # it would have one head
+
+
+def test_generate_text_has_the_defaults_of_generate_py():
+    stated = yaml.safe_load((ROOT / "conf" / "generate.yaml").read_text())
+    defaults = {
+        k: p.default for k, p in inspect.signature(generate_text).parameters.items() if p.kind == p.KEYWORD_ONLY
+    }
+    assert defaults == {key: stated[key] for key in defaults}
 
 
 def test_windows_are_stride_apart_and_targets_one_token_later():

@@ -27,7 +27,7 @@ def test_the_sample_is_prepared_from_any_directory_and_the_last_line_is_where(tm
     assert "         288  with an answer" in done.stdout.splitlines()
     assert "         val  0.0% of the questions occur in train" in done.stdout
     assert done.stdout.splitlines()[-1] == f"{tmp_path}/made"
-    assert sorted(os.listdir(tmp_path)) == ["made", "made.lock"]
+    assert sorted(os.listdir(tmp_path)) == ["made"]
 
 
 def test_help_gives_purpose_examples_and_every_data_set():

@@ -29,6 +29,32 @@ def test_each_thing_is_due_at_its_multiples_and_after_the_last_step():
     assert [step for step in due if due[step].checkpoint] == [4, 7]
 
 
+def test_the_rest_of_an_interval_at_the_end_is_no_point_of_the_curve_unless_it_is_half_of_one():
+    def logged(total_steps, log_every):
+        return [n for n in range(1, total_steps + 1) if due_at(n, train_section(log_every=log_every), total_steps).log]
+
+    assert logged(41, 20) == [20, 40]
+    assert logged(50, 20) == [20, 40, 50]
+    assert logged(3, 20) == [3]
+    assert logged(3, 1) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("step", "limits", "text"),
+    [
+        (5, {"max_steps": 5}, "already at step 5 of 5; to train longer, type more, such as train.max_steps=10"),
+        (5, {"max_tokens": 50}, "already at step 5 of 5; to train longer, type more, such as train.max_tokens=100"),
+        (501, {"max_steps": 5}, "already at step 501: train.max_steps=5 is less; to train longer, type more, such as "
+                                "train.max_steps=1002"),
+        (3, {"max_steps": 5, "patience": 2}, "already at step 3, where train.patience=2 ended it; "
+                                             "a larger one goes on"),
+    ],
+)  # fmt: skip
+def test_a_run_that_is_over_says_what_trains_it_longer(step, limits, text):
+    cfg, [key, *_] = train_section(**limits), limits
+    assert progress.describe_end(Progress(step=step), cfg, 5, f"train.{key}") == text
+
+
 def test_a_run_without_a_better_loss_for_as_long_as_patience_says_is_over():
     cfg = train_section(patience=2)
     now = Progress(step=4, reported=4)

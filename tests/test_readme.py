@@ -1,13 +1,19 @@
-"""Every command in the README, and in the guide to sweeps, is one that works."""
+"""Every command in the README, and in the guide to sweeps, is one that works, and so is what is shown of Python."""
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 from test_launch import composed
 
 from gpt.config import arguments, launch, value_errors
+from gpt.notebook import build_model
+from gpt.progress import Progress
+from gpt.runs import checkpoint
+from gpt.runs.checkpoint import Identity
 
 README = (ROOT / "README.md").read_text()
 GUIDE = (ROOT / "experiments" / "README.md").read_text()
@@ -15,6 +21,8 @@ COMMAND = re.compile(r"(?:^ *(?:\$ )?|`)python ((?:train|generate|prepare_data|e
 COMMANDS = sorted(
     {command for command in COMMAND.findall(README + GUIDE) if "<" not in command and "--" not in command}
 )
+TUTORIAL = (ROOT / "experiments" / "tutorial" / "README.md").read_text()
+PYTHON = sorted(set(re.findall(r"^```python\n(.*?)^```", README + TUTORIAL, re.M | re.S)))
 # tests/sweeps/test_plugins.py composes these.
 PLUGIN_KEYS = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.sweeper.")
 
@@ -40,6 +48,20 @@ def test_each_command_composes_to_a_valid_configuration(command):
         overrides = [first_of_each_axis(override) for override in overrides if not override.startswith(PLUGIN_KEYS)]
     overrides = [text for override in overrides for text in arguments.taken_as_typed(override, may_be_several=False)]
     assert value_errors.find_errors(composed(*overrides, script=script), launch.schema_of(script)) == []
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_what_is_shown_of_python_runs(code, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = build_model("model.n_layer=1", "model.n_embd=16")
+    run = Path("outputs", "runs", "mine")
+    run.mkdir(parents=True)
+    identity = Identity(model.config, model.vocab_size, "gpt2", "alpaca")
+    optimizer = torch.optim.SGD(model.parameters())
+    checkpoint.publish(run, model, optimizer, Progress(step=1, best=9.0, best_step=1), identity, {})
+    variables = {}
+    exec(code, variables)
+    assert capsys.readouterr().out.strip()
 
 
 def test_the_test_command_is_the_one_that_continuous_integration_runs():

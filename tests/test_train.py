@@ -4,7 +4,9 @@ import csv
 import json
 import math
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -286,6 +288,36 @@ def test_a_run_needs_nothing_of_the_prepared_data_once_it_is_open(tmp_path):
     assert process.returncode == 0, stderr
     assert f"fingerprint {fingerprint}" in (run_dir / "README.md").read_text()
     assert f'"fingerprint": "{fingerprint}' in next(run_dir.glob("checkpoints/step_*/config.json")).read_text()
+
+
+def test_an_interrupted_run_goes_on_from_another_directory_by_the_command_that_it_has_printed(tmp_path):
+    """Whatever characters its paths have, and with what was typed relative to where the first start was."""
+    for name in ("here", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "here" / "it's (1), $HOME.txt").write_text("All work and no play makes Jack a dull boy.\n" * 99)
+    typed = [*SMALL, "train.max_steps=2000", "train.eval_every=1000", "train.save_every=2000", "data=text",
+             "data.path=it's (1), $HOME.txt", "data.prepared_dir=data", "out_dir=lr=1e-3 run",
+             "wandb.mode=disabled"]  # fmt: skip
+    command = [sys.executable, str(ROOT / "train.py"), *typed]
+    run_dir = tmp_path / "here" / "lr=1e-3 run"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=tmp_path / "here") as first:
+        while not (run_dir / "metrics.jsonl").exists() and first.poll() is None:
+            time.sleep(0.01)
+        first.send_signal(signal.SIGINT)
+        stderr = first.communicate(timeout=60)[1]
+    assert first.returncode == 130 and "to go on: python " in stderr, stderr
+    again = stderr.partition("to go on: python ")[2].strip()
+    at = checkpoint.read_manifest(checkpoint.listed(run_dir / "checkpoints")[-1]).progress.step
+    second = subprocess.run(
+        f"{shlex.quote(sys.executable)} {again} train.max_steps={at + 1}",
+        shell=True, capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path / "elsewhere", timeout=60,
+    )  # fmt: skip
+    assert second.returncode == 0, second.stderr
+    assert f"resuming from step_{at:08d}" in second.stdout and second.stdout.endswith(f"{run_dir}\n")
+    assert os.listdir(tmp_path / "elsewhere") == [] and (run_dir / "last_model.pt").exists()
+    (card,) = (tmp_path / "here" / "data").glob("README.md")
+    path = shlex.quote(f"data.path={tmp_path}/here/it's (1), $HOME.txt")
+    assert f"`python prepare_data.py data=text {path}`" in card.read_text()
 
 
 def test_two_runs_with_one_prepared_dir_each_train_on_what_they_have_opened(tmp_path):

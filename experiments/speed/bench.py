@@ -132,7 +132,7 @@ def main() -> None:
 def prepare(path: str) -> str:
     """MedQuAD, prepared as data=medquad."""
     cfg = medquad(path=str(Path(path).resolve()), prepared_dir="outputs/data/medquad")
-    return str(preparation.ensure(cfg, HERE.parents[1]))
+    return str(preparation.ensure(cfg, HERE.parents[1]).folder)
 
 
 def row(entrant: Contestant, first: Contestant, operations: float, ceiling: list[float]) -> dict:

@@ -1,25 +1,25 @@
-"""Rewrites the command line for Hydra, which by itself refuses sentences and stops at the first misspelt key."""
+"""Rewrites the command line for Hydra, which by itself refuses sentences and takes paths as its grammar has them."""
 
 import re
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import grammar_parser
 from omegaconf.errors import GrammarParseError
 
-from gpt.config import places
-from gpt.config.value_errors import as_typed, first_sentence, holder, leaf_keys, valid_keys
+from gpt.config import places, run_settings
+from gpt.config.value_errors import as_typed, first_sentence
 from gpt.errors import UserError
-from gpt.files.paths import PROJECT_ROOT, exists
+from gpt.files.paths import exists
 
 # Keys of sentences and names, and of paths: their values are taken as typed, because Hydra's grammar would change or
 # refuse many of them. Paths are relative to where the user is.
 SENTENCES = ("prompt", "input")
 NAMES = (
-    "wandb.project", "wandb.entity", "wandb.group", "sweep.name", "sweep.report", "data.name", "data.hub", "model.name",
+    "wandb.project", "wandb.entity", "wandb.group", "sweep.name", "report", "data.name", "data.hub", "model.name",
     "init.revision", "data.delimiter", "data.document_separator",
 )  # fmt: skip
 NAMES_BELOW = ("data.card.", "data.columns.")
@@ -28,17 +28,19 @@ INPUTS = ("data.path", "prompts", "file", *places.WEIGHTS)  # which exist alread
 QUOTED = re.compile(r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*\"""", re.DOTALL)
 
 
-def prepare(typed: list[str], script: str, kind: type) -> list[str]:
-    """The arguments that Hydra gets. `kind` is the dataclass that the configuration becomes.
-
-    Raises UserError or HydraException for what is no override."""
+def prepare(typed: list[str], script: str) -> list[str]:
+    """The arguments that Hydra gets. Raises UserError or HydraException for what is no override."""
     may_be_several = any(text in ("-m", "--multirun", "hydra.mode=MULTIRUN") for text in typed)
     arguments = [text for argument in typed for text in taken_as_typed(argument, may_be_several)]
     if script == "train":
         arguments = [*choices_for_weights(arguments), *arguments]
+        arguments = [*run_settings.choices(arguments), *arguments]
     # Hydra's parser refuses overrides on both sides of a flag: `train.py model=mini -m seed=1,2`
     arguments.sort(key=lambda argument: argument not in ("-m", "--multirun"))
-    return force_unknown_keys(arguments, kind)
+    if not only_shows(arguments):
+        for text in get_args_parser().parse_known_args(arguments)[0].overrides:
+            _parse(text)
+    return arguments
 
 
 def choices_for_weights(arguments: list[str]) -> list[str]:
@@ -60,8 +62,8 @@ def taken_as_typed(argument: str, may_be_several: bool) -> list[str]:
         return [argument]
     if key not in (*SENTENCES, *NAMES, *PATHS) and not key.startswith(NAMES_BELOW):
         return [argument, *_paths_within(argument)]
-    if key in places.LISTS:
-        items = value[1:-1].split(",") if value.startswith("[") and value.endswith("]") else [value]
+    if key in places.LISTS or (key == "report" and value != "null"):
+        items = value.removeprefix("[").removesuffix("]").split(",")
         return [f"{left}=[{','.join(_literal(key, item.strip()) for item in items)}]"]
     chosen = _choices(key, value) if may_be_several else None
     return [f"{left}={','.join(_literal(key, text) for text in chosen or [value])}"]
@@ -121,17 +123,11 @@ def _paths_within(argument: str) -> list[str]:
     ]
 
 
-def force_unknown_keys(arguments: list[str], kind: type) -> list[str]:
-    """`optimzer.lr=1` -> `++optimzer.lr=1`: `++` makes Hydra accept unknown keys, so that
-    gpt/config/value_errors.py reports all of them together with the wrong values."""
+def only_shows(arguments: list[str]) -> bool:
+    """Whether Hydra is to show something (--help, --cfg) and to run nothing."""
     args = get_args_parser().parse_known_args(arguments)[0]
-    shows = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion or args.experimental_rerun
-    if shows or any("hydra.searchpath=" in text for text in args.overrides):  # its groups are not known here
-        return arguments
-    folders = [PROJECT_ROOT / "conf", PROJECT_ROOT, *map(Path, filter(None, (args.config_path, args.config_dir)))]
-    keys = valid_keys(kind)
-    forced = {text for text in args.overrides if _has_unknown_key(_parse(text), keys, folders)}
-    return [f"++{argument}" if argument in forced else argument for argument in arguments]
+    shown = (args.help, args.hydra_help, args.cfg, args.info, args.shell_completion, args.experimental_rerun)
+    return any(shown)
 
 
 def _parse(text: str) -> Override:
@@ -144,13 +140,3 @@ def _parse(text: str) -> Override:
     if not override.key_or_group:
         raise UserError(f"{text}: there is no key before the =")
     return override
-
-
-def _has_unknown_key(override: Override, keys: list[str], folders: list[Path]) -> bool:
-    key, value = override.key_or_group, override.value()
-    is_left_to_hydra = override.type != OverrideType.CHANGE or override.package or not key or "/" in key
-    if is_left_to_hydra or key.split(".")[0] == "hydra":
-        return False
-    if not isinstance(value, dict) and any((folder / key).is_dir() for folder in folders):
-        return False  # chooses a file of a group
-    return any(full not in keys and holder(full, keys) is None for full in leaf_keys(key, value))

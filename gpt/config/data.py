@@ -24,14 +24,20 @@ def _check_encoding(name: str) -> str:
 Encoding = Annotated[str, AfterValidator(_check_encoding)]
 
 
+# The notice of health data, and of models that do not say what they have learned from.
+DISCLAIMER = "Generated text can be wrong in every detail; as medical text it must not guide clinical decisions."
+
+
 @section
 class CardConfig:
-    """What the data card says about where the data comes from."""
+    """What the data card says about where the data comes from. `notice` goes with what a model writes that has learned
+    from it; None: nothing."""
 
     title: Text
     description: Text
     license: Text
     citation: Text
+    notice: Text | None
 
 
 @section

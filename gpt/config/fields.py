@@ -88,9 +88,9 @@ class Variants:
             raise PydanticCustomError("dataclass_type", "input should be a section")
         errors = []
         if values.get(self.key) not in list(kinds):
-            wrong = PydanticCustomError("one_of", f"it is one of {', '.join(kinds)}")
-            given = values.get(self.key)
-            errors = [InitErrorDetails(type=wrong if self.key in values else "missing", loc=(self.key,), input=given)]
+            kind_of_error = "one_of" if self.key in values else "missing"
+            wrong = PydanticCustomError(kind_of_error, f"it is one of {', '.join(kinds)}")
+            errors = [InitErrorDetails(type=wrong, loc=(self.key,), input=values.get(self.key))]
         kind = self.choose(values)
         if not errors and kinds[values[self.key]] is not kind:
             word = next(word for word in kinds if kinds[word] is kind)
@@ -101,7 +101,9 @@ class Variants:
         except ValidationError as error:
             if not errors:
                 raise
-            errors += [_raised_again(item) for item in error.errors() if item["loc"] != (self.key,)]
+            # Without a name nobody has chosen a kind, and which of its keys are missing says nothing.
+            known = [item for item in error.errors() if self.key in values or item["type"] != "missing"]
+            errors += [_raised_again(item) for item in known if item["loc"] != (self.key,)]
         if errors:
             raise ValidationError.from_exception_data("section", errors)
         return chosen

@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
@@ -26,13 +27,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter
 
-from gpt.config import arguments, environment, places, schema
+from gpt.config import arguments, environment, places, run_settings, schema
 from gpt.config.value_errors import find_errors, user_error_behind
+from gpt.data import prompt_files
 from gpt.errors import ENVIRONMENT, UserError, exit_code
+from gpt.files import atomic
 from gpt.files.paths import LAUNCH_ID, PROJECT_ROOT, absolute
 from gpt.machine import threads
 from gpt.runs import interrupt
-from gpt.sweeps import callback, composition, dry_run, hydra_patches, jobs, plugins
+from gpt.sweeps import callback, composition, dry_run, hydra_patches, jobs, named_runs, plugins
 from gpt.terminal import console
 from gpt.weights import locate
 
@@ -45,6 +48,9 @@ SCHEMAS = {  # what a script's configuration becomes, as module:attribute: the l
 REMEDY = "all keys and groups: --help and --cfg job"
 # What Hydra raises for a command line that it refuses, and for a file of a group that is not YAML.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
+
+# Lines that OmegaConf adds: the same key again, and classes of its own.
+OMEGACONFS = ("full_key:", "object_type=", "reference_type=")
 
 T = TypeVar("T")
 
@@ -80,6 +86,18 @@ def schema_of(script: str) -> type:
     return getattr(import_module(module), name)
 
 
+def compose(typed: list[str]) -> schema.TrainConfig:
+    """The settings of a run with these arguments of train.py, for use from Python: no run directory is made. Raises
+    UserError as `load` does, and for what Hydra refuses."""
+    try:
+        with hydra.initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
+            overrides = arguments.prepare(typed, "train")
+            cfg = hydra.compose("train", overrides, return_hydra_config=True)
+        return validated(composition.without_hydra(cfg), schema.TrainConfig)
+    except COMPOSITION_ERRORS as error:
+        raise refused(error) from error
+
+
 def load(cfg: DictConfig, kind: type[T]) -> T:
     """A composed configuration as a dataclass. Raises UserError with every problem: unknown, missing, mistyped, out
     of range, or at odds with another value."""
@@ -91,8 +109,14 @@ def validated(cfg: DictConfig, kind: type[T]) -> T:
     groups = HydraConfig.get().runtime.choices if HydraConfig.initialized() else ()
     errors = find_errors(cfg, kind, groups)
     if errors:
-        raise UserError("; ".join(errors), remedy=REMEDY)
+        raise UserError("; ".join(errors), remedy=example() if "missing key checkpoint" in errors else REMEDY)
     return to_dataclass(cfg, kind)
+
+
+def example() -> str:
+    """A command for a person who does not know generate.py yet."""
+    run = "" if named_runs.newest() else "make a run with python train.py, then "
+    return f"{run}python generate.py checkpoint=latest {prompt_files.EXAMPLE}; more: --help"
 
 
 def to_dataclass(cfg: DictConfig, kind: type[T]) -> T:
@@ -139,14 +163,19 @@ def with_run_directory(cfg: DictConfig) -> DictConfig:
 
 def save(cfg: Any, path: Path) -> None:
     """Writes a configuration for people to read."""
-    path.write_text(yaml.safe_dump(schema.as_dict(cfg), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    atomic.write(path, yaml.safe_dump(schema.as_dict(cfg), sort_keys=False, allow_unicode=True))
 
 
 def resume_command(cfg: schema.TrainConfig) -> str:
-    """What to type to go on with a run, also with one job of a sweep."""
-    kept = [override for override in cfg.overrides if not override.startswith("out_dir=")]
-    mode = ["hydra.mode=RUN"] if cfg.sweep.name else []  # an experiment would start its sweep again
-    return shlex.join(["python", str(PROJECT_ROOT / "train.py"), *kept, *mode, f"out_dir={cfg.out_dir}"])
+    """What to type to go on with a run, also with one job of a sweep: its config.yaml has the settings."""
+    settings = schema.flatten(schema.as_dict(cfg))
+    again = [f"{key}={text}" for key, text in settings.items() if run_settings.has_to_be_typed(key, text)]
+    return shlex.join(["python", str(PROJECT_ROOT / "train.py"), *again, f"out_dir={cfg.out_dir}"])
+
+
+def how_to_go_on(cfg: schema.TrainConfig) -> str:
+    """`; to go on: <command>` for a run. Nothing for a job: the sweep, which ends with it, says how to go on itself."""
+    return "" if callback.running() else f"; to go on: {resume_command(cfg)}"
 
 
 def launch(main: Callable[[], Any], script: str) -> None:
@@ -157,7 +186,7 @@ def launch(main: Callable[[], Any], script: str) -> None:
         gc.set_threshold(400_000)  # a start makes 300,000 objects that all stay: searching them for garbage finds none
         threads.prepare()
         console.survive_closed_output()
-        console.setup()
+        console.setup(all_to_stderr=script == "generate")
         code = run(main, script)
         if code:
             callback.remove_unused()
@@ -186,17 +215,22 @@ def report(error: BaseException) -> int:
 
 
 def execute(main: Callable[[], Any], script: str) -> int:
-    """Starts the run or the sweep, or prints its cost (dry_run) or its report (sweep.report). Returns the exit code."""
+    """Starts the run or the sweep, or prints its cost (dry_run) or a report (report=...). Returns the exit code."""
+    if not (PROJECT_ROOT / "conf").is_dir():
+        raise UserError(
+            "no conf/", str(PROJECT_ROOT), "run the script in a clone of the repository, or pip install -e ."
+        )
     try:
-        sys.argv[1:] = arguments.prepare(sys.argv[1:], script, schema_of(script))
+        sys.argv[1:] = arguments.prepare(sys.argv[1:], script)
+        hydra_patches.take_unknown_keys(not arguments.only_shows(sys.argv[1:]))
         main()
     except callback.DryRun as request:
         return dry_run.run(main, request)
     except callback.Report as request:
-        from gpt.sweeps import summary  # here, because it imports numpy and more
+        from gpt.sweeps import comparison  # here, because it imports numpy and more
 
-        name = validated(composition.without_hydra(request.config), schema_of(script)).sweep.report
-        return summary.close(Path(request.config.hydra.sweep.dir).parent / name)
+        names = validated(composition.without_hydra(request.config), schema_of(script)).report
+        return comparison.answer(names, Path(request.config.hydra.sweep.dir).parent)
     except callback.Refused as refusal:
         raise refusal.error from None
     return 0
@@ -206,7 +240,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     """Exit code and one line for what ended a script; the traceback of a bug goes to a file."""
     # Hydra also raises AssertionError and the like for values of a wrong type
     if isinstance(error, COMPOSITION_ERRORS) or raised_in(error, "hydra", "omegaconf"):
-        error = user_error_behind(error) or UserError(hydra_message(error) or type(error).__name__, remedy=REMEDY)
+        error = refused(error)
     else:
         error = plugins.explain(error) or error
     code = exit_code(error)
@@ -222,6 +256,11 @@ def explain(error: BaseException) -> tuple[int, str]:
     return code, f"{type(error).__name__}: {error} (this is a bug; the traceback is in {log_file})"
 
 
+def refused(error: BaseException) -> UserError:
+    """What Hydra has refused, in one line."""
+    return user_error_behind(error) or UserError(hydra_message(error) or type(error).__name__, remedy=REMEDY)
+
+
 def raised_in(error: BaseException, *packages: str) -> bool:
     """Whether the innermost frame of an error's traceback belongs to one of these packages."""
     frames = list(traceback.walk_tb(error.__traceback__))
@@ -233,4 +272,5 @@ def hydra_message(error: BaseException) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: {error.problem}"
     lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()]
-    return " ".join(dict.fromkeys(line for line in lines if line)).partition(" Config search path:")[0]
+    lines = [line for line in lines if line and not line.startswith(OMEGACONFS)]
+    return " ".join(dict.fromkeys(lines)).partition(" Config search path:")[0]

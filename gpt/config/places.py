@@ -9,11 +9,14 @@ from gpt.files import hub_names, paths
 
 LISTS = ("compare",)  # of several places
 WEIGHTS = ("init.from", "checkpoint", *LISTS)  # what these name may also be on the hub
+LATEST = "latest"  # as `checkpoint`: the newest run; a folder of that name is ./latest
 PATHS = ("data.path", "data.prepared_dir", "out_dir", "prompts", "export", "file", "evaluate.tasks.folder", *WEIGHTS)
 
 
 def absolute(key: str, value: str, start: Path = paths.PROJECT_ROOT) -> str:
-    """The place that the value of one of PATHS means, relative to `start`; names of the hub stay as they are."""
+    """The place that the value of one of PATHS means, relative to `start`; names of the hub and LATEST stay."""
+    if key == "checkpoint" and value == LATEST:
+        return value
     is_of_hub = key in WEIGHTS and hub_names.is_repository(value, start, paths.PROJECT_ROOT)
     return value if is_of_hub else str(paths.absolute(value, start))
 

@@ -9,10 +9,10 @@ import dataclasses
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from gpt.config.data import DataConfig, TemplateName
+from gpt.config.data import DISCLAIMER, DataConfig, TemplateName
 from gpt.config.families import AnyModelConfig
 from gpt.config.fields import (
     Count,
@@ -187,6 +187,8 @@ class WandbConfig:
     log_model: Literal["none", "best", "last", "all"]
 
 
+# One name, or a list of them.
+Names = Annotated[list[Text], Field(min_length=1), BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
 SweepName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 
 
@@ -195,7 +197,6 @@ class SweepConfig:
     """The sweep that a run belongs to: `name` is None outside one, and names a folder and the W&B group."""
 
     name: SweepName | None
-    report: SweepName | None  # instead of a run: the report of this sweep
     rungs: Annotated[list[Count], Rising]  # budgets in tokens at which only the best jobs go on
     keep: Annotated[Float, Field(gt=0, lt=1)]  # the part of them that does
     pause_at: Count | None  # tokens, set for each job by the sweep that it is part of
@@ -241,6 +242,7 @@ class TrainConfig:
     overrides: list[str]
     dry_run: Flag
     evaluate_at_end: Annotated[list[Text], Distinct, AfterValidator(_check_kinds)]
+    report: Names | None
     unresolved: dict[str, str] = Field(default_factory=dict)  # no setting: see gpt/config/environment.py
 
     @property
@@ -283,6 +285,12 @@ class PrepareConfig:
     """Everything that `prepare_data.py` reads."""
 
     data: DataConfig
+
+
+# Settings that came after the first runs and sweeps, with the value that all before have.
+ADDED = {"model.family": "gpt2", "objective.name": "next_token",
+         "data.delimiter": None, "data.encoding": None, "data.document_separator": None,
+         "data.card.notice": DISCLAIMER}  # fmt: skip
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from gpt.config.environment import DEEPEST
 from gpt.config.families import MODELS
 from gpt.config.fields import Variants
 from gpt.errors import UserError
+from gpt.terminal.console import count
 
 
 def find_errors(cfg: DictConfig, kind: type, groups: Iterable[str] = ()) -> list[str]:
@@ -132,7 +133,7 @@ def _contradictions(values: Any, errors: dict[str, str]) -> Iterator[str]:
     for key in ("schedule.warmup", "schedule.decay"):
         part = _get(values, key)
         if part is not None and not _is_below(key, errors) and part >= 1 and int(part) > length[0]:
-            yield f"{key} {part:g} is longer than the run: {length[0]} steps by {length[1]}"
+            yield f"{key} {part:g} is longer than the run: {count(length[0], 'step')} by {length[1]}"
 
 
 # Keys, what must not be, and the phrase for it: {0}, {1}, ... are the values in the order of the keys.
@@ -179,9 +180,14 @@ def _resolved(
             except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or back to where it is
                 if behind := user_error_behind(error):
                     unreadable.append(behind)
-                whole = str(UserError(behind.what, behind.where)) if behind else ""
-                errors[full_key] = whole or f"{full_key}: {first_sentence(error)}"
+                errors[full_key] = _in_a_list(behind) if behind else f"{full_key}: {first_sentence(error)}"
     return values
+
+
+def _in_a_list(error: UserError) -> str:
+    """An error among others: of its remedy only what may be meant instead."""
+    meant = f", {error.remedy.removesuffix('?')}?" if error.remedy.startswith("did you mean") else ""
+    return f"{UserError(error.what, error.where)}{meant}"
 
 
 def _describe(key: str, item: Any, valid: list[str]) -> Iterator[tuple[str, str]]:
@@ -190,7 +196,7 @@ def _describe(key: str, item: Any, valid: list[str]) -> Iterator[tuple[str, str]
         for leaf in leaf_keys(key, item["input"]):
             yield leaf, unknown_key(leaf, valid)
     elif item["type"] == "missing":
-        yield key, f"missing key {key}"
+        yield key, f"missing key {key}" + (f": {item['msg']}" if item["msg"].startswith("it is one of") else "")
     elif item["type"] in ("dataclass_type", "model_attributes_type"):
         yield key, f"{key}={as_typed(item['input'])}: it is a section, and has keys of its own"
     else:

@@ -19,9 +19,10 @@ from gpt.config.data import DataConfig
 from gpt.config.schema import TrainConfig, TrainSection
 from gpt.data import token_files
 from gpt.data.packing import Plan, WindowPlan, limit_slots, plan_packed, plan_unpacked
-from gpt.data.prepared import Prepared, read_meta
+from gpt.data.prepared import Prepared
 from gpt.errors import UserError
 from gpt.progress import budget
+from gpt.terminal.console import count
 
 IGNORE = -100  # the target that F.cross_entropy skips
 PAST_TENSE = {"split": "split", "truncate": "truncated", "drop": "dropped"}
@@ -185,12 +186,14 @@ class TrainBatches:
     def describe(self) -> str:
         """What training reads, and what became of documents that are longer than the context."""
         counts = self.segments.counts
-        text = f"{counts['documents']:,} documents as {counts['segments']:,} segments of at most "
-        text += f"{self.context_length} tokens, {self.steps_per_epoch} {self.batching} steps an epoch"
+        text = f"{count(counts['documents'], 'document')} as {count(counts['segments'], 'segment')} of at most "
+        text += (
+            f"{count(self.context_length, 'token')}, {count(self.steps_per_epoch, f'{self.batching} step')} an epoch"
+        )
         if counts["longer"]:
-            text += f"; {counts['longer']:,} documents longer than the context: {PAST_TENSE[self.overflow]}"
+            text += f"; {count(counts['longer'], 'document')} longer than the context: {PAST_TENSE[self.overflow]}"
         if counts["unscored"]:
-            text += f"; {counts['unscored']:,} segments without a response token left out"
+            text += f"; {count(counts['unscored'], 'segment')} without a response token left out"
         return text
 
     def _rows(self, step: int) -> list[np.ndarray]:
@@ -309,14 +312,18 @@ class Batches:
     total_steps: int
     budget: str  # the key that decides total_steps
 
+    def describe(self) -> str:
+        """500 steps (train.max_tokens)"""
+        return f"{count(self.total_steps, 'step')} ({self.budget})"
+
 
 def open_batches(
-    prepared: Path, cfg: TrainConfig, vocab_size: int, bytes_per_token: np.ndarray | None = None
+    data: Prepared, cfg: TrainConfig, vocab_size: int, bytes_per_token: np.ndarray | None = None
 ) -> Batches:
-    """The batches of a run, from a folder of prepared data. Raises UserError for data that does not suit it."""
-    train, val = (Split.open(prepared, name) for name in ("train", "val"))
+    """The batches of a run, from prepared data. Raises UserError for data that does not suit it."""
+    train, val = (Split.open(data.folder, name) for name in ("train", "val"))
     for split in (train, val):
-        if (largest := token_files.largest_id(prepared, split.name)) >= vocab_size:
+        if (largest := token_files.largest_id(data.folder, split.name)) >= vocab_size:
             raise UserError(
                 f"token id {largest} in split {split.name} is outside the vocabulary of {vocab_size}",
                 remedy="prepare the data with the model's tokenizer",
@@ -324,7 +331,7 @@ def open_batches(
     context_length = cfg.model.context_length
     batches = TrainBatches(train, cfg.data, context_length, cfg.train, cfg.seed)
     validation = eval_batches(val, cfg.data, context_length, cfg.train, bytes_per_token)
-    return Batches(batches, validation, Prepared(prepared, read_meta(prepared)), *count_steps(cfg.train, batches))
+    return Batches(batches, validation, data, *count_steps(cfg.train, batches))
 
 
 def count_steps(cfg: TrainSection, batches: TrainBatches) -> tuple[int, str]:

@@ -67,7 +67,7 @@ def find(names: Iterable[str], kind: str, chosen: Mapping[str, str | None]) -> d
     by_name: dict[str, str] = {}
     for name in names:
         by_name.setdefault(name.strip().casefold(), name)
-    columns = {}
+    columns, missing = {}, {}
     for name, aliases in COLUMNS[kind].items():
         wanted = chosen.get(name)
         keys = [alias.strip().casefold() for alias in ([wanted] if wanted else aliases)]
@@ -75,21 +75,23 @@ def find(names: Iterable[str], kind: str, chosen: Mapping[str, str | None]) -> d
         if column is not None:
             columns[name] = column
         elif wanted or name not in OPTIONAL:
-            chat = next(filter(by_name.get, CHATS), None)
-            if chat and kind == "alpaca" and not any(chosen.values()):
-                return {"messages": by_name[chat]}
-            present = ", ".join(map(escape, by_name.values())) or "none"
-            problem = f"no column {wanted or ' or '.join(aliases)} among {present}"
-            raise NoColumn(problem, _remedy(name, kind, list(by_name.values())))
+            missing[name] = wanted or " or ".join(aliases)
+    chat = next(filter(by_name.get, CHATS), None)
+    if missing and chat and kind == "alpaca" and not any(chosen.values()):
+        return {"messages": by_name[chat]}
+    if missing:
+        present = ", ".join(map(escape, by_name.values())) or "none"
+        problem = f"no column {', no column '.join(missing.values())} among {present}"
+        raise NoColumn(problem, _remedy(list(missing), kind, list(by_name.values())))
     return columns
 
 
-def _remedy(name: str, kind: str, present: list[str]) -> str:
+def _remedy(missing: list[str], kind: str, present: list[str]) -> str:
     if kind in ("prompts", "references", "examples"):
-        return f"name a column {name}"
+        return f"name a column {' and one '.join(missing)}"
     words = [word for word, mark in DELIMITERS.items() if len(present) == 1 and mark in present[0]]
     other = f", or data.delimiter={words[0]} if that is what stands between the columns" if words else ""
-    return f"data.columns.{name}=<its name here>{other}"
+    return " ".join(f"data.columns.{name}=<its name here>" for name in missing) + other
 
 
 def listed(names: Sequence[str], n_shown: int = 10) -> str:

@@ -18,7 +18,8 @@ from gpt.terminal.console import escape
 
 log = logging.getLogger(__name__)
 
-NAMED_IN_FILE = re.compile(r'"?sep=([^"\r\n])"?[,;\t|]*\r?\n?')  # Excel reads a first line `sep=;`
+NAMED_IN_FILE = re.compile(r'"?sep=([^"\r\n])"?[,;\t|]*\r?\n?', re.I)  # Excel reads a first line `sep=;`
+RETURN = "a carriage return inside a field without quotes"
 TYPED = DELIMITERS | {r"\t": "\t"}  # what one can type -> the delimiter; others stand for themselves
 
 
@@ -58,6 +59,8 @@ class _Rows:
                 unclear = _problem(row, syntax, self.delimiter)
             if problem:
                 # Of a row that goes on in lines to come, where the next one starts cannot be known.
+                if self.header is None and problem == RETURN and "\n" not in row:
+                    raise BadLine(line, "its lines end in carriage returns", "save it as CSV (UTF-8)")
                 if self.header is None or (unclear and (file.quotes % 2 or "\n" in row[:-1])):
                     raise problem if isinstance(problem, BadLine) else BadLine(line, problem)
                 self.is_empty = False
@@ -122,7 +125,7 @@ def _problem(row: str, syntax: re.Pattern[str], delimiter: str) -> str | None:
     if end == len(row):
         return None
     if row[end] == "\r":
-        return "a carriage return inside a field without quotes"
+        return RETURN
     if row[end] != '"':
         return "text after the closing quote of a field"
     is_opening = end == 0 or row[end - 1] == delimiter

@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from gpt.files.paths import shareable
+from gpt.terminal.console import count
+
 LEAKS = {
     "question": "question occurs in train",
     "question_bare": "without punctuation",
@@ -28,8 +31,8 @@ def summary(meta: dict[str, Any]) -> str:
     """Ladder, splits and leaks of prepared data, as lines for a terminal."""
     lines = [f"{count:>12,}  {label}" for label, count in meta["ladder"]]
     for name, split in meta["splits"].items():
-        lines.append(f"{name:>12}  {split['documents']:,} documents, {split['tokens']:,} tokens")
-    lines += [f"{name:>12}  {_leak(leak)}" for name, leak in meta.get("leaks", {}).items()]
+        lines.append(f"{name:>12}  {count(split['documents'], 'document')}, {count(split['tokens'], 'token')}")
+    lines += [f"{name:>12}  {describe_leak(leak)}" for name, leak in meta.get("leaks", {}).items()]
     return "\n".join(lines)
 
 
@@ -62,7 +65,9 @@ def data_card(meta: dict[str, Any]) -> str:
 def _command(meta: dict[str, Any]) -> str:
     """What to type at the project's directory; older versions did not record the path."""
     path = meta["source"].get("path")
-    return shlex.join(["python", "prepare_data.py", f"data={meta['name']}", *([f"data.path={path}"] if path else [])])
+    return shlex.join(
+        ["python", "prepare_data.py", f"data={meta['name']}", *([f"data.path={shareable(path)}"] if path else [])]
+    )
 
 
 def _about_records(meta: dict[str, Any]) -> list[str]:
@@ -124,7 +129,8 @@ def _scores(scores: dict[str, dict[str, float]]) -> str:
     return _table(["", *columns], [[name, *(f"{row[c]:,.4g}" for c in columns)] for name, row in scores.items()])
 
 
-def _leak(leak: dict[str, float]) -> str:
+def describe_leak(leak: dict[str, float]) -> str:
+    """How much of a split can be known from train."""
     bare = f" ({leak['question_bare']:.1%} without punctuation)" if "question_bare" in leak else ""
     focus = f", {leak['focus']:.1%} share their focus with train" if "focus" in leak else ""
     return f"{leak['question']:.1%} of the questions occur in train{bare}{focus}"

@@ -96,7 +96,7 @@ def _lines(file: TextFile, wanted: Wanted) -> Rows:
             content = row.rstrip(" \t\r\n")
             value = decoder.decode(content) if content else None
         except BadLine as error:
-            yield error.line, None, str(error)
+            yield error.line, None, error
         except (json.JSONDecodeError, RecursionError) as error:
             yield file.first, None, _problem(error)
         else:

@@ -49,6 +49,8 @@ def _rows(path: Path, table: dict[str, Any], wanted: Wanted) -> tuple[str, list[
     if len(fitting) > 1:
         raise _unclear(path, f"rows under {listed(fitting)}")
     keys = fitting or keys
+    if len(keys) != 1 and any(isinstance(part, dict) or _is_list_of(part, dict) for part in parts):
+        raise _unclear(path, f"the keys {listed(list(table))}, none of which has rows with the columns that are needed")
     return (f"under the key {escape(keys[0][:40])}", table[keys[0]]) if len(keys) == 1 else ("", None)
 
 

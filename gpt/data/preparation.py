@@ -19,11 +19,13 @@ import numpy as np
 
 from gpt import tokenizer
 from gpt.config.data import DataConfig
-from gpt.data import data_card, prepared, records, rows, sources, splits, text_files, token_files
-from gpt.data.columns import Wanted
+from gpt.data import data_card, prepared, records, rows, sources, splits, text_files, token_files, topics
+from gpt.data.columns import Wanted, listed
+from gpt.data.prepared import Prepared
 from gpt.data.records import Record
 from gpt.data.sources import Source
 from gpt.errors import UserError
+from gpt.files import paths
 from gpt.terminal import figures
 
 log = logging.getLogger(__name__)
@@ -32,24 +34,24 @@ N_SHOWN = 10  # bad rows in the log; all of them are in bad_rows.txt
 JSON, COLUMNS = json.JSONEncoder(ensure_ascii=False), ("instruction", "input", "output")  # of the lines of *.jsonl
 
 
-def ensure(cfg: DataConfig, root: Path, is_typed: bool = False, fingerprint: str | None = None) -> Path:
-    """The folder of prepared data that a run opens, prepared now if it is missing, damaged, of other settings or of
-    another source. Relative paths begin at `root`; for the other arguments see prepared.look_up."""
-    version, _ = prepared.look_up(cfg, root, is_typed, fingerprint)
-    if version is None:
+def ensure(cfg: DataConfig, root: Path, is_typed: bool = False, fingerprint: str | None = None) -> Prepared:
+    """The prepared data that a run opens, prepared now if it is missing, damaged, of other settings or of another
+    source. Relative paths begin at `root`; for the other arguments see prepared.look_up."""
+    data, _ = prepared.look_up(cfg, root, is_typed, fingerprint)
+    if data is None:
         with prepared.locked(prepared.directory_of(cfg, root)):
-            version, reason = prepared.look_up(cfg, root, is_typed, fingerprint)  # another start may have prepared it
-            return version or _prepare(cfg, root, is_typed, reason)
-    return version
+            data, reason = prepared.look_up(cfg, root, is_typed, fingerprint)  # another start may have prepared it
+            return data or _prepare(cfg, root, is_typed, reason)
+    return data
 
 
-def prepare(cfg: DataConfig, root: Path, is_typed: bool = False) -> Path:
-    """Prepares the data, whether or not it is there already. Returns the folder that a run opens."""
+def prepare(cfg: DataConfig, root: Path, is_typed: bool = False) -> Prepared:
+    """Prepares the data, whether or not it is there already. Returns what a run opens."""
     with prepared.locked(prepared.directory_of(cfg, root)):
         return _prepare(cfg, root, is_typed)
 
 
-def _prepare(cfg: DataConfig, root: Path, is_typed: bool, reason: str = "") -> Path:
+def _prepare(cfg: DataConfig, root: Path, is_typed: bool, reason: str = "") -> Prepared:
     """Writes everything to a temporary sibling and puts it into place with renames."""
     directory = prepared.directory_of(cfg, root)
     try:
@@ -78,9 +80,9 @@ def _prepare(cfg: DataConfig, root: Path, is_typed: bool, reason: str = "") -> P
                 **write(cfg, source, new),
             }
             if "files" in meta["source"]:
-                meta["source"]["path"] = sources.recorded_path(cfg, root)
+                meta["source"]["path"] = paths.stored(cfg.path, root)
             _finish(meta, new)
-            return prepared.publish(new, directory, old)
+            return prepared.opened(prepared.publish(new, directory, old))
         finally:
             for leftover in (new, old):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -145,7 +147,7 @@ def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str
         log.warning(missed)
     _write_lines(directory / f"{cfg.name}_alpaca.jsonl", lines)
     counts: dict[str, dict[str, int]] = {}
-    topics: dict[str, list[tuple[str, str]]] = {}
+    topic_of: dict[str, list[topics.Topic]] = {}
     for name, chosen in parts.items():
         order = [kept[i] for i in chosen]
         if name != "train":  # its first documents shall be a fair sample of it
@@ -156,9 +158,8 @@ def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str
                 writer.add(np.concatenate([prompt, response, end]))
                 writer.end_document(len(prompt))
             counts[name] = writer.finish()
-        topics[name] = [(cleaned.records[i].focus, cleaned.records[i].source) for i in order]
-    if any(any(pair) for pairs in topics.values() for pair in pairs):
-        (directory / prepared.TOPICS).write_text(json.dumps(topics) + "\n", encoding="utf-8")
+        topic_of[name] = [(cleaned.records[i].focus, cleaned.records[i].source) for i in order]
+    topics.write(directory, topic_of)
     figures.length_histogram(lengths, cfg.max_tokens, directory / "token_lengths.png")
     return {
         "source": origin,
@@ -186,16 +187,8 @@ def _report_bad_rows(bad: rows.BadRows, directory: Path) -> None:
 
 
 def _warn_of_leaks(cfg: DataConfig, leaks: dict[str, dict[str, float]]) -> None:
-    if cfg.split != "grouped":
-        shares = "; ".join(
-            f"{100 * leak['question']:.1f} % of the {name} questions occur in train"
-            + (
-                f", {100 * leak['focus']:.1f} % of the {name} rows share their focus with train"
-                if "focus" in leak
-                else ""
-            )
-            for name, leak in leaks.items()
-        )
+    if cfg.split != "grouped" and any(leak["question"] or leak.get("focus") for leak in leaks.values()):
+        shares = "; ".join(f"{name}: {data_card.describe_leak(leak)}" for name, leak in leaks.items())
         log.warning(f"data.split={cfg.split}: {shares}; data.split=grouped keeps them apart")
 
 
@@ -212,11 +205,17 @@ def _write_texts(cfg: DataConfig, source: Source, directory: Path) -> dict[str, 
     form = cfg.encoding, cfg.document_separator
     measured = [text_files.measure(path, *form) for path in source.files]
     n_chars, n_marks, n_separators = (sum(counts) for counts in list(zip(*measured, strict=True))[:3])
-    if n_marks and not cfg.document_separator:
+    if n_marks:
         mark = text_files.END_OF_TEXT
         log.warning(
             f'{mark} occurs {n_marks:,} times and is learned as text; data.document_separator="{mark}" cuts there'
         )
+    if cfg.document_separator and not n_separators:
+        log.warning(f"data.document_separator={json.dumps(cfg.document_separator)} occurs nowhere")
+    if of_rows := [path.name for path in source.files if rows.suffix_of(path) in rows.FORMATS]:
+        log.warning(f"{listed(of_rows)}: learned as text as it stands; data=alpaca reads rows")
+    if source.left_out:
+        log.warning(f"left out of {source.base}, as they do not end in .txt or .txt.gz: {listed(source.left_out)}")
     parts = token_files.encode_files(source.files, measured, splits.text_ranges(n_chars, cfg), encoding, *form)
     with contextlib.ExitStack() as stack:
         writers = {name: stack.enter_context(token_files.Writer(directory, name)) for name in splits.IN_ORDER}

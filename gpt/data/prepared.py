@@ -5,7 +5,6 @@ in it in one folder for each, which is named by their fingerprint and not change
 """
 
 import contextlib
-import fcntl
 import filecmp
 import functools
 import hashlib
@@ -18,13 +17,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from filelock import lock_descriptor
 from pydantic import ValidationError, create_model
 
 from gpt.config.data import DataConfig
-from gpt.data import sources, splits, token_files
+from gpt.data import sources, splits, token_files, topics
 from gpt.errors import ENVIRONMENT, UserError
+from gpt.files import paths
+from gpt.files.directory import missing, remove_unused
 from gpt.files.json_file import read_object
 from gpt.terminal.console import escape
 
@@ -36,8 +38,7 @@ SETTINGS = ("name", "kind", "columns", "tokenizer", "template", "max_tokens", "s
             "split_seed", "on_bad_row", "card")  # fmt: skip
 HOW_WRITTEN = ("delimiter", "encoding", "document_separator")  # these, too; recorded where they are set
 TOKEN_FILES = set(chain.from_iterable(map(token_files.names, splits.NAMES)))
-TOPICS = "topics.json"  # what the questions of each split are about, and where they are from: [focus, source] of each
-RUN_FILES = {*TOKEN_FILES, "val.jsonl", "meta.json", TOPICS}  # what a run opens; the other files are for people
+RUN_FILES = {*TOKEN_FILES, "val.jsonl", "meta.json", topics.FILE}  # what a run opens; the other files are for people
 SHOWN_FILES = {"README.md", "token_lengths.png", "bad_rows.txt", *(f"{split}.jsonl" for split in splits.NAMES)}
 VERSION = re.compile("[0-9a-f]{12}")  # the name of a folder: the beginning of the fingerprint
 META_LIMIT = 2**26  # bytes of meta.json, enough for 500,000 source files
@@ -64,38 +65,44 @@ class Prepared:
     meta: dict[str, Any]
 
 
-def find(cfg: DataConfig, root: Path, is_typed: bool = False, fingerprint: str | None = None) -> Path | None:
-    """The folder of prepared data that a run opens, None where `ensure` would prepare it. See `look_up`."""
+def opened(folder: Path) -> Prepared:
+    """The prepared data in a folder. Raises UserError, see `read_meta`."""
+    return Prepared(folder, read_meta(folder))
+
+
+def find(cfg: DataConfig, root: Path, is_typed: bool = False, fingerprint: str | None = None) -> Prepared | None:
+    """The prepared data that a run opens, None where `ensure` would prepare it. See `look_up`."""
     return look_up(cfg, root, is_typed, fingerprint)[0]
 
 
 def look_up(
     cfg: DataConfig, root: Path, is_typed: bool = False, fingerprint: str | None = None
-) -> tuple[Path | None, str]:
-    """The folder of data that was prepared with these settings from this source, or None and why there is none.
+) -> tuple[Prepared | None, str]:
+    """Data that was prepared with these settings from this source, or None and why there is none.
 
     Where the raw files have gone, what was prepared from their whole path will do, unless that was typed (`is_typed`):
     then UserError (2) says that nothing is there. A run that goes on has its own data, known by its `fingerprint`.
     Writes nothing.
     """
-    source, is_typed = sources.local(cfg, root), is_typed and cfg.path is not None
-    if source is None and is_typed and not fingerprint:
+    source = sources.local(cfg, root)
+    if source is None and is_typed and cfg.path is not None:
         sources.find(cfg, root, is_typed)
     identity = functools.cache(source.identity) if source else None  # hashed once, and only where settings are right
     reasons = []
-    for version in versions(directory_of(cfg, root)):
+    its_own = (fingerprint or "")[:12]
+    for version in sorted(versions(directory_of(cfg, root)), key=lambda folder: folder.name != its_own):
         try:
-            meta = read_meta(version)
-            reason = _other_settings(cfg, meta["settings"])
+            data = opened(version)
+            reason = _other_settings(cfg, data.meta["settings"])
             if not reason and source and identity:
-                reason = _other_content(meta["source"], source.label(), identity)
-            elif not reason and meta["fingerprint"] != fingerprint:
-                reason = "it was made from another source" if is_typed else _other_source(cfg, root, meta["source"])
+                reason = _other_content(data.meta["source"], source.label(), identity)
+            elif not reason and data.meta["fingerprint"] != fingerprint:
+                reason = _other_source(cfg, root, data.meta["source"])
             if not reason:
-                _check_files(version, meta)
-                if source is None and "hub" not in meta["source"]:
+                _check_files(version, data.meta)
+                if source is None and "hub" not in data.meta["source"]:
                     log.info(f"{sources.path_of(cfg, root)} has gone; using the data prepared from it in {version}")
-                return version, ""
+                return data, ""
         except UserError as error:
             reason = error.what
         reasons.append(reason)
@@ -126,7 +133,7 @@ def _other_source(cfg: DataConfig, root: Path, before: dict[str, Any]) -> str | 
     if cfg.path is None:
         return "it was made from another source"
     if "path" in before:
-        is_same = before["path"] == sources.recorded_path(cfg, root)
+        is_same = before["path"] == paths.stored(cfg.path, root)
     else:  # older versions of this program recorded the names of the files only
         is_same = Path(cfg.path).name in [file["file"] for file in before["files"]]
     return None if is_same else "it was made from another source"
@@ -149,10 +156,10 @@ def with_fingerprint(directory: Path, fingerprint: str) -> Prepared:
     """The preparation in `directory` that a run was trained on. Raises UserError (2) where it is not there any more."""
     for version in versions(directory):
         with contextlib.suppress(UserError):
-            meta = read_meta(version)
-            if meta["fingerprint"] == fingerprint:
-                _check_files(version, meta)
-                return Prepared(version, meta)
+            data = opened(version)
+            if data.meta["fingerprint"] == fingerprint:
+                _check_files(version, data.meta)
+                return data
     what = f"the data that the run was trained on is not there: fingerprint {escape(fingerprint[:12])}"
     raise UserError(what, str(directory), "prepare it again with prepare_data.py, or give data=... or file=...")
 
@@ -188,24 +195,10 @@ def read_meta(directory: Path) -> dict[str, Any]:
         raise token_files.damaged(path, " ".join([".".join(map(str, first["loc"])), first["msg"]])) from error
 
 
-def topics(data: Prepared, split: str) -> list[tuple[str, str]]:
-    """(focus, source) of each document of a split; empty where they are not known. Raises UserError (2)."""
-    path = data.folder / TOPICS
-    if TOPICS not in data.meta["files"]:
-        return []
-    try:
-        pairs = read_object(path, META_LIMIT)[split]
-        if len(pairs) != data.meta["splits"][split]["documents"]:
-            raise ValueError(f"{len(pairs)} documents in split {split}")
-        return [(str(focus), str(source)) for focus, source in pairs]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise token_files.damaged(path, str(error)) from error
-
-
 def may_contain(name: str) -> bool:
     """Whether a file in a prepared directory may have this name."""
     is_alpaca = name.endswith("_alpaca.jsonl") and Path(name).name == name
-    return is_alpaca or name in TOKEN_FILES | SHOWN_FILES | {TOPICS}
+    return is_alpaca or name in TOKEN_FILES | SHOWN_FILES | {topics.FILE}
 
 
 def fingerprint_of(meta: dict[str, Any]) -> str:
@@ -221,24 +214,40 @@ def directory_of(cfg: DataConfig, root: Path) -> Path:
 
 def settings_of(cfg: DataConfig) -> dict[str, Any]:
     how_written = {name: value for name in HOW_WRITTEN if (value := getattr(cfg, name)) is not None}
-    return {name: getattr(cfg, name) for name in SETTINGS} | {"card": asdict(cfg.card)} | how_written
+    card = {name: text for name, text in asdict(cfg.card).items() if name != "notice"}  # which is of models
+    return {name: getattr(cfg, name) for name in SETTINGS} | {"card": card} | how_written
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Only one process prepares a directory at a time; the lock of a killed one is free."""
-    lock = directory.with_name(directory.name + ".lock")
+    """Only one process prepares a directory at a time; the lock of a killed one is free. Afterwards the lock is gone,
+    and so are the folders that a refused preparation has made."""
+    lock, made = directory.with_name(directory.name + ".lock"), missing(directory.parent)
     with writing(directory):
         _refuse_other_files(directory)
         lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)  # a pipe is no reason to wait either
-    with open(descriptor) as file:
+        file = _lock(lock)
+    with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info(f"waiting for another process that prepares {directory}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows removes no file that is open: there it stays
+                lock.unlink()
+            remove_unused(made)
+
+
+def _lock(path: Path) -> TextIO:
+    """The lock file, held. A process that was waiting for it may have got the lock of a file that is gone by then."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # a pipe is no reason to wait either
+        file = open(descriptor)  # noqa: SIM115, open as long as the lock is held
+        if not lock_descriptor(descriptor, blocking=False):
+            log.info(f"waiting for another process that prepares {path.with_suffix('')}")
+            lock_descriptor(descriptor)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return file
+        file.close()
 
 
 @contextlib.contextmanager

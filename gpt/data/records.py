@@ -18,7 +18,6 @@ from gpt.terminal.console import escape
 
 ATTRIBUTES = ["helpfulness", "correctness", "coherence", "complexity", "verbosity"]  # of HelpSteer, 0 to 4
 NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")
-NOTHING = (None, "", [], {})  # in a cell
 
 
 @dataclass(slots=True)
@@ -67,20 +66,18 @@ def clean(rows: Iterable[Row], cfg: DataConfig, bad: BadRows, result: Cleaned) -
                 columns[keys] = known.find(keys, cfg.kind, cfg.columns)
                 used = {*columns[keys].values(), *(ATTRIBUTES if cfg.kind == "helpsteer" else [])}
                 others[keys] = [key for key in keys if key not in used]
-            cells = _cells(row.values, columns[keys])
+            cells = _cells(row.values, columns[keys], result)
             scores = _scores(row.values) if cfg.kind == "helpsteer" else {}
         except ValueError as error:
             bad.report(row.where, row.line, str(error), remedy=getattr(error, "remedy", "correct it"))
             continue
         result.n_rows += 1
-        result.left_out.update(key for key in others[keys] if row.values[key] not in NOTHING)
+        result.left_out.update(key for key in others[keys] if row.values[key] not in chats.NOTHING)
         for name, score in scores.items():
             result.scores.setdefault(name, []).append(score)
         if cells is None:
             result.n_other_chats += 1
             continue
-        if cells.pop("system", ""):
-            result.left_out["the system's messages"] += 1
         record = _record(cells, cfg.kind, row.split)
         if not record.instruction.strip():
             continue
@@ -95,7 +92,7 @@ def clean(rows: Iterable[Row], cfg: DataConfig, bad: BadRows, result: Cleaned) -
             result.records.append(record)
             yield record
     n_rows, n_chats = result.n_rows, result.n_rows - result.n_other_chats
-    steps = [("rows", n_rows + len(bad.left_out)), ("well-formed", n_rows), ("of one turn", n_chats),
+    steps = [("rows", n_rows + len(bad.left_out)), ("well-formed", n_rows), ("of one question and answer", n_chats),
              ("with a question", n_questions), ("with an answer", n_answers),
              ("without exact duplicates", len(result.records))]  # fmt: skip
     always = {"rows", "with an answer", "without exact duplicates"}
@@ -104,7 +101,8 @@ def clean(rows: Iterable[Row], cfg: DataConfig, bad: BadRows, result: Cleaned) -
     ]
     if not result.records:
         counts = ", ".join(f"{n:,} {label}" for label, n in result.ladder)
-        raise UserError(f"no record is left: {counts}", remedy=(bad.left_out or [""])[0])
+        why = _other_chats(result) if result.n_other_chats else (bad.left_out or [""])[0]
+        raise UserError(f"no record is left: {counts}", remedy=why)
 
 
 def _record(cells: dict[str, str], kind: str, split: str | None) -> Record:
@@ -116,10 +114,14 @@ def _record(cells: dict[str, str], kind: str, split: str | None) -> Record:
     return Record(cells["instruction"], cells.get("input", ""), cells["output"], split=split)
 
 
-def _cells(values: dict[str, Any], columns: dict[str, str]) -> dict[str, str] | None:
+def _cells(values: dict[str, Any], columns: dict[str, str], result: Cleaned) -> dict[str, str] | None:
     """Our name of each column -> its text; None for a chat that is not one question and one answer."""
     if "messages" in columns:
-        return chats.read(values[columns["messages"]])
+        chat = chats.read(values[columns["messages"]])
+        if chat is None:
+            return None
+        result.left_out.update({f"{columns['messages']}: {key}" for key in chat.others})
+        return {"instruction": chat.instruction, "output": chat.output}
     return {name: _text(name, values[column]) for name, column in columns.items()}
 
 
@@ -154,11 +156,15 @@ def describe_left_out(cleaned: Cleaned) -> list[str]:
         more = f" and {len(cleaned.left_out) - 12} more" if len(cleaned.left_out) > 12 else ""
         lines.append(f"not learned from, with the share of rows that have it: {', '.join(shares)}{more}")
     if cleaned.n_other_chats:
-        lines.append(
-            f"{cleaned.n_other_chats:,} of {cleaned.n_rows:,} chats left out: they have several turns, or are no "
-            "question with its answer, and no template holds them"
-        )
+        lines.append(_other_chats(cleaned))
     return lines
+
+
+def _other_chats(cleaned: Cleaned) -> str:
+    return (
+        f"{cleaned.n_other_chats:,} of {cleaned.n_rows:,} rows are left out as a whole: chats of several turns, with "
+        "tools or images, or without an answer; the templates hold one question and one answer"
+    )
 
 
 def oddities(cleaned: Cleaned) -> dict[str, int]:

@@ -52,11 +52,15 @@ class BadRows:
         self.left_out.append(f"{escape(Path(where).name)}:{line}: {escape(problem)}")
 
 
+def suffix_of(path: Path) -> str:
+    """What a file's name ends in, .gz aside: the key in FORMATS where it is one."""
+    return next((suffix for suffix in map(str.lower, reversed(path.suffixes)) if suffix != ".gz"), "")
+
+
 def format_of(path: Path) -> str | None:
     """The key in FORMATS of a file, by its name, or by its content where that is JSON; None for another file."""
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    if suffixes and suffixes[-1] in FORMATS:
-        return suffixes[-1]
+    if (suffix := suffix_of(path)) in FORMATS:
+        return suffix
     unread_formats.refuse_name(path)
     return ".jsonl" if json_rows.is_json(path) else None
 

@@ -23,12 +23,14 @@ HUB_SPLITS = {"validation": "val", "val": "val", "test": "test"}  # the publishe
 
 @dataclass(frozen=True)
 class Source:
-    """Raw files, in order, or a data set of the hub. `wanted` is where a file would have been taken from."""
+    """Raw files, in order, or a data set of the hub. `wanted` is where a file would have been taken from; `left_out`,
+    what lies beside texts in their folder."""
 
     files: list[Path] = field(default_factory=list)
     base: Path = Path()  # names of files are relative to it
     hub: str | None = None
     wanted: Path | None = None
+    left_out: list[str] = field(default_factory=list)
 
     def label(self) -> str:
         """What a log line calls it."""
@@ -50,17 +52,11 @@ def sha256(path: Path) -> str:
         return atomic.sha256(path)
 
 
-def path_is_typed(overrides: Iterable[str], run_dir: str = "") -> bool:
+def path_is_typed(overrides: Iterable[str], run_dir: str | None) -> bool:
     """Whether data.path is on the command line: then it is that file and no other that is wanted. A run that has
     checkpoints in `run_dir` goes on with its prepared data, whatever has become of the file."""
     is_typed = any(text.lstrip("+").startswith("data.path=") for text in overrides)
-    return is_typed and not (run_dir and Path(run_dir, "checkpoints").is_dir())
-
-
-def recorded_path(cfg: DataConfig, root: Path) -> str | None:
-    """data.path as prepared data records it: relative to the project where it is within it."""
-    path = Path(os.path.abspath(path_of(cfg, root)))
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix() if cfg.path else None
+    return is_typed and not (run_dir and any(Path(run_dir, "checkpoints").glob("step_*")))
 
 
 def find(cfg: DataConfig, root: Path, is_typed: bool = False) -> Source:
@@ -105,14 +101,23 @@ def _table(path: Path) -> Source | None:
 
 
 def _texts(path: Path) -> Source | None:
-    """One file, every .txt in a folder and below, or what a pattern such as books/*.txt finds."""
+    """One file, every .txt or .txt.gz in a folder and below, or what a pattern such as books/*.txt finds."""
     if path.exists() and not path.is_dir():
         return _table(path)
     if not path.is_dir() and not glob.has_magic(str(path)):
         return None
-    matches = path.rglob("*.txt") if path.is_dir() else map(Path, glob.glob(paths.glob_pattern(path), recursive=True))
-    files = sorted(match for match in matches if match.is_file())
-    return Source(files, Path(os.path.commonpath([file.parent for file in files]))) if files else None
+    matches = path.rglob("*") if path.is_dir() else map(Path, glob.glob(paths.glob_pattern(path), recursive=True))
+    files, left_out = sorted(match for match in matches if match.is_file()), []
+    if path.is_dir():
+        left_out = [file.relative_to(path).as_posix() for file in files if not _is_text(file)]
+        files = list(filter(_is_text, files))
+    base = Path(os.path.commonpath([file.parent for file in files])) if files else path
+    left_out = [name for name in left_out if not name.startswith(".") and "/." not in name]  # .DS_Store, .git
+    return Source(files, base, left_out=left_out) if files else None
+
+
+def _is_text(path: Path) -> bool:
+    return path.name.lower().endswith((".txt", ".txt.gz"))
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ def split(records: Sequence[Record], cfg: DataConfig) -> Splits:
         if record.split in given:
             chosen[i] = record.split
     parts = {name: [i for i in range(len(records)) if chosen[i] == name] for name in NAMES}
-    if cfg.split == "grouped" and not (parts["train"] and parts["val"]):
+    if cfg.split == "grouped" and not (parts["train"] and parts["val"]) and len(groups(records)) < len(records):
         counts = ", ".join(f"{name} {len(part):,}" for name, part in parts.items())
         raise UserError(
             f"a split is empty: {counts} documents, as {_cause(records)}", "data.val_fraction, data.test_fraction",
@@ -201,17 +201,17 @@ def bare_key(record: Record) -> str:
 
 
 def leaks(records: Sequence[Record], splits: Splits) -> dict[str, dict[str, float]]:
-    """For val and test: the share of rows whose question occurs in train, also without its punctuation where that is
-    more, and, where there are focus areas, the share whose focus does (0..1)."""
+    """For val and test, unless they are empty: the share of rows whose question occurs in train, also without its
+    punctuation where that is more, and, where there are focus areas, the share whose focus does (0..1)."""
     keys = {"question": question_key, "question_bare": bare_key, "focus": focus_key}
     report = {}
     seen = {label: {key(records[i]) for i in splits["train"]} - {""} for label, key in keys.items()}
     has_focus = any(focus_key(record) for record in records)
     for name in ("val", "test"):
         rows = [records[i] for i in splits[name]]
-        shares = {
-            label: round(sum(key(r) in seen[label] for r in rows) / max(1, len(rows)), 4) for label, key in keys.items()
-        }
+        if not rows:
+            continue
+        shares = {label: round(sum(key(r) in seen[label] for r in rows) / len(rows), 4) for label, key in keys.items()}
         dropped = {"focus": not has_focus, "question_bare": shares["question_bare"] <= shares["question"]}
         report[name] = {label: share for label, share in shares.items() if not dropped.get(label)}
     return report

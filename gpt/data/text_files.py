@@ -190,6 +190,8 @@ def open_text(path: Path, digest: Any = None, encoding: str | None = None) -> It
             unread_formats.refuse(path, file.peek(unread_formats.N_BYTES)[: unread_formats.N_BYTES])
             if encoding is not None and codecs.lookup(encoding).name == "utf-8":
                 encoding = None
+            if encoding is not None and encoding != "utf-8-sig" and file.peek(3)[:3] == codecs.BOM_UTF8:
+                raise UserError(f"{escape(str(path))} begins with the mark of UTF-8", remedy="leave out data.encoding")
             if encoding is not None:
                 file = io.BufferedReader(_Recoded(file, encoding), BUFFER)
             yield TextFile(path, file, encoding)

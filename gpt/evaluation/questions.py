@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt.data import columns, preparation, prepared, rows, sources, text_files
+from gpt.data import columns, preparation, prepared, rows, sources, text_files, topics
 from gpt.data.batching import Split
 from gpt.data.prepared import Prepared
 from gpt.errors import UserError
@@ -105,8 +105,7 @@ def open_part(cfg: EvaluateConfig, subject: Subject, typed: Sequence[str] = ()) 
     else:
         data = own
         if cfg.data is not None:
-            folder = preparation.ensure(cfg.data, PROJECT_ROOT, sources.path_is_typed(typed))
-            data = Prepared(folder, prepared.read_meta(folder))
+            data = preparation.ensure(cfg.data, PROJECT_ROOT, sources.path_is_typed(typed, run_dir=None))
         if data is None:
             what = "no data is known: these weights are not of a run of this project"
             raise UserError(what, str(subject.path), "give data=medquad, or file=questions.jsonl")
@@ -134,11 +133,11 @@ def of_data(cfg: EvaluateConfig, data: Prepared, subject: Subject, training: Tra
         raise UserError(f"the data has no {cfg.part} split", str(data.folder), f"it has {has}: set part=...")
     if settings["kind"] != "text":
         of_data = _questions(data, cfg.part)
-        topics = prepared.topics(data, cfg.part) or [("", "")] * len(of_data)
+        known = topics.read(data.folder, data.meta, cfg.part) or [("", "")] * len(of_data)
         own = subject.settings.get("data", {})
         mask = cfg.data.mask if cfg.data else own.get("mask", "response")
         template = subject.template or data.meta["template"]
-        return Part(source, encoded(of_data, template, subject.tokens), mask, of_data, topics, training)
+        return Part(source, encoded(of_data, template, subject.tokens), mask, of_data, known, training)
     if data.meta["tokenizer"] != subject.tokens.name:
         texts = [load(data.meta["tokenizer"]).decode(split.ids[a:b].tolist()) for a, _, b in split.documents]
         split = joined([(np.empty(0, np.uint16), subject.tokens.ids(text)) for text in texts])
@@ -154,17 +153,17 @@ def of_file(path: Path, subject: Subject, training: Training | None) -> Part:
         if len(ids) < 2:
             raise UserError("the text is empty", str(path), "give at least two tokens")
         return Part(path.name, joined([(ids[:0], ids)]), "all", [], [], training)
-    found, topics = read_rows(path)
+    found, known = read_rows(path)
     if not found:
         raise UserError("no row", str(path), "give at least one question with its reference")
     split = encoded(found, subject.template or "plain", subject.tokens)
-    return Part(path.name, split, "response", found, topics, training)
+    return Part(path.name, split, "response", found, known, training)
 
 
 def read_rows(path: Path) -> tuple[list[Question], list[tuple[str, str]]]:
     """The questions of a file, with focus and source. Raises UserError (2) for one without a question or reference."""
     bad = rows.BadRows("error", setting=None)
-    found, topics = [], []
+    found, known = [], []
     for row in rows.read(path, bad, columns.Wanted("references")):
         try:
             names = columns.find(row.values, "references", {})
@@ -177,8 +176,8 @@ def read_rows(path: Path) -> tuple[list[Question], list[tuple[str, str]]]:
             if not cells[name].strip():
                 bad.report(row.where, row.line, f"the {what} is empty")
         found.append(Question(cells["instruction"], cells.get("input", ""), cells["output"]))
-        topics.append((cells.get("focus_area", ""), cells.get("source", "")))
-    return found, topics
+        known.append((cells.get("focus_area", ""), cells.get("source", "")))
+    return found, known
 
 
 def first(part: Part, n: int) -> Part:

@@ -155,9 +155,9 @@ def readme(folder: Path) -> str:
                          f"{questions['documents']} documents, sha256 {questions['sha256']}.")  # fmt: skip
             parts.append("\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines))
             parts.append("\n".join(f"- {_plain(sentence)}" for sentence in content["remarks"]))
+            parts.append(_plain(content["notice"]))
     parts.append("In brackets: the 95 % interval over questions, by the bootstrap. Each .jsonl has the results of each "
-                 "question. What models write about health can be wrong in every detail and must not guide clinical "
-                 "decisions.")  # fmt: skip
+                 "question.")  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

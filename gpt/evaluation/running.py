@@ -15,7 +15,7 @@ from gpt.evaluation.record import Record
 from gpt.evaluation.settings import EvaluateConfig
 from gpt.evaluation.statistics import Figure
 from gpt.evaluation.task import Task
-from gpt.runs import run_log
+from gpt.runs import model_card, run_log
 from gpt.terminal import console, figures
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ def evaluate(kind: str, settings: Any, task: Task, cfg: EvaluateConfig) -> Resul
         rows = settings.finish(task, own.rows())
         scored = statistics.figures(settings.measures(rows), cfg.resamples, cfg.seed)
         content = {"figures": record.as_json(scored), "remarks": settings.remarks(task, rows, scored)}
+        content["notice"] = model_card.notice(subject.settings).strip()
         if kind == "answers":
             content["signatures"] = similarity.signatures()
         content = own.publish(rows, content)

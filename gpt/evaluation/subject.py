@@ -15,7 +15,7 @@ from gpt.files.atomic import sha256
 from gpt.files.paths import PROJECT_ROOT
 from gpt.model import LanguageModel
 from gpt.runs import checkpoint
-from gpt.sweeps import jobs
+from gpt.sweeps import jobs, named_runs
 from gpt.tokenizer import Tokenizer
 from gpt.weights import loading
 
@@ -85,10 +85,10 @@ def names(cfg: EvaluateConfig) -> list[str]:
         raise UserError("exactly one of checkpoint and compare is needed", remedy=remedy)
     if cfg.compare:
         return [place for name in cfg.compare for place in _jobs(name)]
+    name = named_runs.resolve(str(cfg.checkpoint))
     if cfg.checkpoints == "best":
-        return [str(cfg.checkpoint)]
-    run = Path(str(cfg.checkpoint))
-    steps = checkpoint.listed((run if run.is_absolute() else PROJECT_ROOT / run) / "checkpoints")
+        return [name]
+    steps = checkpoint.listed(PROJECT_ROOT / name / "checkpoints")
     if not steps:
         raise UserError("no checkpoints of a run", str(cfg.checkpoint), "checkpoints=all needs a run directory")
     return list(map(str, steps))

@@ -1,29 +1,31 @@
 """Locks the directory of a run for one process, and checks that it is one, can be written and has room."""
 
 import contextlib
-import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TextIO
+
+from filelock import lock_descriptor
 
 from gpt.errors import ENVIRONMENT, IN_USE, UserError
 from gpt.terminal.console import escape
 
-LOCK = ".lock"  # the first file of every run, which marks its directory: "pid 17 since 2026-01-31 12:00:00"
+LOCK = ".lock"  # the first file of every run, which marks its directory: " pid 17 since 2026-01-31 12:00:00"
 # What a directory is known by that was copied without its hidden files, or made before there was a lock.
 RUN, SWEEP = ("checkpoints/step_*", "job.json"), ("sweep.json", "*/job.json")
 # A folder of these alone is empty. Hydra writes the second before the run begins.
 NOBODYS = {LOCK, ".hydra", ".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", "lost+found"}
-PATIENCE = 0.3  # seconds; `is_owned` holds a lock for an instant
+# Seconds. `is_owned` holds a lock for an instant: there is no lock that several may hold on every system.
+PATIENCE, PATIENCE_OF_A_LOOK = 0.3, 0.05
 
 
 @contextlib.contextmanager
 def owned(run_dir: Path, what: str = "run dir", remedy: str = "", marks: tuple[str, ...] = RUN) -> Iterator[None]:
     """Nobody else runs in `run_dir` during the `with` block: raises UserError (6) if somebody does, (5) if nothing can
-    be written there, (2) if it has files and none of `marks`. The kernel frees the lock of a process that ends, however
+    be written there, (2) if it has files and none of `marks`. The system frees the lock of a process that ends, however
     it ends."""
     path, remedy = run_dir / LOCK, remedy or f"choose {another(run_dir)}"
     try:
@@ -34,16 +36,15 @@ def owned(run_dir: Path, what: str = "run dir", remedy: str = "", marks: tuple[s
         raise cannot_write(run_dir, error) from error
     with file:
         try:
-            _lock(file)
-        except BlockingIOError:
-            file.seek(0)
-            owner = escape(file.read(100).strip()) or "another process"
-            raise UserError(f"{what} in use by {owner}", str(run_dir), f"wait for it, or {remedy}", IN_USE) from None
+            is_mine = _lock(file.fileno(), PATIENCE)
         except OSError as error:  # a file system without locks
             raise cannot_write(run_dir, error) from error
+        if not is_mine:
+            owner = last_owner(path) or "another process"
+            raise UserError(f"{what} in use by {owner}", str(run_dir), f"wait for it, or {remedy}", IN_USE)
         try:
             file.truncate(0)
-            file.write(f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            file.write(f" pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
             file.flush()
         except OSError as error:
             raise cannot_write(run_dir, error) from error
@@ -55,23 +56,30 @@ def check_owner(run_dir: Path, what: str, remedy: str, marks: tuple[str, ...]) -
     if not run_dir.is_dir():
         return
     names = sorted({path.name for path in run_dir.iterdir()} - NOBODYS)
-    with contextlib.suppress(OSError):
-        if (run_dir / LOCK).is_file() and (run_dir / LOCK).read_bytes()[:4] == b"pid ":
-            return
-    if names and not any(any(run_dir.glob(mark)) for mark in marks):
+    if names and not last_owner(run_dir / LOCK) and not any(any(run_dir.glob(mark)) for mark in marks):
         raise UserError(f"not empty, and no {what}: it has {escape(names[0])}", str(run_dir), remedy)
+
+
+def last_owner(lock: Path) -> str:
+    """ "pid 17 since 2026-01-31 12:00:00", for people: the process that has locked a directory last. Empty where none
+    has. The first byte is not read: it is the one that is locked, which Windows shows to nobody else."""
+    with contextlib.suppress(OSError):
+        if lock.is_file():  # no pipe, which would be waited for
+            with open(lock, "rb") as file:
+                file.seek(1)
+                words = re.match(r"p?(id .*)", file.read(100).decode(errors="replace"))  # older versions: no space
+            return escape(f"p{words[1]}") if words else ""
+    return ""
 
 
 def is_owned(run_dir: Path) -> bool:
     """Whether a process runs in `run_dir`."""
-    try:
-        with open(run_dir / LOCK, encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+    lock = run_dir / LOCK
+    try:  # NFS locks only what is open for writing; elsewhere, those who may only read can look as well
+        with open(lock, "rb+" if os.access(lock, os.W_OK) else "rb") as file:
+            return not _lock(file.fileno(), PATIENCE_OF_A_LOOK)
     except OSError:  # no such file, or a file system without locks
         return False
-    return False
 
 
 def missing(directory: Path) -> list[Path]:
@@ -88,16 +96,14 @@ def remove_unused(directories: list[Path], files: Collection[str] = ()) -> None:
             path.rmdir()
 
 
-def _lock(file: TextIO) -> None:
-    """Raises BlockingIOError when another process keeps the lock."""
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.02)
+def _lock(descriptor: int, patience: float) -> bool:
+    """Locks an open file, which closing it ends; returns False when somebody else keeps it locked for so long."""
+    end = time.monotonic() + patience
+    while not lock_descriptor(descriptor, blocking=False):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def cannot_write(run_dir: Path, error: OSError) -> UserError:

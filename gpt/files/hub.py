@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError, unusable
+from gpt.errors import CHECKPOINT, ENVIRONMENT, UserError, one_line, unusable
 from gpt.files.atomic import sha256, why_refused
 from gpt.files.directory import in_bytes
 from gpt.files.hub_names import PINNED, WEIGHTS
@@ -89,9 +89,8 @@ def without_credentials(text: str) -> str:
 
 
 def described(error: Exception) -> str:
-    """An exception of a library in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return without_credentials(": ".join([type(error).__name__, *lines[:1]]))
+    """What an exception of a library says, after its type."""
+    return one_line(f"{type(error).__name__}: {without_credentials(str(error))}".removesuffix(": "), 200)
 
 
 def quiet_library() -> Any:
@@ -156,7 +155,7 @@ class _Repository:
         """Everything that is not in the cache yet, small files first. Raises UserError."""
         if CONFIG in files:
             check(self.get(CONFIG, commit))
-        weights = _weights(files, lambda index: self.get(index, commit))
+        weights = weights_among(files, lambda index: self.get(index, commit))
         needed = KINDS[:1] if self.expected else weights or [" or ".join(KINDS)]
         missing = [name for name in (CONFIG, *needed) if name not in files]
         if missing:
@@ -230,7 +229,7 @@ class _Repository:
         return UserError(f"{self.name} cannot be had: {reason}", remedy=remedy, code=ENVIRONMENT)
 
 
-def shards_in(index: Any) -> list[str]:
+def _shards(index: Any) -> list[str]:
     """The files that the content of an index of shards names, all of the directory that it is in. Raises ValueError."""
     files = index.get("weight_map") if isinstance(index, dict) else None
     names = files.values() if isinstance(files, dict) else ()
@@ -239,26 +238,32 @@ def shards_in(index: Any) -> list[str]:
     return sorted(set(names))
 
 
-def _weights(names: Collection[str], index: Callable[[str], Path]) -> list[str]:
-    """A repository's files that are the weights; shards after their index, at `index(name)`. Raises UserError (3)."""
+def index_of(kind: str) -> str:
+    """The name of the file that says which shards weights of one of KINDS are in."""
+    return f"{kind}.index.json"
+
+
+def weights_among(names: Collection[str], index: Callable[[str], Path]) -> list[str]:
+    """Those of a directory's files that are the weights, as transformers writes them: one file, or an index, which is
+    at `index(name)`, and the shards that it names. Raises UserError (3)."""
     for kind in KINDS:
-        listing = f"{kind}.index.json"
+        listing = index_of(kind)
         if kind in names:
             return [kind]
         if listing in names:
             path = index(listing)
             try:
-                shards = shards_in(json.loads(path.read_bytes()))
-            except (ValueError, RecursionError) as error:
-                raise unusable(path, "not an index of shards") from error
+                shards = _shards(json.loads(path.read_bytes()))
+            except (OSError, ValueError, RecursionError) as error:
+                raise unusable(path, "not an index: no weight_map of tensors to files beside it") from error
             return [listing, *shards]
     return []
 
 
 def _weights_in(snapshot: Path) -> list[str]:
-    """The weights in a directory, as by `_weights`; empty if not all of them are there. Raises OSError."""
+    """The weights in a directory, as by `weights_among`; empty if not all of them are there. Raises OSError."""
     names = {path.name for path in snapshot.iterdir() if path.is_file()}
-    weights = _weights(names, lambda index: snapshot / index)
+    weights = weights_among(names, lambda index: snapshot / index)
     return weights if names.issuperset([CONFIG, *weights]) else []
 
 

@@ -6,7 +6,9 @@ import secrets
 import time
 from pathlib import Path
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
+_ABOVE = Path(__file__).resolve().parents[2]
+# `pip install .` copies gpt/ alone to a place that is nobody's to write to; paths are relative to where the user is.
+PROJECT_ROOT = _ABOVE if (_ABOVE / "conf" / "train.yaml").exists() else Path.cwd()
 # Two starts in the same second must not share a directory.
 LAUNCH_ID = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
 
@@ -22,10 +24,23 @@ def absolute(path: str, start: Path = PROJECT_ROOT) -> Path:
     return Path(os.path.realpath(os.path.join(*parts[:n])), *parts[n:])
 
 
-def stored(path: str) -> str:
+def stored(path: str, root: Path = PROJECT_ROOT) -> str:
     """A path as files record it and jobs are known by it: relative to the project if it is inside, else absolute."""
-    place = absolute(path)
-    return place.relative_to(PROJECT_ROOT).as_posix() if place.is_relative_to(PROJECT_ROOT) else str(place)
+    place = absolute(path, root)
+    return place.relative_to(root).as_posix() if place.is_relative_to(root) else str(place)
+
+
+def typed(path: Path) -> str:
+    """A path as one types it in the current folder: relative to that if it is inside."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def shareable(place: str | Path) -> str:
+    """A path for a text that others read: relative to the project if it is inside, else its name alone, so that it does
+    not say whose home it is in."""
+    path = stored(str(place))
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 def elsewhere(place: Path) -> str:

@@ -163,15 +163,15 @@ def estimate(cfg: TrainConfig, root: Path) -> Cost:
 
     where, dtype, environment = device.choose(cfg.device, cfg.train, {}, cfg.threads)
     vocab_size = tokenizer.load(cfg.data.tokenizer).n_vocab
-    directory = prepared.find(cfg.data, root, sources.path_is_typed(cfg.overrides, cfg.out_dir))
+    data = prepared.find(cfg.data, root, sources.path_is_typed(cfg.overrides, cfg.out_dir))
     rows = cfg.train.micro_batch
     if rows == "auto":
         rows = memory.rows_that_fit(cfg, vocab_size, where, dtype)
     machine = Machine(where, dtype, environment | {"micro_batch": rows})
     steps = tokens = seconds = None
     length, note, work = None, "", Work.expected(cfg.train)
-    if directory:
-        batches = batching.open_batches(directory, memory.with_micro_batch(cfg, rows), vocab_size)
+    if data:
+        batches = batching.open_batches(data, memory.with_micro_batch(cfg, rows), vocab_size)
         length, work = (batches.total_steps, batches.budget), Work.of(batches.train, batches.validation)
     else:
         sources.find(cfg.data, root)

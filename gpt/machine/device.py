@@ -15,6 +15,7 @@ import torch
 from gpt.config.schema import TrainSection
 from gpt.errors import ENVIRONMENT, UserError
 from gpt.machine import free_memory
+from gpt.terminal.console import count
 
 log = logging.getLogger(__name__)
 
@@ -167,5 +168,5 @@ def memory_gb(device: torch.device) -> float:
 
 def describe(device: torch.device, environment: dict[str, Any]) -> str:
     """One phrase for the log: device, threads, precision, and whether the model is compiled."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else count(torch.get_num_threads(), "thread")
     return f"{device} ({name}), {environment['dtype']}{', compiled' if environment.get('compile') else ''}"

@@ -1,11 +1,16 @@
 """Reads how much memory a process may still take: what the machine has free, and what its limits leave."""
 
+import ctypes
 import os
-import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows
+    resource = None
 
 if TYPE_CHECKING:  # torch takes seconds, and only GPUs need it here
     import torch
@@ -36,6 +41,10 @@ def peak() -> int:
     highest = _status().get("VmHWM")  # in Linux ru_maxrss begins with that of the parent process
     if highest is not None:
         return highest
+    if resource is None:
+        counters = (ctypes.c_uint64 * 9)(72)  # PROCESS_MEMORY_COUNTERS: its size, and eight counts of bytes
+        ctypes.windll.kernel32.K32GetProcessMemoryInfo(ctypes.c_void_p(-1), ctypes.byref(counters), 72)
+        return counters[1]  # PeakWorkingSetSize
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -43,10 +52,17 @@ def peak() -> int:
 def free_of_machine(root: Path = Path("/")) -> int:
     """The least of: free memory, what the limits of this process and of its control groups (containers) leave.
 
-    Linux has all of these in files below `root`; elsewhere, it is all memory that is built in.
+    Linux has all of these in files below `root`, Windows has a call for the first; elsewhere, it is all memory that is
+    built in.
     """
     limits = [*_available(root), *_left_by_groups(root), *_left_by_limits(root)]
-    return max(0, min(limits, default=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    if limits:
+        return max(0, min(limits))
+    if resource is None:
+        status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: its size, and seven counts of bytes
+        ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+        return status[2]  # ullAvailPhys
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _available(root: Path) -> Iterator[int]:
@@ -81,6 +97,8 @@ def _left_by_groups(root: Path) -> Iterator[int]:
 
 def _left_by_limits(root: Path) -> Iterator[int]:
     """What `ulimit -v` and `ulimit -d` leave."""
+    if resource is None:
+        return
     sizes = _status(root)
     for kind, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
         limit = resource.getrlimit(kind)[0]

@@ -11,9 +11,9 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 # Turns for which a thread of libgomp, which torch's builds for Linux are linked with, waits at the end of a parallel
-# loop before it sleeps. The number here is libgomp's own: see experiments/speed/threads.py for others, on a quiet
-# machine and beside another busy process.
-SPIN_COUNT = 300_000
+# loop before it sleeps. libgomp's own 300,000 take milliseconds from whoever has work to do when another process is
+# busy; 1,000 are as fast on a quiet machine and two to eight times as fast on a busy one: experiments/speed/README.md.
+SPIN_COUNT = 1_000
 OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # of these the user's are left alone
 STARVED = 0.5  # seconds of waiting for a processor, to each one of computing
 LEAST = 20.0  # seconds of computing, before anything is said

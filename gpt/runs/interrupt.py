@@ -15,6 +15,7 @@ from types import FrameType
 from gpt.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+late: int | None = None  # the signal that came when a run had nothing left to stop: no other run begins after it
 SHOW_CURSOR = b"\x1b[?25h"  # the progress bar hides it
 
 
@@ -60,8 +61,9 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def deferred(also: Callable[[], bool] = lambda: False) -> Iterator[Stop]:
-    """Until the end of the `with` block a signal waits until the Stop is called. In another thread than the main one,
-    where Python allows no handlers, only `also` counts."""
+    """Until the end of the `with` block a signal waits until the Stop is called; one that does not end the block with
+    an exception is `late`. In another thread than the main one, where Python allows no handlers, only `also` counts."""
+    global late
     stop = Stop(also)
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -71,6 +73,7 @@ def deferred(also: Callable[[], bool] = lambda: False) -> Iterator[Stop]:
         for number in SIGNALS:
             signal.signal(number, stop._receive)
         yield stop
+        late = late or stop.signal  # a run that has done its last step comes to its end
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

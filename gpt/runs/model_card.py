@@ -9,11 +9,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from gpt.config.data import DISCLAIMER
 from gpt.config.families import ModelConfig
 from gpt.config.schema import METRIC, TrainConfig, as_dict
-from gpt.terminal.console import escape
+from gpt.files import paths
+from gpt.terminal.console import count, escape
 
-DISCLAIMER = "Generated text can be wrong in every detail; as medical text it must not guide clinical decisions."
 UNKNOWN = "not recorded"
 
 
@@ -21,31 +22,36 @@ def write(path: Path, cfg: TrainConfig, rows: list[dict[str, Any]], n_parameters
     """Writes what was trained, on what, how well it does, and how to use it. `rows` are the run's metrics, `meta` is
     what the meta.json of its data said when it was opened."""
     train, settings = meta["splits"]["train"], as_dict(cfg)
-    counted = f"{train['documents']:,} documents, {train['tokens']:,} tokens"
+    counted = f"{count(train['documents'], 'document')}, {count(train['tokens'], 'token')}"
     facts = {
         **architecture(cfg.model, n_parameters),
         "tokenizer": f"{meta['tokenizer']}, {meta['n_vocab']:,} tokens",
         "prompt template": template(None if cfg.data.kind == "text" else cfg.data.template),
         "training data": f"{counted}; fingerprint {meta['fingerprint'][:12]}",
         **provenance(settings),
-        "trained for": f"{rows[-1]['step']:,} steps, {rows[-1]['tokens']:,} tokens" if rows else UNKNOWN,
+        "trained for": f"{count(rows[-1]['step'], 'step')}, {count(rows[-1]['tokens'], 'token')}" if rows else UNKNOWN,
     }
     path.write_text(
         f"""\
 # {cfg.model.name} GPT on {cfg.data.card.title}
 
-{DISCLAIMER}
-
+{notice(settings)}
 {table(facts)}
 
 {validation(rows, settings)}
 
 ![loss](loss.png)
 
-    python generate.py {shlex.quote(f"checkpoint={path.parent}")} prompt="..."
+    python generate.py {shlex.quote(f"checkpoint={paths.shareable(path.parent)}")} prompt="..."
 """,
         encoding="utf-8",
     )
+
+
+def notice(settings: dict[str, Any]) -> str:
+    """A line on what the model writes: the notice of its data, the general one where no card is known, or nothing."""
+    text = setting(settings, "data.card.notice")
+    return "" if text is None else f"{DISCLAIMER if text == UNKNOWN else shown(text)}\n"
 
 
 def architecture(config: ModelConfig, n_parameters: int) -> dict[str, str]:
@@ -71,7 +77,7 @@ def provenance(settings: dict[str, Any]) -> dict[str, str]:
     return {
         "licence of the data": shown(setting(settings, "data.card.license")),
         "citation": shown(setting(settings, "data.card.citation")),
-        "first weights": Path(first).name if first.startswith(("/", "~")) else first,  # not whose home it is in
+        "first weights": paths.shareable(first) if first.startswith(("/", "~")) else first,
         "trained weights": trained_weights(settings),
         "optimizer": UNKNOWN if optimizer == UNKNOWN else how,
     }

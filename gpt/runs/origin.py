@@ -1,4 +1,4 @@
-"""Knows a run by its directory, and tells a directory that was copied from one that was moved."""
+"""Knows a run, or a sweep, by its directory, and tells a directory that was copied from one that was moved."""
 
 import contextlib
 import json
@@ -21,6 +21,7 @@ RECORD = "run.json"  # {"id": "8d1f...", "directory": "/home/me/outputs/runs/a",
 def settle(run_dir: Path, recorded: str | None = None) -> None:
     """Records the run's id and where it is, links resolved. Where the place in the record still has the same run, this
     is a copy: it becomes a run of its own, in W&B as well, with a note of its origin. Else it was moved, and goes on.
+    A sweep has such a record, too, and so has each of its jobs.
 
     `recorded`: the directory that its checkpoint names, for a run of before there was a record. Raises UserError (5)
     when nothing can be written.
@@ -31,7 +32,7 @@ def settle(run_dir: Path, recorded: str | None = None) -> None:
         if (run_dir / RECORD).exists():
             return
     elif before["id"] and before["directory"] and _has_run(Path(before["directory"]), before["id"], run_dir):
-        log.info(f"copied from {escape(before['directory'])}: this is a new run from here on")
+        log.info(f"copied from {escape(before['directory'])}: this is a new one from here on")
         (run_dir / "wandb.json").unlink(missing_ok=True)
         before = {"id": None, "copied_from": before["directory"]}
     record = {"id": before["id"] or secrets.token_hex(8), "directory": here, "copied_from": before.get("copied_from")}

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt.config import places
-from gpt.config.schema import flatten
+from gpt.config.schema import TrainConfig, flatten
+from gpt.config.value_errors import holder, unknown_key, valid_keys
 from gpt.errors import CHECKPOINT, UserError
 from gpt.files.directory import another
 from gpt.model import LanguageModel
@@ -103,10 +104,13 @@ def restore(
 
 
 def check_allowed(allowed: list[str]) -> None:
-    """Raises UserError for a key of `allow_changed` that has no effect."""
+    """Raises UserError for a key of `allow_changed` that is no setting, or that a run cannot change: its model."""
+    keys = [*valid_keys(TrainConfig), *DATA_KEYS]
     for key in allowed:
-        if not any(is_within(key, decisive) or is_within(decisive, key) for decisive in DECISIVE):
-            raise UserError(f"allow_changed: {key} is not one of {', '.join(DECISIVE)} or a key below")
+        if key not in keys and not holder(key, keys):
+            raise UserError(f"allow_changed: {unknown_key(key, keys)}")
+        if is_within(key, "model"):
+            raise UserError(f"allow_changed: {key} cannot change: a checkpoint is of one model", remedy="leave it out")
 
 
 def check_identity(previous: Checkpoint, identity: Identity) -> None:

@@ -53,9 +53,10 @@ class Run:
     def open_batches(self, machine: Machine) -> Batches:
         """The batches of the run; data that is not prepared yet is. Raises UserError for data that does not suit it."""
         own = self.checkpoint.fingerprint if self.checkpoint else None
-        folder = preparation.ensure(self.cfg.data, PROJECT_ROOT, sources.path_is_typed(self.cfg.overrides), own)
+        is_typed = sources.path_is_typed(self.cfg.overrides, self.cfg.out_dir)
+        data = preparation.ensure(self.cfg.data, PROJECT_ROOT, is_typed, own)
         cfg = memory.with_micro_batch(self.cfg, machine.environment["micro_batch"])
-        batches = batching.open_batches(folder, cfg, self.tokens.n_vocab, self.tokens.bytes_per_token())
+        batches = batching.open_batches(data, cfg, self.tokens.n_vocab, self.tokens.bytes_per_token())
         optim.check_schedule(cfg.schedule, batches.total_steps)
         return batches
 

@@ -30,7 +30,7 @@ def describe_run(cfg: TrainConfig, run_dir: Path, resumed: bool) -> dict[str, An
         "job_type": "train",
         "name": run_dir.name,
         "config": as_dict(cfg) | {"out_dir": str(run_dir)},
-        "id": (resumed and _remembered(run_dir)) or secrets.token_hex(4),
+        "id": (resumed and remembered(run_dir)) or secrets.token_hex(4),
     }
     typed = [text for text in cfg.overrides if not text.startswith(("wandb.", "sweep.", "hydra.", "out_dir="))]
     job = _read(run_dir / "job.json")
@@ -43,9 +43,7 @@ def describe_run(cfg: TrainConfig, run_dir: Path, resumed: bool) -> dict[str, An
         varied = job.get("name") if job else None  # what was typed for this job only
         about["name"] = varied if varied and isinstance(varied, str) else " ".join(typed) or run_dir.name
         about["group"] = cfg.wandb.group or cfg.sweep.name or run_dir.parent.name
-    if copied_from := (origin.read(run_dir) or {}).get("copied_from"):
-        about["notes"] = f"copied from {escape(str(copied_from))}"
-    return about | {"name": escape(about["name"])[:128]}  # as long as W&B allows
+    return about | _notes(run_dir) | {"name": escape(about["name"])[:128]}  # as long as W&B allows
 
 
 def describe_sweep(cfg: WandbConfig, directory: Path, name: str, configs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -55,13 +53,17 @@ def describe_sweep(cfg: WandbConfig, directory: Path, name: str, configs: list[d
     values = {key: _distinct(config.get(key) for config in configs) for key in keys}
     varied = {key: each for key, each in values.items() if len(each) > 1}
     shared = {key: None if key in varied else each[0] for key, each in values.items()}  # None: W&B forgets no key
-    return _common(cfg) | {
-        "job_type": "sweep",
-        "name": escape(name)[:128],
-        "group": cfg.group or name,
-        "config": nested(shared) | {"varied": varied, "sweep": {"name": name}, "out_dir": str(directory)},
-        "id": _remembered(directory) or secrets.token_hex(4),
-    }
+    return (
+        _common(cfg)
+        | {
+            "job_type": "sweep",
+            "name": escape(name)[:128],
+            "group": cfg.group or name,
+            "config": nested(shared) | {"varied": varied, "sweep": {"name": name}, "out_dir": str(directory)},
+            "id": remembered(directory) or secrets.token_hex(4),
+        }
+        | _notes(directory)
+    )
 
 
 def describe_evaluation(cfg: WandbConfig, directory: Path, name: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def describe_evaluation(cfg: WandbConfig, directory: Path, name: str, config: di
         "name": escape(f"evaluation of {name}")[:128],
         "group": cfg.group or escape(name)[:128],
         "config": config,
-        "id": _remembered(directory) or secrets.token_hex(4),
+        "id": remembered(directory) or secrets.token_hex(4),
     }
 
 
@@ -109,6 +111,12 @@ def _common(cfg: WandbConfig) -> dict[str, Any]:
     return {"project": cfg.project, "entity": cfg.entity, "group": cfg.group, "tags": list(cfg.tags)}
 
 
+def _notes(directory: Path) -> dict[str, str]:
+    """What a copy says of its origin."""
+    copied_from = (origin.read(directory) or {}).get("copied_from")
+    return {"notes": f"copied from {escape(str(copied_from))}"} if copied_from else {}
+
+
 def _distinct(values: Iterable[Any]) -> list[Any]:
     """Each value once, in their order; lists and dicts are values too."""
     distinct: list[Any] = []
@@ -126,7 +134,7 @@ def _chosen_by_agent() -> list[str]:
     return []
 
 
-def _remembered(directory: Path) -> str | None:
+def remembered(directory: Path) -> str | None:
     """The id in wandb.json, None when there is none."""
     run_id = (_read(directory / "wandb.json") or {}).get("id")
     return run_id if isinstance(run_id, str) and re.fullmatch(r"[A-Za-z0-9_]{1,64}", run_id) else None

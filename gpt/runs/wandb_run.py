@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt.errors import exit_code
+from gpt.errors import exit_code, one_line
 from gpt.files.paths import PROJECT_ROOT
 from gpt.runs import wandb_description, wandb_switches
 
@@ -115,7 +115,7 @@ class WandbRun:
             self._run.log_artifact(artifact)
             problem = "" if time.monotonic() - started < SLOW_UPLOAD else "no answer"
         except Exception as error:
-            problem = _one_line(error)
+            problem = one_line(error, 200)
         if problem:  # every further one would hold the run up as long
             log.warning(f"W&B does not take weights ({problem}); no more are sent to it, they are in {self._directory}")
             self._takes_files = False
@@ -128,7 +128,7 @@ class WandbRun:
         except Exception as error:
             if not self._abandoned:
                 what = self._what
-                log.warning(f"W&B stopped working ({_one_line(error)}); nothing more of this {what} is sent to it")
+                log.warning(f"W&B stopped working ({one_line(error, 200)}); nothing more of this {what} is sent to it")
             self._works = False
 
     def _abandon(self) -> None:
@@ -164,7 +164,7 @@ class WandbRun:
             try:
                 run.finish(exit_code=exit_code)
             except Exception as error:
-                problems.append(_one_line(error))
+                problems.append(one_line(error, 200))
             finally:
                 finished.set()
 
@@ -227,7 +227,7 @@ class WandbRun:
             except Exception as error:
                 if mode == "offline" or self._abandoned:
                     raise
-                log.warning(f"W&B cannot be reached ({_one_line(error)}); this {self._what} is recorded offline")
+                log.warning(f"W&B cannot be reached ({one_line(error, 200)}); this {self._what} is recorded offline")
                 _end_service()
                 mode = "offline"
                 run = init(mode)
@@ -241,7 +241,7 @@ class WandbRun:
             log.info(f"{title}: {self.url}" if self.url else f"{title}: offline; to upload: {self.sync_command}")
         except Exception as error:
             if not self._abandoned:
-                log.warning(f"W&B does not work ({_one_line(error)}); the {self._what} is recorded in "
+                log.warning(f"W&B does not work ({one_line(error, 200)}); the {self._what} is recorded in "
                             f"{self._directory} only")  # fmt: skip
             self._end(1, HASTY_TIMEOUT)
 
@@ -286,7 +286,10 @@ def _put_earlier_aside(run: Any) -> None:
     current = Path(run.settings.sync_dir)
     for folder in current.parent.glob(f"offline-run-*-{run.id}*"):  # the second one of a second ends in -1
         if folder != current:
-            folder.rename(folder.with_name(f"superseded-{folder.name}"))
+            target = folder.with_name(f"superseded-{folder.name}")
+            while target.exists():  # the name has been free again within the second that it says
+                target = target.with_name(f"{target.name}+")
+            folder.rename(target)
 
 
 def _end_service() -> None:
@@ -309,7 +312,7 @@ def _online_or_offline(requested: str, what: str) -> str:
             return "online"
         problem = "no credentials, see `wandb login`"
     except wandb.Error as error:  # a malformed key
-        problem = _one_line(error)
+        problem = one_line(error, 200)
         requested = "online"
     if requested == "online":
         log.warning(f"W&B: {problem}; this {what} is recorded offline")
@@ -337,7 +340,3 @@ def _hidden(*names: str) -> Iterator[None]:
         yield
     finally:
         os.environ.update(taken)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -16,16 +16,19 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from gpt.config.schema import TrainConfig, WandbConfig
 from gpt.config.value_errors import find_errors
-from gpt.errors import UserError
+from gpt.errors import UserError, one_line
 from gpt.files import directory
+from gpt.files.paths import absolute
 from gpt.sweeps import composition, hydra_patches, jobs, plugins, workers
 from gpt.sweeps.jobs import Job
 from gpt.sweeps.selection import SelectingLauncher
@@ -48,7 +51,7 @@ class DryRun(OtherRequest):
 
 
 class Report(OtherRequest):
-    """sweep.report=<name>: what has come of a sweep."""
+    """report=...: what has come of a sweep, or of some runs."""
 
 
 class Refused(BaseException):
@@ -67,13 +70,13 @@ class SweepCallback(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         loader = GlobalHydra.instance().config_loader()  # which it forgets on the way out
-        if OmegaConf.select(config, "sweep.report") is not None:
+        if OmegaConf.select(config, "report") is not None:
             raise Report(config, loader)
         if OmegaConf.to_container(config, resolve=False).get("dry_run") is True:
             raise DryRun(config, loader)
         is_sweep = config.hydra.mode == RunMode.MULTIRUN
         _check(config, loader, is_sweep)
-        _made[:] = directory.missing(Path(str(config.hydra.sweep.dir if is_sweep else config.hydra.run.dir)).absolute())
+        _made[:] = directory.missing(_settle_place(config, "sweep" if is_sweep else "run"))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         self.on_run_start(config)
@@ -130,6 +133,16 @@ def remove_unused() -> None:
     directory.remove_unused(_made, ("train.log", "run.json", "multirun.yaml"))
 
 
+def _settle_place(config: DictConfig, kind: str) -> Path:
+    """The directory of a run or of a sweep, which is absolute from here on, for the jobs too: one that stands in a YAML
+    file begins at the project. Hydra would have it begin where the user is."""
+    place = absolute(str(config.hydra[kind].dir))
+    with read_write(config.hydra):
+        config.hydra[kind].dir = str(place)
+        config.hydra.overrides.hydra.append(f"hydra.{kind}.dir={QuotedString(str(place), Quote.single).with_quotes()}")
+    return place
+
+
 def _check(config: DictConfig, loader: ConfigLoader, is_sweep: bool) -> None:
     """Raises Refused for wrong values before Hydra makes a folder: of a sweep for those that name one; the others are
     reported with the jobs."""
@@ -142,6 +155,10 @@ def _check(config: DictConfig, loader: ConfigLoader, is_sweep: bool) -> None:
     except UserError as error:
         if not is_sweep or error.what.startswith("sweep.") or "; sweep." in error.what:
             raise Refused(error) from None
+    except HydraException:
+        if not is_sweep:
+            raise
+        # All jobs are composed again when they are planned: here it would be a warning of Hydra's.
 
 
 def running() -> bool:
@@ -194,7 +211,7 @@ def _ended(job: Job, config: DictConfig) -> Job:
 
 def _explain(error: BaseException) -> str:
     """What went wrong, in one line."""
-    return console.one_line(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+    return one_line(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
 
 
 def _log_of(error: BaseException, folder: Path) -> Path:

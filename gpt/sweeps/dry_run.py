@@ -30,7 +30,7 @@ def run(main: Callable[[], Any], request: callback.DryRun) -> int:
         try:
             costs.append(composition.cost(task, config, job.folder))
         except UserError as error:
-            console.error(f"job {job.number} ({jobs.describe(job, keys)}): {error}")
+            console.error(f"job {job.number} ({jobs.describe(job, keys) or 'no axis'}): {error}")
             costs.append(None)
     rows = [{"job": str(job.number)} | {key: job.setting(key) for key in keys} for job in planned]
     show_sweep(rows, keys, costs)

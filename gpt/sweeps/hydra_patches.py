@@ -1,21 +1,26 @@
 """Replaces functions of Hydra that sweeps need otherwise; tests/sweeps/test_hydra_patches.py names each of them.
 
-Replaced: Plugins.instantiate_launcher and JobReturn.return_value. Besides, the loader of a sweep gets another
-repository of YAML files, and what plugins register under the name of a file of conf/ is removed.
+Replaced: Plugins.instantiate_launcher, JobReturn.return_value and ConfigLoaderImpl._apply_overrides_to_config. Besides,
+the loader of a sweep gets another repository of YAML files, and what plugins register under the name of a file of conf/
+is removed.
 """
 
 import copy
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
 
 from gpt.files.paths import PROJECT_ROOT
 from gpt.sweeps import workers
@@ -23,14 +28,24 @@ from gpt.sweeps import workers
 Wrap = Callable[[Launcher, Callable[..., Any]], Launcher]
 
 HYDRAS_INSTANTIATE_LAUNCHER = Plugins.instantiate_launcher
+HYDRAS_APPLY_OVERRIDES = ConfigLoaderImpl._apply_overrides_to_config
 _wrap: Wrap | None = None
+_takes_unknown_keys = False
 
 
 def install() -> None:
     """Makes the changes, in each process that composes a job. Once is as good as twice."""
     Plugins.instantiate_launcher = _instantiate_launcher
     JobReturn.return_value = property(_value_or_raise, JobReturn.return_value.fset)
+    ConfigLoaderImpl._apply_overrides_to_config = staticmethod(_apply_overrides)
     _prefer_files_of_conf()
+
+
+def take_unknown_keys(flag: bool) -> None:
+    """Makes Hydra take keys that a configuration does not have, as with `++`, instead of stopping at the first one: so
+    gpt/config/value_errors.py reports all of them, together with the wrong values."""
+    global _takes_unknown_keys
+    _takes_unknown_keys = flag
 
 
 def wrap_launcher(wrap: Wrap) -> None:
@@ -78,6 +93,20 @@ class FrozenRepository(ConfigRepository):
         if (method, config_path) not in self._answers:
             self._answers[method, config_path] = getattr(super(), method)(config_path)
         return self._answers[method, config_path]
+
+
+def _apply_overrides(overrides: list[Override], cfg: DictConfig) -> None:
+    HYDRAS_APPLY_OVERRIDES([_forced(override) if _takes_unknown_keys else override for override in overrides], cfg)
+
+
+def _forced(override: Override) -> Override:
+    """`optimzer.lr=1` as `++optimzer.lr=1`, also a key that only another choice of its group has; not Hydra's own keys,
+    nor groups. The record of what was typed is made of the original."""
+    key = override.key_or_group
+    is_left_to_hydra = "/" in key or override.package is not None or key.partition(".")[0] == "hydra"
+    if is_left_to_hydra or override.type != OverrideType.CHANGE:
+        return override
+    return replace(override, type=OverrideType.FORCE_ADD)
 
 
 def _instantiate_launcher(self: Plugins, *, task_function: Callable[..., Any], **others: Any) -> Launcher:

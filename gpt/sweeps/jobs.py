@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import math
+import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -18,11 +19,12 @@ from typing import Any
 import yaml
 
 from gpt.config.places import stored, with_paths
-from gpt.config.schema import METRIC, TrainConfig, flatten, nested
+from gpt.config.schema import ADDED, METRIC, TrainConfig, flatten, nested
 from gpt.config.value_errors import holder, valid_keys
 from gpt.files import atomic
 from gpt.files.directory import is_owned
 from gpt.files.jsonl import read_rows
+from gpt.files.paths import PROJECT_ROOT, typed
 from gpt.runs.model_card import best_row
 from gpt.terminal.console import escape
 
@@ -41,8 +43,11 @@ NUMBERS = {
     "tokens_per_second": int | float,
 }
 # What has no part in what comes of a job, but for the last digits.
-VOLATILE = {"out_dir", "resume", "allow_changed", "overrides", "dry_run", "wandb", "sweep", "hydra", "threads",
-            "evaluate_at_end"}  # fmt: skip
+VOLATILE = {
+    "out_dir", "resume", "allow_changed", "overrides", "dry_run", "report", "evaluate_at_end", "wandb", "sweep",
+    "hydra", "threads",
+}  # fmt: skip
+NOTICE = "data.card.notice"  # neither has this, which came later and is for readers
 
 
 @dataclass(frozen=True)
@@ -104,9 +109,6 @@ class Job:
         return read_rows(self.folder / "samples.jsonl")
 
 
-# Settings that came after the first sweeps of this format, with the value that all jobs before have.
-ADDED = {"model.family": "gpt2", "objective.name": "next_token",
-         "data.delimiter": None, "data.encoding": None, "data.document_separator": None}  # fmt: skip
 STORED = [f.name for f in fields(Job) if f.name not in ("folder", "rows")]
 TYPES = {"number": int, "overrides": list, "config": dict, "name": str, "seconds": int | float}  # others: text or None
 
@@ -118,6 +120,7 @@ def identity(values: dict[str, Any]) -> dict[str, Any]:
     tokens that another budget overrules is left out.
     """
     flat = flatten(with_paths({key: value for key, value in values.items() if key not in VOLATILE}, stored))
+    flat.pop(NOTICE, None)
     if flat.get("train.max_steps") is not None or flat.get("train.max_epochs") is not None:
         flat.pop("train.max_tokens", None)
     return {key: int(v) if isinstance(v, float) and v.is_integer() and abs(v) < 2**53 else v for key, v in flat.items()}
@@ -128,7 +131,7 @@ def current(config: dict[str, Any]) -> dict[str, Any]:
     left out, those that came since have the value that they had. So the job is recognised, and keeps its folder."""
     config = flatten(with_paths(nested(ADDED | config), stored))
     keys = valid_keys(TrainConfig, nested(config))
-    return {key: value for key, value in config.items() if key in keys or holder(key, keys)}
+    return {key: value for key, value in config.items() if key != NOTICE and (key in keys or holder(key, keys))}
 
 
 def name_of(config: dict[str, Any]) -> str:
@@ -145,10 +148,12 @@ def read(directory: Path) -> list[Job]:
 def read_one(folder: Path) -> Job:
     """The job of a folder with its metrics and its status at this moment."""
     job = load(folder)
-    rows = _rows(folder)
+    rows = rows_of(folder)
     if job is None:
         log.warning(f"{folder / 'job.json'} is damaged; the job is known by its other files")
-        return Job(folder, number=10**6, overrides=[], config=_config(folder), status="damaged", rows=rows)
+        return Job(
+            folder, number=10**6, overrides=[], config=settings_of(config_of(folder)), status="damaged", rows=rows
+        )
     status = job.status
     if status == "running" and not is_owned(folder):  # its process has ended without a word
         status = "interrupted"
@@ -204,11 +209,11 @@ def grouped(jobs: Iterable[Job], keys: Sequence[str]) -> list[list[Job]]:
 
 def describe(job: Job, keys: Sequence[str]) -> str:
     """optimizer.lr=0.001 model.context_length=64"""
-    return " ".join(f"{key}={as_typed(job.setting(key))}" for key in keys)
+    return " ".join(f"{key}={as_text(job.setting(key))}" for key in keys)
 
 
-def as_typed(value: Any) -> str:
-    """A setting as one types it."""
+def as_text(value: Any) -> str:
+    """A setting as one types it, numbers with six digits."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:.6g}" if isinstance(value, float) else escape(str(value))
@@ -228,12 +233,27 @@ def failure(job: Job) -> str:
     return f"{name} {text or 'did not end: it was interrupted or killed'}; log: {job.folder}"
 
 
+def settings_of(values: dict[str, Any]) -> dict[str, Any]:
+    """What identifies a run as a job, from the settings in its config.yaml; empty where those are none."""
+    try:
+        return current(identity(values)) if values else {}
+    except (ValueError, RecursionError):
+        return {}
+
+
+def generate_command(job: Job) -> str:
+    """The shell command that generates text from a job, as typed in the current folder."""
+    script, checkpoint = typed(PROJECT_ROOT / "generate.py"), shlex.quote(f"checkpoint={typed(job.folder)}")
+    return f'python {shlex.quote(script)} {checkpoint} prompt="..."'
+
+
 def override_key(override: str) -> str:
     """+optimizer.lr=1 -> optimizer.lr"""
     return override.partition("=")[0].lstrip("+~")
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl whose numbers can be computed with."""
     try:
         rows = read_rows(folder / "metrics.jsonl")
     except OSError as error:
@@ -247,10 +267,10 @@ def _is_usable(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and (abs(value) < LARGEST or value != value or abs(value) == math.inf)
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """What identifies a job, from the config.yaml that a run writes."""
+def config_of(folder: Path) -> dict[str, Any]:
+    """The settings in the config.yaml that a run writes; empty where it cannot be read."""
     try:
         values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return current(identity(values)) if isinstance(values, dict) else {}
+        return values if isinstance(values, dict) else {}
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}

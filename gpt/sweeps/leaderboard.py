@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt.sweeps.jobs import Job, as_typed, grouped, varied_keys
+from gpt.sweeps.jobs import Job, as_text, describe, grouped, read, varied_keys
 from gpt.terminal.console import escape
 
+MOST_IN_NAME = 4  # settings in a sentence
 # Settings that change which tokens are scored, or what a token is, and what then still can be compared.
 SCORED = {
     "data.mask": "the losses are those of different tokens",
@@ -46,6 +47,11 @@ class Entry:
         return counted(self.jobs)
 
     @property
+    def best(self) -> Job:
+        """The one of them with the lowest val/loss; without any, the first of all."""
+        return min(self.counted, key=lambda job: job.val_loss, default=self.jobs[0])
+
+    @property
     def losses(self) -> list[float]:
         """val/loss of the completed jobs: what statistics are of."""
         return [job.val_loss for job in self.jobs if is_result(job)]
@@ -53,7 +59,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Results:
-    """All that is said about a sweep."""
+    """All that is said about a sweep, or about some runs that are compared."""
 
     directory: Path
     jobs: list[Job]
@@ -62,7 +68,23 @@ class Results:
     caveats: list[str]
     predictions: list[str]
     failures: list[str]  # jobs that have failed, or are not done
-    command: str  # goes on with the sweep, as typed in a shell
+    command: str  # goes on with the sweep, as typed in a shell; empty: these are single runs
+
+    @property
+    def title(self) -> str:
+        """The heading of its page."""
+        return f"Sweep {self.directory.name}" if self.command else f"Runs {', '.join(job.id for job in self.jobs)}"
+
+    @property
+    def best(self) -> Job | None:
+        """The best job, as in `best_of`. Single runs on different data have none: a sweep's settings were chosen to be
+        compared."""
+        return best_of(self.entries) if self.command or len(fingerprints(self.jobs)) < 2 else None
+
+    def label(self, job: Job, keys: Sequence[str]) -> str:
+        """The name of a job in a picture: the settings `keys`; before them a single run's folder."""
+        settings = describe(job, keys)
+        return (settings or job.id) if self.command else f"{job.id} {settings}".strip()
 
 
 class Comparison(NamedTuple):
@@ -72,6 +94,16 @@ class Comparison(NamedTuple):
     low: float  # 95 % interval of the difference
     high: float
     p: float  # chance of a difference as large, or larger, between samples of one mean; two-sided
+
+
+def best_job(directory: Path) -> Job | None:
+    """The best job of a sweep's folder as it is now; None where none has come to its end."""
+    return best_of(entries(read(directory)))
+
+
+def best_of(entries: Sequence[Entry]) -> Job | None:
+    """The job with the lowest val/loss of the best settings; None if no job has come to its end with one."""
+    return entries[0].best if entries and entries[0].losses else None
 
 
 def has_loss(job: Job) -> bool:
@@ -199,8 +231,10 @@ def verdict(entries: Sequence[Entry]) -> str:
 
 
 def _name(entry: Entry) -> str:
-    """optimizer.lr=0.001 model.context_length=64"""
-    return " ".join(f"{escape(key)}={as_typed(value)}" for key, value in entry.settings.items()) or "the only setting"
+    """optimizer.lr=0.001 model.context_length=64; where that would be long, the folder of its best job"""
+    if len(entry.settings) > MOST_IN_NAME:
+        return escape(entry.best.id)
+    return " ".join(f"{escape(key)}={as_text(value)}" for key, value in entry.settings.items()) or "the only setting"
 
 
 def _loss(entry: Entry) -> str:
@@ -217,17 +251,22 @@ def mean_text(entry: Entry) -> str:
     return f"{entry.mean:.4f}" + ("" if entry.std is None else f" +- {entry.std:.4f}")
 
 
+def fingerprints(jobs: Sequence[Job]) -> list[str]:
+    """Those of the prepared data of jobs, each once."""
+    return list(dict.fromkeys(job.fingerprint for job in jobs if job.fingerprint is not None))
+
+
 def caveats(jobs: Sequence[Job]) -> list[str]:
     """Why val/loss cannot be compared between all of the jobs that have one: a sentence each, none if it can."""
     evaluated = [job for job in jobs if has_loss(job)]
     sentences = []
-    data = list(dict.fromkeys(job.fingerprint for job in evaluated if job.fingerprint is not None))
+    data = fingerprints(evaluated)
     if len(data) > 1:
-        numbers = [[job.number for job in evaluated if job.fingerprint == fingerprint] for fingerprint in data]
-        groups = "; ".join(f"{len(group)} on that of job {group[0]}" for group in numbers)
+        ids = [[escape(job.id) for job in evaluated if job.fingerprint == fingerprint] for fingerprint in data]
+        groups = "; ".join(f"{len(group)} on that of {group[0]}" for group in ids)
         sentences.append(f"The prepared data differs, {groups}: the losses are those of different texts.")
     for key, consequence in SCORED.items():
-        values = dict.fromkeys(as_typed(job.config[key]) for job in evaluated if key in job.config)
+        values = dict.fromkeys(as_text(job.config[key]) for job in evaluated if key in job.config)
         if len(values) > 1:
             sentences.append(f"{key} differs ({', '.join(values)}): {consequence}.")
     budgets = [job.tokens for job in evaluated if job.status == "completed"]

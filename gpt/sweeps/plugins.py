@@ -10,8 +10,7 @@ import traceback
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
-from gpt.errors import ENVIRONMENT, USAGE, UserError
-from gpt.terminal import console
+from gpt.errors import ENVIRONMENT, USAGE, UserError, one_line
 
 _choices: dict[str, str] = {}  # of this process's sweep: "hydra/sweeper=optuna" by slot
 
@@ -47,7 +46,7 @@ def explain(error: Exception) -> UserError | None:
         return None
     is_of_values = isinstance(error, ValueError | TypeError | AssertionError | ArithmeticError)
     what = f"{_choices['launcher' if 'launcher' in last else 'sweeper']}: {type(error).__name__}: {error}"
-    return UserError(console.one_line(what), code=USAGE if is_of_values else ENVIRONMENT)
+    return UserError(one_line(what), code=USAGE if is_of_values else ENVIRONMENT)
 
 
 def has_only_failed_jobs(error: Exception) -> bool:

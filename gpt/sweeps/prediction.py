@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt.sweeps.jobs import Job, as_typed, grouped, is_number, varied_keys
+from gpt.sweeps.jobs import Job, as_text, grouped, is_number, varied_keys
 from gpt.sweeps.leaderboard import is_result, t_quantile
 from gpt.terminal.console import escape
 
@@ -41,7 +41,7 @@ class Prediction:
     left_out: int = 0  # ... of so many
 
     def __str__(self) -> str:
-        where = " ".join(f"{escape(key)}={as_typed(value)}" for key, value in self.settings.items())
+        where = " ".join(f"{escape(key)}={as_text(value)}" for key, value in self.settings.items())
         best = f"no best {LR} can be predicted"
         if self.lr is not None:
             best = f"best {LR} {_short(self.lr)}"
@@ -220,23 +220,23 @@ def _where_next(curve: Parabola, tried: list[float], best: float) -> str:
     below, above = [lr for lr in tried if math.log10(lr) <= x], [lr for lr in tried if math.log10(lr) >= x]
     if not below or not above:
         edge = tried[-1] if below else tried[0]
-        where = f"outside the rates tried, {as_typed(tried[0])} to {as_typed(tried[-1])}, an extrapolation"
-        contradiction = "" if best == edge else f"; yet the best one tried is {as_typed(best)}, so more seeds first"
+        where = f"outside the rates tried, {as_text(tried[0])} to {as_text(tried[-1])}, an extrapolation"
+        contradiction = "" if best == edge else f"; yet the best one tried is {as_text(best)}, so more seeds first"
         return f"The lowest point is {where}: {_beyond(tried, edge)}{contradiction}."
     low, high = below[-1], above[0]
     near = min(low, high, key=curve.at)
     gain = curve.at(near) - curve.at(10**x)
-    place = f"between {as_typed(low)} and {as_typed(high)}"
+    place = f"between {as_text(low)} and {as_text(high)}"
     if best not in (low, high):
         sentence = (
-            f"It is {place}, but the best one tried is {as_typed(best)}: over so wide a range the losses are no "
+            f"It is {place}, but the best one tried is {as_text(best)}: over so wide a range the losses are no "
             "parabola, or they are noisy; look at rates around both next"
         )
     elif abs(x - math.log10(near)) < 0.02:  # within 5 %
-        sentence = f"It has been tried already, with {as_typed(near)}"
+        sentence = f"It has been tried already, with {as_text(near)}"
     elif curve.s is not None and gain < curve.s:
         sentence = (
-            f"Little to gain {place}: at {as_typed(near)} the curve is {gain:.4f} higher, less than what single jobs "
+            f"Little to gain {place}: at {as_text(near)} the curve is {gain:.4f} higher, less than what single jobs "
             f"differ by ({curve.s:.4f})"
         )
     else:
@@ -250,10 +250,10 @@ def _where_next(curve: Parabola, tried: list[float], best: float) -> str:
 
 def _beyond(tried: list[float], best: float) -> str:
     if best == tried[-1]:
-        return f"look at {as_typed(best)} and above next"
+        return f"look at {as_text(best)} and above next"
     if best == tried[0]:
-        return f"look at {as_typed(best)} and below next"
-    return f"the best one tried, {as_typed(best)}, may be so by chance; more seeds first"
+        return f"look at {as_text(best)} and below next"
+    return f"the best one tried, {as_text(best)}, may be so by chance; more seeds first"
 
 
 def _leave_jobs_out(lrs: list[float], losses: list[float]) -> dict[str, Any]:

@@ -16,20 +16,21 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from gpt.config.data import DISCLAIMER
 from gpt.config.schema import METRIC
 from gpt.files import atomic
 from gpt.files.paths import PROJECT_ROOT
-from gpt.runs.model_card import DISCLAIMER
 from gpt.sweeps import chart, tables
 from gpt.sweeps.chart import Curve
-from gpt.sweeps.jobs import STATUSES, Job, as_typed, describe, override_key, varied_keys
+from gpt.sweeps.jobs import STATUSES, Job, as_text, describe, generate_command, override_key, varied_keys
 from gpt.sweeps.leaderboard import Entry, Results, is_result
 from gpt.terminal.console import escape
-from gpt.terminal.figures import Grid, loss_range
+from gpt.terminal.figures import Grid, colour_range, not_in_view
 
 log = logging.getLogger(__name__)
 
 SCRIPT = ["python", str(PROJECT_ROOT / "train.py")]
+NAME = "report.html"
 
 
 def write(sweep: Results) -> Path:
@@ -45,7 +46,7 @@ def write(sweep: Results) -> Path:
         for job in entry.jobs
         if (points := chart.points(job.rows))
     ]
-    best, worst = _best(entries), max(filter(is_result, jobs), key=lambda job: job.val_loss, default=None)
+    best, worst = sweep.best, max(filter(is_result, jobs), key=lambda job: job.val_loss, default=None)
     compared = [("best", best)] * (best is not None) + [("worst", worst)] * (worst is not best)
     heatmap = tables.grid(entries)
     script, style = (Path(__file__).with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".js", ".css"))
@@ -56,7 +57,7 @@ def write(sweep: Results) -> Path:
         varied=varied,
         numbers_of=lambda jobs: " ".join(str(numbers[job.folder]) for job in jobs),
         picture=chart.Picture(curves) if curves else None,
-        legend=_legend(styled),
+        legend=_legend(sweep, styled),
         grid=heatmap,
         depth=_depth(heatmap),
         failures=[(job, _error(job)) for job in jobs if job.status in ("failed", "damaged")],
@@ -68,7 +69,7 @@ def write(sweep: Results) -> Path:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    path = sweep.directory / "report.html"
+    path = sweep.directory / NAME
     atomic.write(path, page)
     return path
 
@@ -99,7 +100,7 @@ def shortened(value: object, longest: int, keep_newlines: bool = False) -> str:
 
 def plain(value: object) -> str:
     """A value as text on one line; None is empty."""
-    return "" if value is None else as_typed(value)
+    return "" if value is None else as_text(value)
 
 
 def lines(value: str, longest: int) -> Markup:
@@ -123,7 +124,13 @@ def _template() -> jinja2.Template:
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {"shortened": shortened, "lines": lines, "breakable": breakable}
-    environment.globals |= {"METRIC": METRIC, "RESULTS": tables.RESULTS, "DISCLAIMER": DISCLAIMER, "zip": zip}
+    environment.globals |= {
+        "METRIC": METRIC,
+        "RESULTS": tables.RESULTS,
+        "DISCLAIMER": DISCLAIMER,
+        "zip": zip,
+        "not_in_view": not_in_view,
+    }
     environment.globals |= {"describe": describe, "results": tables.results, "status_line": status_line}
     return environment.get_template("report.html.j2")
 
@@ -139,12 +146,12 @@ def _styles(entries: Sequence[Entry]) -> list[str | None]:
 
 
 def _name(job: Job, keys: Sequence[str]) -> list[str]:
-    return [f"job {escape(job.id)}", *(shortened(f"{key}={as_typed(job.setting(key))}", 120) for key in keys)]
+    return [f"job {escape(job.id)}", *(shortened(f"{key}={as_text(job.setting(key))}", 120) for key in keys)]
 
 
-def _legend(styled: Sequence[tuple[Entry, str | None]]) -> list[tuple[str, list[Job], str]]:
+def _legend(sweep: Results, styled: Sequence[tuple[Entry, str | None]]) -> list[tuple[str, list[Job], str]]:
     """(style, jobs, name) of each colour, and of all others together."""
-    coloured = [(style, entry.jobs, describe(entry.jobs[0], list(entry.settings)) or "all jobs")
+    coloured = [(style, entry.jobs, sweep.label(entry.best, list(entry.settings)))
                 for entry, style in styled if style and style != "other"]  # fmt: skip
     others = [entry for entry, style in styled if style == "other"]
     jobs = [job for entry in others for job in entry.jobs]
@@ -153,18 +160,12 @@ def _legend(styled: Sequence[tuple[Entry, str | None]]) -> list[tuple[str, list[
 
 def _depth(grid: Grid | None) -> Callable[[float], float]:
     """How much colour a cell of the heatmap has, from 0 to 1."""
-    low, high, _ = loss_range([[(1, loss)] for row in grid.losses for loss in row] if grid else [])
+    low, high = colour_range(loss for row in grid.losses for loss in row) if grid else (0.0, 1.0)
     return lambda loss: max(0.0, (high - loss) / (high - low))
 
 
 def _error(job: Job) -> str:
     return job.error or ("its job.json cannot be read" if job.status == "damaged" else "no reason is recorded")
-
-
-def _best(entries: Sequence[Entry]) -> Job | None:
-    """The completed job with the lowest val/loss of the best settings."""
-    has_result = bool(entries and entries[0].losses)
-    return min(entries[0].counted, key=lambda job: job.val_loss) if has_result else None
 
 
 def _samples(jobs: Sequence[Job]) -> list[tuple[str, list[str | None]]]:
@@ -197,7 +198,7 @@ def _other_settings(jobs: Sequence[Job], varied: Sequence[str]) -> dict[str, dic
     configs = [job.config for job in jobs if job.config]
     follows, common = {}, {}
     for key in sorted({key for config in configs for key in config}):
-        values = dict.fromkeys(as_typed(config[key]) if key in config else "(absent)" for config in configs)
+        values = dict.fromkeys(as_text(config[key]) if key in config else "(absent)" for config in configs)
         if len(values) == 1:
             common[key] = next(iter(values))
         elif key not in varied:
@@ -207,8 +208,11 @@ def _other_settings(jobs: Sequence[Job], varied: Sequence[str]) -> dict[str, dic
 
 def _commands(sweep: Results, best: Job | None) -> list[tuple[str, str]]:
     """(title, shell command)."""
+    again = "The sweep again; what is finished is skipped, what was interrupted goes on:"
+    compared = sweep.directory.name if sweep.command else f"[{','.join(str(job.folder) for job in sweep.jobs)}]"
     return [
+        *([(f"Text from the best job, {best.folder}:", generate_command(best))] if best else []),
         *([("The best job again, alone:", reproduce(best))] if best else []),
-        ("The sweep again; what is finished is skipped, what was interrupted goes on:", sweep.command),
-        ("This report again, at any time:", shlex.join([*SCRIPT, f"sweep.report={sweep.directory.name}"])),
+        *([(again, sweep.command)] if sweep.command else []),
+        ("This report again, at any time:", shlex.join([*SCRIPT, f"report={compared}"])),
     ]

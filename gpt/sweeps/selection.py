@@ -23,6 +23,7 @@ from gpt.errors import ENVIRONMENT, IN_USE, USAGE, UserError
 from gpt.files import atomic
 from gpt.files.directory import SWEEP, cannot_write, owned
 from gpt.files.paths import PROJECT_ROOT
+from gpt.runs import origin, wandb_description, wandb_run
 from gpt.sweeps import composition, halving, jobs, workers
 from gpt.sweeps.jobs import Job
 from gpt.terminal import console
@@ -60,6 +61,7 @@ class SelectingLauncher(Launcher):
         name, remedy = f"sweep {self._directory.name}", "choose another sweep.name"
         self._lock.enter_context(owned(self._directory, name, remedy, SWEEP))
         check_format(self._directory)
+        origin.settle(self._directory, place_of_jobs(self._directory))
 
     def setup(self, **kwargs: Any) -> None:
         """Nothing: Hydra has set up the other launcher."""
@@ -77,11 +79,13 @@ class SelectingLauncher(Launcher):
         if any(overrides not in self._planned for overrides in wanted):
             self._make_plan(composition.all_jobs(self._config, self._loader) if known else list(job_overrides))
         alive = list({self._planned[overrides].job.id: self._planned[overrides] for overrides in wanted}.values())
+        ended = [one for one in alive if one.job.status in DONE]
         for rung in [*self._config.sweep.rungs, None]:
             self._run([one for one in alive if _is_due(one.job, rung)], rung)
             alive = [replace(one, job=jobs.read_one(one.job.folder)) for one in alive]
             if rung is not None:
                 alive = self._halve(alive, rung)
+        self._send_rest(ended)
         return [_result(jobs.read_one(self._planned[overrides].job.folder)) for overrides in wanted]
 
     def _make_plan(self, all_overrides: list[Sequence[str]]) -> None:
@@ -120,6 +124,23 @@ class SelectingLauncher(Launcher):
         with workers.launching(self._config, len(due)):
             self._launcher.launch([[*one.overrides, *pause] for one in due], initial_job_idx=0)
 
+    def _send_rest(self, ended: list[Planned]) -> None:
+        """Sends what W&B lacks of jobs that an earlier start has ended, until it does not take that of one."""
+        lacking = [one for one in ended if wandb_description.is_incomplete(one.job.folder)]
+        if not lacking or not wandb_run.is_online(str(self._config.wandb.mode)):
+            return
+        from gpt.runs import checkpoint, results, run_log  # which take torch
+
+        for one in lacking:
+            folder = one.job.folder
+            cfg = replace(composition.cost(self._task, one.config, folder).cfg, dry_run=False)
+            progress = checkpoint.read_manifest(checkpoint.listed(folder / "checkpoints")[-1]).progress
+            with contextlib.suppress(UserError), owned(folder), console.log_to(folder / "train.log"):
+                origin.settle(folder)
+                run_log.send_rest(cfg, folder, folder / results.LAST_MODEL, progress)
+            if wandb_description.is_incomplete(folder):
+                return
+
     def _halve(self, alive: list[Planned], rung: int) -> list[Planned]:
         kept = {job.id for job in halving.survivors([one.job for one in alive], rung, self._config.sweep.keep)}
         for one in alive:
@@ -127,6 +148,12 @@ class SelectingLauncher(Launcher):
                 jobs.write(replace(one.job, status="halved"))
         console.say(f"rung at {rung:,} tokens: {len(kept)} of {len(alive)} jobs go on")
         return [one for one in alive if one.job.id in kept]
+
+
+def place_of_jobs(directory: Path) -> str | None:
+    """The sweep's directory as the record of a job names it, for a sweep of before it had a record of its own."""
+    records = (origin.read(path.parent) for path in directory.glob("*/job.json"))
+    return next((str(Path(record["directory"]).parent) for record in records if record), None)
 
 
 def plan(
@@ -205,7 +232,11 @@ def check_jobs(
     if len(faults) == 1 and len(next(iter(faults.values()))) == len(unique):
         raise UserError(next(iter(faults)), remedy="; ".join(filter(None, remedies)), code=max(codes))
     if faults:
-        listed = "; ".join(f"{', '.join(names)}: {what}" for what, names in faults.items())
+        # A job of one axis is called by the very key that is wrong.
+        about = {
+            what: ", ".join(name for name in names if not what.startswith(f"{name}:")) for what, names in faults.items()
+        }
+        listed = "; ".join(f"{names}: {what}" if names else what for what, names in about.items())
         what = f"{sum(map(len, faults.values()))} of {len(unique)} jobs cannot run, so none was started: {listed}"
         raise UserError(what, remedy="; ".join(filter(None, remedies)), code=max(codes))
 
@@ -216,11 +247,11 @@ def fingerprint(task: Callable[[DictConfig], Any], config: DictConfig, folder: P
 
     cost = composition.cost(task, config, folder)
     is_typed = sources.path_is_typed(cost.cfg.overrides, cost.cfg.out_dir)
-    folder_of_data = prepared.find(cost.cfg.data, PROJECT_ROOT, is_typed)
-    if folder_of_data is None:
-        folder_of_data = preparation.ensure(cost.cfg.data, PROJECT_ROOT, is_typed)
+    data = prepared.find(cost.cfg.data, PROJECT_ROOT, is_typed)
+    if data is None:
+        data = preparation.ensure(cost.cfg.data, PROJECT_ROOT, is_typed)
         composition.cost(task, config, folder)  # now that there is data, does it suit the job?
-    return prepared.read_meta(folder_of_data)["fingerprint"]
+    return data.meta["fingerprint"]
 
 
 def describe(planned: list[Job], n_others: int) -> str:

@@ -52,28 +52,38 @@ def collect(directory: Path) -> Results:
 def write(results: Results) -> None:
     """leaderboard.md, leaderboard.csv, sweep.csv, curves.png, heatmap.png and report.html."""
     directory, entries = results.directory, results.entries
-    title = f"{directory.name}: val/loss"
+    title = f"{results.title}: val/loss"
     _try(atomic.write, directory / "leaderboard.csv", tables.entries_csv(entries))
     _try(atomic.write, directory / "leaderboard.md", tables.markdown(results))
     _try(atomic.write, directory / "sweep.csv", tables.jobs_csv(results.jobs))
     keys, evaluated = jobs.varied_keys(results.jobs), [job for job in results.jobs if job.val_loss is not None]
     if evaluated:
-        curves = {jobs.describe(job, keys) or job.id: job.rows for job in evaluated}
+        curves = {results.label(job, keys): job.rows for job in evaluated}
         _try(lambda path: figures.curves(curves, path, title), directory / "curves.png")
     if grid := tables.grid(entries):
         _try(lambda path: figures.heatmap(grid, path, title), directory / "heatmap.png")
-    _try(lambda path: report.write(results), directory / "report.html")
+    _try(lambda path: report.write(results), directory / report.NAME)
 
 
 def show(results: Results) -> None:
     """The table, and below it what is to be said about it."""
     entries = results.entries
-    print("\n" + console.table(tables.rows(entries), tables.columns(entries)) + "\n")
-    for text in [results.verdict, *results.caveats, *results.predictions, *results.failures]:
-        print(console.escape(text))
+    print("\n" + console.table(tables.rows(entries), tables.columns(entries), tables.LEAST_IMPORTANT) + "\n")
+    say(results)
     if results.failures:
         counts = f"{len(results.failures)} of {len(results.jobs)} jobs are not done"
         print(f"{counts}; to go on: {console.escape(results.command)}")
+
+
+def say(results: Results) -> None:
+    """The sentences about the jobs, where the best one is, and how to generate text from it."""
+    for text in [results.verdict, *results.caveats, *results.predictions]:
+        print(console.wrapped(console.escape(text)))
+    if best := results.best:
+        print(f"best job: {console.escape(str(best.folder))}")
+        print(f"generate from it: {console.escape(jobs.generate_command(best))}")
+    for text in results.failures:
+        print(console.escape(text))
 
 
 def mirror(results: Results, wandb: WandbConfig) -> None:
@@ -93,8 +103,9 @@ def command(directory: Path) -> str:
         words = json.loads((directory / "sweep.json").read_text(encoding="utf-8"))["command"]
         if not isinstance(words, list):
             raise TypeError
-        return shlex.join(words)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        words = [word for word in words if not word.startswith("sweep.name=")]  # a copied sweep has another one
+        return shlex.join([*words, f"sweep.name={directory.name}"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         log.warning(f"{directory / 'sweep.json'} cannot be read: the command that started the sweep is not known")
         return shlex.join(["python", str(PROJECT_ROOT / "train.py"), "-m", f"sweep.name={directory.name}"])
 

@@ -8,12 +8,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gpt.config.schema import METRIC
-from gpt.sweeps.jobs import Job, as_typed, is_number, varied_keys
+from gpt.sweeps.jobs import Job, as_text, generate_command, is_number, varied_keys
 from gpt.sweeps.leaderboard import Entry, Results, mean_text
 from gpt.terminal.console import escape
 from gpt.terminal.figures import Grid
 
-RESULTS = [METRIC, "95 % interval", "seeds", "val/bpb", "tokens", "time", "tokens/s", "status"]  # .md and report.html
+# Columns of leaderboard.md and report.html.
+RESULTS = [METRIC, "95 % interval", "seeds", "val/bpb", "tokens", "time", "tokens/s", "folder", "status"]
+# Columns of the closing table that a narrow terminal does without, the first of them first.
+LEAST_IMPORTANT = ["seconds", "tokens/s", "val/bpb", "tokens", "folder", "std", "seeds"]
 
 
 def setting_keys(entries: Sequence[Entry]) -> list[str]:
@@ -22,15 +25,15 @@ def setting_keys(entries: Sequence[Entry]) -> list[str]:
 
 
 def columns(entries: Sequence[Entry]) -> list[str]:
-    """Of the closing table, for console.table; the last ones are left out first where the terminal is narrow."""
+    """Of the closing table, for console.table."""
     seeds = ["std", "seeds"] if any(len(entry.jobs) > 1 for entry in entries) else []
-    return [*setting_keys(entries), "status", METRIC, *seeds, "val/bpb", "tokens", "tokens/s", "seconds"]
+    return [*setting_keys(entries), "status", METRIC, *seeds, "val/bpb", "tokens", "tokens/s", "seconds", "folder"]
 
 
 def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Of the closing table. Numbers stay numbers, which console.table aligns and never cuts."""
     return [
-        {key: value if is_number(value) else as_typed(value) for key, value in entry.settings.items()}
+        {key: value if is_number(value) else as_text(value) for key, value in entry.settings.items()}
         | {
             "status": entry.status,
             METRIC: entry.mean,
@@ -39,7 +42,8 @@ def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             "val/bpb": entry.bpb,
             "tokens": entry.tokens,
             "tokens/s": entry.tokens_per_second,
-            "seconds": round(entry.seconds, 1),
+            "seconds": round(entry.seconds, 1) if entry.seconds else None,
+            "folder": entry.best.id,
         }
         for entry in entries
     ]
@@ -78,8 +82,9 @@ def results(entry: Entry) -> list[str]:
         str(len(entry.counted)),
         "" if entry.bpb is None else f"{entry.bpb:.4f}",
         f"{entry.tokens:,}",
-        f"{entry.seconds:,.0f} s",
+        f"{entry.seconds:,.0f} s" if entry.seconds else "",
         "" if entry.tokens_per_second is None else f"{entry.tokens_per_second:,.0f}",
+        entry.best.id,
         entry.status,
     ]
 
@@ -89,13 +94,17 @@ def markdown(sweep: Results) -> str:
     header = ["", *setting_keys(sweep.entries), *RESULTS]
     lines = [_line(header), "|" + " --- |" * len(header)]
     for rank, entry in enumerate(sweep.entries, start=1):
-        settings = map(as_typed, entry.settings.values())
+        settings = map(as_text, entry.settings.values())
         lines.append(_line([str(rank) if entry.losses else "", *settings, *results(entry)]))
-    parts = [f"# {_plain(sweep.directory.name)}", _plain(sweep.verdict), "\n".join(lines)]
+    parts = [f"# {_plain(sweep.title)}", _plain(sweep.verdict), "\n".join(lines)]
     parts.append(
         "val/loss: mean +- standard deviation over the seeds. The interval is that of the mean (Student's t). "
-        "tokens: mean; time: sum."
+        "tokens: mean; time: sum; folder: of the best job."
     )
+    if best := sweep.best:
+        parts.append(
+            f"The best job is in {_plain(best.id)}. To generate text from it:\n\n    {escape(generate_command(best))}"
+        )
     sections = {"Not comparable": sweep.caveats, "Predicted best": sweep.predictions, "Failures": sweep.failures}
     for name, sentences in sections.items():
         if sentences:
@@ -115,8 +124,8 @@ def grid(entries: Sequence[Entry]) -> Grid | None:
     losses = [[math.nan] * len(column_values) for _ in row_values]
     best, unfinished = None, set()
     for entry in evaluated:
-        row = row_values.index(as_typed(entry.settings[row_key]))
-        column = column_values.index(as_typed(entry.settings[column_key]))
+        row = row_values.index(as_text(entry.settings[row_key]))
+        column = column_values.index(as_text(entry.settings[column_key]))
         losses[row][column] = entry.mean
         if not entry.losses:
             unfinished.add((row, column))
@@ -127,7 +136,7 @@ def grid(entries: Sequence[Entry]) -> Grid | None:
 
 def _values(entries: Sequence[Entry], key: str) -> list[str]:
     """The values of a setting: numbers first, in order of size, then texts."""
-    values = {as_typed(entry.settings[key]): entry.settings[key] for entry in entries}
+    values = {as_text(entry.settings[key]): entry.settings[key] for entry in entries}
 
     def place(label: str) -> tuple[bool, float, str]:
         value = values[label]

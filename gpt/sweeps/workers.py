@@ -11,8 +11,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from gpt.errors import Interrupted, UserError
+from gpt.errors import Interrupted, UserError, one_line
 from gpt.files.paths import PROJECT_ROOT
+from gpt.runs import interrupt
 from gpt.terminal import console
 
 # Of joblib and submitit, for a process that has been killed or has no more memory.
@@ -31,8 +32,8 @@ def run_isolated(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """`task(cfg)` as if it were alone: nothing is left that a job before has set in torch, and a job that calls
     sys.exit, or gets a signal to end in a launcher's process, ends alone."""
     global _is_busy
-    if _is_ending:
-        raise Ended
+    if is_ending():
+        raise Ended if _is_worker else Interrupted(interrupt.late)
     _reset_torch()
     _is_busy = True
     try:
@@ -56,7 +57,7 @@ def prepare_process(leave_group: bool = False) -> None:
     global _is_worker
     _is_worker = True
     signal.signal(signal.SIGTERM, _end)
-    if leave_group:
+    if leave_group and hasattr(os, "setpgid"):
         with contextlib.suppress(OSError):
             os.setpgid(0, 0)
     console.setup(quiet=True)
@@ -64,7 +65,7 @@ def prepare_process(leave_group: bool = False) -> None:
 
 def is_ending() -> bool:
     """Whether no further job is to begin in this process."""
-    return _is_ending
+    return _is_ending or interrupt.late is not None
 
 
 def are_elsewhere(config: DictConfig) -> bool:
@@ -90,7 +91,7 @@ def launching(config: DictConfig, n_jobs: int) -> Iterator[None]:
             if not received and type(error).__name__ not in DEATHS:
                 raise
             if not received:
-                first_sentence = console.one_line(str(error).partition(". ")[0])  # plugins go on for half a page
+                first_sentence = one_line(str(error).partition(". ")[0])  # plugins go on for half a page
                 what = f"a job's process has died: {type(error).__name__}: {first_sentence}"
                 raise UserError(what, remedy="the same command again goes on", code=1) from error
         if received:
@@ -140,8 +141,12 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 @contextlib.contextmanager
 def _passing_on_signals() -> Iterator[list[int]]:
     """The first SIGINT or SIGTERM goes on to all children, as SIGTERM, and is in the list; a second one ends this
-    process at once. A terminal's Ctrl-C reaches no child: SIGINT is blocked here, which they inherit."""
+    process at once. A terminal's Ctrl-C reaches no child: SIGINT is blocked here, which they inherit. In Windows, where
+    none is blocked, it reaches all of them, and nothing is passed on."""
     received: list[int] = []
+    if not hasattr(signal, "pthread_sigmask"):
+        yield received
+        return
     numbers = signal.SIGINT, signal.SIGTERM
     arrivals, arrived = os.pipe()
     os.set_blocking(arrived, False)

@@ -1,6 +1,7 @@
 """Prints what a person sees in the terminal: log lines, errors, the progress bar and tables.
 
-Results and ordinary lines go to stdout, warnings and errors to stderr. Colours and the bar appear on a terminal only.
+Results and ordinary lines go to stdout, warnings and errors to stderr; of generate.py, whose result is a text, ordinary
+lines too. Colours and the bar appear on a terminal only.
 """
 
 import contextlib
@@ -13,11 +14,12 @@ import tempfile
 import textwrap
 import traceback
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from gpt.config.schema import METRIC
+from gpt.errors import one_line
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,7 @@ YELLOW, RED = "33", "31"
 # lone surrogate, line and paragraph separator.
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _quiet = False  # this process shares the terminal with others like it
+_all_to_stderr = False  # stdout is for results alone
 
 
 def escape(text: str, keep_newlines: bool = False) -> str:
@@ -61,7 +64,7 @@ class _Terminal(logging.Handler):
         if record.levelno >= logging.WARNING:
             _print_prefixed(line, RED if record.levelno >= logging.ERROR else YELLOW)
         elif not _quiet or getattr(record, "announced", False):
-            print(line, flush=True)
+            print(line, file=sys.stderr if _all_to_stderr else sys.stdout, flush=True)
 
 
 class _LogFile(logging.FileHandler):
@@ -72,10 +75,11 @@ class _LogFile(logging.FileHandler):
         log.warning(f"log file {self.baseFilename}: {sys.exc_info()[1]}; no more lines are written to it")
 
 
-def setup(quiet: bool = False) -> None:
-    """Sends what this project logs to the terminal; `quiet`: only warnings, errors and what is announced."""
-    global _quiet
-    _quiet = quiet
+def setup(quiet: bool = False, all_to_stderr: bool = False) -> None:
+    """Sends what this project logs to the terminal; `quiet`: only warnings, errors and what is announced;
+    `all_to_stderr`: ordinary lines too."""
+    global _quiet, _all_to_stderr
+    _quiet, _all_to_stderr = quiet, all_to_stderr
     logger = logging.getLogger("gpt")
     logger.setLevel(logging.INFO)
     logger.propagate = False  # Hydra and wandb hang handlers of their own on the root logger
@@ -134,9 +138,9 @@ def show_samples(samples: list[dict[str, str]]) -> None:
             say("  reference: " + textwrap.shorten(sample["reference"], LONGEST_REFERENCE, placeholder=" ..."))
 
 
-def one_line(text: str) -> str:
-    """A text of several lines on one."""
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+def count(number: int, noun: str) -> str:
+    """1 step, 1,200 steps"""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def error(text: str) -> None:
@@ -275,21 +279,27 @@ def progress(text: str) -> None:
         print(f"\r\x1b[K{escape(text)}", end="", file=sys.stderr, flush=True)
 
 
-def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
-    """Rows as aligned text under a header, made to fit the terminal by shortening the longest column of text.
+def table(rows: list[dict[str, Any]], columns: list[str], least_important: Sequence[str] = ()) -> str:
+    """Rows as aligned text under a header, made to fit the terminal.
 
-    Numbers are never cut: columns that still do not fit are left out, the last ones first.
+    Where it is narrow, names of columns lose what stands before their last dot; then `least_important` columns are left
+    out, the first of them first. Only then texts are shortened, and the last columns left out. Numbers are never cut.
     """
-    cells = [[_cell(row.get(column)) for row in rows] for column in columns]
-    names = [escape(column) for column in columns]
-    is_number = [all(isinstance(row.get(column), int | float | None) for row in rows) for column in columns]
-    widths = [max(map(len, [name, *column])) for name, column in zip(names, cells, strict=True)]
+    available = width()
+    full, short = {column: column for column in columns}, short_names(columns)
+    for n_without in range(-1, len(least_important) + 1):
+        left = [column for column in columns if column not in least_important[: max(n_without, 0)]]
+        names = [escape((full if n_without < 0 else short)[column]) for column in left]
+        cells = [[_cell(row.get(column)) for row in rows] for column in left]
+        widths = [max(map(len, [name, *column])) for name, column in zip(names, cells, strict=True)]
+        if _width(widths) <= available:
+            break
+    is_number = [all(isinstance(row.get(column), int | float | None) for row in rows) for column in left]
     least = [
         max(map(len, column), default=1) if number else min(4, width)
         for column, number, width in zip(cells, is_number, widths, strict=True)
     ]
-    available = width()
-    while sum(widths) + 2 * (len(widths) - 1) > available:
+    while _width(widths) > available:
         longest = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
         if widths[longest] > least[longest]:
             widths[longest] -= 1
@@ -304,6 +314,23 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
 def width() -> int:
     """Of the terminal. In a pipe nothing is known about the reader: wide enough for a table of a sweep."""
     return shutil.get_terminal_size(fallback=(160, 24)).columns
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """{"optimizer.lr": "lr"}: what stands behind the last dot, where no other key has the same there."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: name if name and last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
+
+
+def wrapped(text: str) -> str:
+    """Sentences broken between words where the terminal ends; in a pipe they stay on one line."""
+    width = shutil.get_terminal_size(fallback=(sys.maxsize, 24)).columns
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def _width(widths: Sequence[int]) -> int:
+    """Of a line with columns so wide, and two spaces between them."""
+    return sum(widths) + 2 * (len(widths) - 1)
 
 
 def _fit(cell: str, width: int, to_the_right: bool) -> str:

@@ -4,7 +4,7 @@ The same numbers give the same bytes on the same machine. Figures are made witho
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,11 +49,11 @@ def curves(jobs: dict[str, list[Row]], path: Path, title: str) -> None:
             axes.plot(*series[label], **style if number < LABELLED else {"color": "0.8", "linewidth": 0.8, "zorder": 1})
         low, high, outside = loss_range([list(zip(*points, strict=True)) for points in series.values()])
         axes.set_ylim(low, high)
-        axes.set(title=_plain(title), xlabel="tokens", ylabel="val/loss (nats per token)")
+        axes.set(xlabel="tokens", ylabel="val/loss (nats per token)")
+        axes.set_title(_plain(title), pad=18)
         _tokens_axis(axes)
-        if outside:
-            axes.annotate(f"{outside} evaluations above {high:.3g} are not in view", (0.99, 0.99), fontsize=7,
-                          xycoords="axes fraction", ha="right", va="top", color="0.4")  # fmt: skip
+        axes.annotate(not_in_view(outside, high), (0.5, 1.01), fontsize=8, xycoords="axes fraction", ha="center",
+                      va="bottom", color="0.4")  # fmt: skip
         others = f"\n(grey: {len(jobs) - LABELLED} others)" if len(jobs) > LABELLED else ""
         axes.legend(title="best val/loss" + others, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0,
                     fontsize=8)  # fmt: skip
@@ -62,19 +62,35 @@ def curves(jobs: dict[str, list[Row]], path: Path, title: str) -> None:
 
 
 def loss_range(curves: list[list[tuple[float, float]]]) -> tuple[float, float, int]:
-    """Lowest and highest loss of a picture in which the curves, (tokens, loss) each, can be told apart, and how many
-    evaluations lie above it: those before training, the first ones, those of a few jobs that diverged."""
-    finite = [[(tokens, loss) for tokens, loss in points if math.isfinite(loss)] for points in curves]
-    losses = sorted(loss for points in finite for _, loss in points)
-    trained = [[loss for tokens, loss in points if tokens > 0] for points in finite]
-    shown = sorted(loss for of_a_job in trained for loss in of_a_job) or losses or [0.0, 1.0]
+    """Lowest and highest loss of a picture of curves, (tokens, loss) each, and how many evaluations lie above it: those
+    before training, and those of jobs that have diverged: whose loss has risen by more than the best has fallen."""
+    finite = [(tokens, loss) for points in curves for tokens, loss in points if math.isfinite(loss)]
+    untrained = [loss for tokens, loss in finite if tokens == 0]
+    trained = [loss for tokens, loss in finite if tokens > 0] or untrained or [0.0, 1.0]
+    low = min(trained)
+    first = max([*untrained, low]) if untrained else math.inf
+    low, high = _with_margin(low, max(loss for loss in trained if loss <= first + max(first - low, abs(first) / 10)))
+    return low, high, sum(loss > high for _, loss in finite)
+
+
+def not_in_view(outside: int, high: float) -> str:
+    """The note on evaluations above the picture; empty without any."""
+    many = "evaluations, those before training among them, are" if outside > 1 else "evaluation is"
+    return f"{outside} {many} above {high:.3g}, out of view" if outside else ""
+
+
+def colour_range(losses: Iterable[float]) -> tuple[float, float]:
+    """The losses between which a heatmap's colours change. A tenth of the cells may lie above, so that a few jobs that
+    have diverged do not make all others look alike."""
+    shown = sorted(loss for loss in losses if math.isfinite(loss)) or [0.0, 1.0]
     low, spread = shown[0], shown[len(shown) // 2] - shown[0]
-    best = sorted(min(of_a_job) for of_a_job in trained if of_a_job) or [low]
-    most_jobs = min(best[len(best) * 9 // 10], low + 10 * spread)
-    high = min(shown[-1], max(low + 3 * spread, most_jobs))
+    most = min(shown[len(shown) * 9 // 10], low + 10 * spread)
+    return _with_margin(low, min(shown[-1], max(low + 3 * spread, most)))
+
+
+def _with_margin(low: float, high: float) -> tuple[float, float]:
     margin = (high - low) * 0.05 or max(abs(high) * 0.05, 1e-3)
-    low, high = low - margin, high + margin
-    return low, high, sum(loss > high for loss in losses)
+    return low - margin, high + margin
 
 
 @dataclass(frozen=True)
@@ -97,7 +113,7 @@ def heatmap(grid: Grid, path: Path, title: str) -> None:
         from matplotlib.patches import Rectangle
 
         losses = np.array(grid.losses, dtype=float)
-        low, high, _ = loss_range([[(1, loss)] for loss in losses.ravel()])
+        low, high = colour_range(losses.ravel())
         image = axes.imshow(losses, cmap="viridis", vmin=low, vmax=high, aspect="auto")
         axes.figure.colorbar(image, label="val/loss (nats per token)", extend="max" if (losses > high).any() else None)
         axes.set_xticks(*_thinned(grid.columns), rotation=30 if max(map(len, grid.columns)) > 8 else 0)
@@ -135,15 +151,17 @@ def over_steps(points: list[tuple[int, float, float, float]], levels: dict[str, 
 
 
 def length_histogram(lengths: list[int], limit: int | None, path: Path) -> None:
-    """How long the documents are in tokens, on a logarithmic axis, with percentiles and the limit marked."""
+    """How long the documents are in tokens, on a logarithmic axis, with percentiles and the limit marked. A limit that
+    is longer than all documents is only named."""
 
     def draw(axes: "Axes") -> None:
         import numpy as np
-        from matplotlib.ticker import ScalarFormatter
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
         values = np.asarray(lengths)
-        top = max(values.max(initial=1), limit or 1)
-        axes.hist(values, bins=np.geomspace(max(values.min(initial=top), 1), top + 1, 60), color="tab:blue", alpha=0.6)
+        n_bins = min(60, 10 + len(values) // 20)
+        bins = np.geomspace(max(min(lengths, default=1), 1), max(lengths, default=1) + 1, n_bins + 1)
+        axes.hist(values, bins=bins, color="tab:blue", alpha=0.6)
         if len(values):
             for percent, style in ((50, "-"), (95, "--"), (99, ":")):
                 value = np.percentile(values, percent)
@@ -152,10 +170,13 @@ def length_histogram(lengths: list[int], limit: int | None, path: Path) -> None:
             over = int((values > limit).sum())
             axes.axvline(limit, color="tab:red", linewidth=2, label=f"limit {limit:,} ({over:,} documents are longer)")
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.set_xlim(bins[0], bins[-1])
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(title=f"{len(values):,} documents", xlabel="tokens per document", ylabel="documents")
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
+            axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
 
     _save(draw, path)
 

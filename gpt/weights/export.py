@@ -4,6 +4,7 @@ Names, shapes and settings are those of GPT2LMHeadModel. llama.cpp asks for some
 which transformers 5 no longer writes, one file model*.safetensors, and a tokenizer that cuts texts as GPT-2's does.
 """
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -45,11 +46,13 @@ def write(loaded: Loaded, directory: Path) -> None:
         safetensors.torch.save_file(whole, temporary / WEIGHTS, {"format": "pt"})  # transformers 4 wants to know it
         shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)  # safetensors lets nobody else read
         sums = [f"{sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir())]
-        (temporary / SUMS).write_text("".join(sums))  # as `sha256sum -c` reads it
+        (temporary / SUMS).write_text("".join(sums), newline="\n")  # as `sha256sum -c` reads it
         for path in temporary.iterdir():
             sync(path)
         sync(temporary)
-        temporary.rename(directory)  # replaces an empty directory, and no other
+        with contextlib.suppress(OSError):
+            directory.rmdir()  # an empty one, and no other; only Linux and macOS replace it by renaming
+        temporary.rename(directory)
         sync(directory.parent)
     except (OSError, SafetensorError) as error:
         needed = in_bytes(sum(tensor.nbytes for tensor in tensors.values()))

@@ -21,13 +21,13 @@ from gpt.files.jsonl import read_rows
 from gpt.prompts import format_prompt
 from gpt.runs import checkpoint
 from gpt.runs.model_card import (
-    DISCLAIMER,
     UNKNOWN,
     architecture,
     best_row,
     evaluated,
     held_out,
     measured,
+    notice,
     provenance,
     setting,
     shown,
@@ -35,6 +35,7 @@ from gpt.runs.model_card import (
     template,
 )
 from gpt.runs.model_file import LAST_MODEL, Loaded
+from gpt.terminal.console import count
 
 OPENAI = "openai-community/"  # where the hub has OpenAI's weights
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)  # on the hub
@@ -74,7 +75,7 @@ def text(loaded: Loaded) -> str:
     parts = [
         f"---\n{yaml.safe_dump(front_matter(record.settings), sort_keys=False, allow_unicode=True)}---",
         f"# {shown(config.name)} GPT" + (f" on {title}" if title != UNKNOWN else ""),
-        DISCLAIMER,
+        *notice(record.settings).splitlines(),
         table({
             **architecture(config, loaded.model.n_parameters()),
             "tokenizer": f"{loaded.tokenizer_name}, {loaded.model.vocab_size:,} tokens",
@@ -132,7 +133,7 @@ def trained_for(step: int, rows: list[dict[str, Any]]) -> str:
     if not step:  # of other projects' files
         return UNKNOWN
     tokens = [row["tokens"] for row in rows if row.get("step") == step and isinstance(row.get("tokens"), int)]
-    return f"{step:,} steps, " + (f"{tokens[0]:,} tokens" if tokens else f"tokens {UNKNOWN}")
+    return f"{count(step, 'step')}, " + (count(tokens[0], "token") if tokens else f"tokens {UNKNOWN}")
 
 
 def metrics(step: int, record: Record) -> str:

@@ -12,7 +12,7 @@ import torch
 from gpt import lora, tokenizer
 from gpt.config.families import GPT2Config, ModelConfig, model_class
 from gpt.config.schema import InitConfig
-from gpt.errors import CHECKPOINT, UserError, unusable
+from gpt.errors import CHECKPOINT, UserError, one_line, unusable
 from gpt.files.tensor_files import copy
 from gpt.machine.sizes import NotDrawn
 from gpt.model import LanguageModel
@@ -117,7 +117,8 @@ def empty(cfg: ModelConfig, n_vocab: int, weights: Weights) -> LanguageModel:
         with NotDrawn():
             return model_class(cfg.family)(cfg, n_vocab)
     except (ValueError, RuntimeError, OverflowError, TypeError, MemoryError) as error:
-        raise unusable(weights.path, f"not a model that can be: {str(error).splitlines()[0]}") from error
+        what = f"not a model that can be: {one_line(error)}"
+        raise UserError(what, str(weights.path), code=CHECKPOINT) from error
 
 
 def fit(

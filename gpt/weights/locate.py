@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +20,14 @@ UNDERSTOOD = (
     f"a .safetensors, .pt or .pth file; or from the hub: {', '.join(hub.PINNED)}, <owner>/<name>"
 )
 
-ADAPTER, LAST_MODEL = "adapter_config.json", "last_model.pt"
+ADAPTER, ADAPTER_WEIGHTS, LAST_MODEL = "adapter_config.json", "adapter_model.safetensors", "last_model.pt"
 # Files that a person may name and mean the directory that they are a part of; so are a TensorFlow checkpoint's.
 PARTS = (
-    "model.safetensors", "pytorch_model.bin", "config.json", "manifest.json", "hparams.json", "checkpoint", ADAPTER,
-    "adapter_model.safetensors",
+    *hub.KINDS, *map(hub.index_of, hub.KINDS), "config.json", "manifest.json", "hparams.json", "checkpoint", ADAPTER,
+    ADAPTER_WEIGHTS,
 )  # fmt: skip
+SHARD = re.compile(r".*-\d{5}-of-\d{5}\.(safetensors|bin)")
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # what files end with that may be weights themselves
 
 
 def find(name: str, revision: str | None, root: Path) -> Source:
@@ -42,7 +45,8 @@ def find(name: str, revision: str | None, root: Path) -> Source:
         what = "not an ordinary file" if path.exists() else "no such file or directory"
         raise UserError(what, str(path), paths.elsewhere(path) or UNDERSTOOD, CHECKPOINT)
     if path.is_file():
-        is_part = path.name in PARTS or path.suffix in (".index", ".meta") or ".data-" in path.name
+        is_part = path.name in PARTS or SHARD.fullmatch(path.name) or path.suffix in (".index", ".meta")
+        is_part = is_part or ".data-" in path.name
         is_part = is_part and not (path.parent / "checkpoints").exists()  # a run's weights are not beside them
         kind = kind_of(path.parent) if is_part else None
         return Source(name, path.parent, kind) if kind else Source(name, path, "file")
@@ -76,9 +80,18 @@ def nothing_in(directory: Path) -> UserError:
     entries = sorted(directory.iterdir())
     if not entries:
         return UserError("an empty directory", str(directory), UNDERSTOOD, CHECKPOINT)
-    below = [entry.name for entry in entries if entry.is_dir() and kind_of(entry)]
-    what = "no weights: " + ", ".join(entry.name for entry in entries[:5]) + (", ..." if entries[5:] else "")
-    remedy = f"did you mean {directory / below[0]}?" if below else UNDERSTOOD
+    below = [entry for entry in entries if entry.is_dir() and kind_of(entry)]
+    files = [entry for entry in entries if entry.suffix in WEIGHTS and not SHARD.fullmatch(entry.name)]
+    files = [entry for entry in files if entry.name != ADAPTER_WEIGHTS]
+    what = "no config.json beside the weights: " if files else "no weights: "
+    what += ", ".join(entry.name for entry in entries[:5]) + (", ..." if entries[5:] else "")
+    if len(below) > 1:  # no guess which of them: the first by name may be the worst
+        names = ", ".join(entry.name for entry in below[:5]) + (", ..." if below[5:] else "")
+        ranked = ", which leaderboard.md ranks" if (directory / "leaderboard.md").exists() else ""
+        remedy = f"name one of its {len(below)} runs{ranked}: {names}"
+    else:
+        meant = (below or files or [None])[0]
+        remedy = f"did you mean {meant}?" if meant else UNDERSTOOD
     return UserError(what, str(directory), remedy, CHECKPOINT)
 
 

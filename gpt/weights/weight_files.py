@@ -3,6 +3,7 @@ those of gpt/model.py. Nothing is copied, and nothing in a file is executed.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from gpt import lora
 from gpt.config.schema import LoRAConfig
+from gpt.data import unread_formats
 from gpt.errors import CHECKPOINT, UserError, unusable
 from gpt.files import hub
 from gpt.files.atomic import sha256
@@ -25,7 +27,7 @@ from gpt.weights.tensor_names import Parts, Recognised
 
 WRAPPED = ("model", "model_state_dict", "state_dict", "weights")  # where training programs keep the weights in a file
 NANOGPT = "model_args"  # where nanoGPT keeps the shape of the model; its "config" is of the training program
-SETTINGS = ("config", "cfg", "model_config", "hparams")  # ... and where others do
+SETTINGS = ("config", "cfg", "model_config", "hparams", "hyper_parameters")  # ... and where others do
 HEADS = ("n_head", "n_heads", "num_heads")
 WIDTH_OF_A_HEAD = 64
 SUMS = "SHA256SUMS"
@@ -58,6 +60,7 @@ def read(source: Source) -> Weights:
     if source.kind == "own":
         return of_this_project(*model_file.read_directory(path))
     files = [path]
+    refuse_other_formats(path)
     stated = source.stated()  # before gigabytes of another family
     if source.kind == "transformers":
         verify(path / "config.json")
@@ -119,36 +122,34 @@ def read_bundle(directory: Path) -> tuple[dict[str, Tensor], list[Path]]:
 def read_directory(directory: Path) -> tuple[dict[str, Tensor], list[Path]]:
     """The tensors of a directory that transformers wrote, in one file or several (shards), safetensors or torch's, and
     these files. Raises UserError (3)."""
-    for name, read_one in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_torch)):
-        index = directory / f"{name}.index.json"
-        if (directory / name).exists():
-            files = [name]
-        elif index.exists():
-            files = shards(index)
-        else:
-            continue
-        tensors: dict[str, Tensor] = {}
-        for file in files:
-            if not (directory / file).is_file():
-                raise UserError(
-                    f"shard {escape(file)} is missing", str(directory), f"{index.name} names it", CHECKPOINT
-                )
-            verify(directory / file)
-            tensors |= read_one(directory / file)
-        if index.exists() and files != [name]:
-            lost = sorted(read_json(index)["weight_map"].keys() - tensors.keys())
-            if lost:
-                raise unusable(index, f"tensor {escape(lost[0])} is in none of its {len(files)} files")
-        return tensors, [directory / file for file in files]
-    raise UserError("neither model.safetensors nor pytorch_model.bin", str(directory), "put it there", CHECKPOINT)
+    names = hub.weights_among({path.name for path in directory.iterdir()}, lambda name: directory / name)
+    if not names:
+        raise UserError(f"neither {' nor '.join(hub.KINDS)}", str(directory), "put it there", CHECKPOINT)
+    *index, files = [names] if len(names) == 1 else [names[0], names[1:]]
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        if not (directory / file).is_file():
+            raise UserError(f"shard {escape(file)} is missing", str(directory), f"{index[0]} names it", CHECKPOINT)
+        refuse_other_formats(directory / file)
+        verify(directory / file)
+        tensors |= (read_safetensors if file.endswith(".safetensors") else read_torch)(directory / file)
+    if index:
+        lost = sorted(read_json(directory / index[0])["weight_map"].keys() - tensors.keys())
+        if lost:
+            raise unusable(directory / index[0], f"tensor {escape(lost[0])} is in none of its {len(files)} files")
+    return tensors, [directory / file for file in files]
 
 
-def shards(index: Path) -> list[str]:
-    """The files that an index names, all of the same directory. Raises UserError (3)."""
-    try:
-        return hub.shards_in(read_json(index))
-    except ValueError as error:
-        raise unusable(index, "no weight_map of tensors to files beside it") from error
+def refuse_other_formats(path: Path) -> None:
+    """Raises UserError (3) for what often lies where weights should: a pointer of Git LFS, or a web page."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            start = file.read(unread_formats.N_BYTES)
+        if start.lstrip()[:1] in (b"<", b"v"):
+            try:
+                unread_formats.refuse(path, start)
+            except UserError as error:
+                raise UserError(error.what, error.where, error.remedy, CHECKPOINT) from None
 
 
 def verify(path: Path) -> None:
@@ -164,16 +165,36 @@ def verify(path: Path) -> None:
 
 
 def unwrapped(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file of torch.save, bare or wrapped, and the settings beside them. Raises UserError (3)."""
+    """The tensors of a file of torch.save, bare or under one of WRAPPED or the only key that has some, and the settings
+    beside them. Raises UserError (3)."""
+    if not isinstance(content, dict):
+        raise UserError("no tensors with names in it", str(path), "", CHECKPOINT)
+    settings = _settings(content, [NANOGPT] if NANOGPT in content else SETTINGS)
+    inner = next((content[key] for key in WRAPPED if isinstance(content.get(key), dict)), content)
+    if tensors := _named_tensors(inner):
+        return tensors, settings
+    found = [key for key, value in content.items() if _named_tensors(value)]
+    if len(found) == 1:
+        return _named_tensors(content[found[0]]), settings
+    keys = ", ".join(escape(str(key)[:40]) for key in list(found or content)[:8])
+    what = f"weights under several keys, {keys}" if found else f"no tensors with names in it; its keys are {keys}"
+    raise UserError(what, str(path), "save the state_dict of the model alone", CHECKPOINT)
+
+
+def _settings(content: dict[Any, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """What stands under some keys, one of which may hold another, as Lightning's hyper_parameters a config."""
     settings: dict[str, Any] = {}
-    if isinstance(content, dict):
-        for key in [NANOGPT] if NANOGPT in content else SETTINGS:
-            settings |= content[key] if isinstance(content.get(key), dict) else {}
-        inner = next((content[key] for key in WRAPPED if isinstance(content.get(key), dict)), content)
-        tensors = {name: tensor for name, tensor in inner.items() if isinstance(tensor, Tensor)}
-        if tensors and all(isinstance(name, str) for name in tensors):
-            return tensors, settings
-    raise unusable(path, "no tensors with names in it")
+    for key in keys:
+        if isinstance(content.get(key), dict):
+            settings |= _settings(content[key], keys) | content[key]
+    return settings
+
+
+def _named_tensors(content: Any) -> dict[str, Tensor]:
+    """Those of a dict's values that are tensors; none where they are not all called by a text."""
+    items = content.items() if isinstance(content, dict) else ()
+    tensors = {name: tensor for name, tensor in items if isinstance(tensor, Tensor)}
+    return tensors if all(isinstance(name, str) for name in tensors) else {}
 
 
 def check_types(tensors: dict[str, Tensor], path: Path) -> None:

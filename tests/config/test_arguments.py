@@ -6,7 +6,6 @@ from launcher import launcher
 from omegaconf import OmegaConf
 
 from gpt.config import arguments
-from gpt.config.schema import GenerateConfig, PrepareConfig, TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +31,12 @@ def starts():
         (["wandb.tags=[3]", "device=gpu"], ["wandb.tags.0=3: input should be a valid string", "device=gpu"]),
         (["-m", "optimizer.lr=1e-3,1e-4", "modl.n_head=1,2"], ["unknown key modl.n_head, did you mean model.n_head?"]),
         (["-m", "optimizer.lr=y,x"], ["optimizer.lr=x: input should be a valid number"]),
+        (["optimizer.momentum=0.9", "optimizer.lr=-1"], ["unknown key optimizer.momentum", "optimizer.lr=-1"]),
+        (["data=text", "data.path=x", "data.template=plain", "sede=1"], ["data.template", "did you mean seed?"]),
+        (["finetune.rank=4", "seed=x"], ["missing key finetune.name: it is one of full, lora, last_blocks", "seed=x"]),
+        (["experiments=lr_vs_context", "optimizer.momentum=0.1", "sede=1"], ["optimizer.momentum", "unknown key sede"]),
+        (["-m", "optimizer.momentum=0.1,0.2", "optimizer.lr=-1"], ["optimizer.momentum", "optimizer.lr=-1"]),
+        (["-m", "optimizer=adamw,sgd", "optimizer.momentum=0.1"], ["unknown key optimizer.momentum"]),
         (["data.columns.answer=reply", "seed=-1"], ["seed=-1"]),  # a key of the user's own within a dict
     ],
 )
@@ -99,9 +104,9 @@ def test_the_environment_can_be_read(starts, tmp_path):
 
 def test_sentences_reach_hydra_as_texts():
     sentence = "prompt=What's up, doc (or ${nobody})?"
-    [typed] = arguments.prepare([sentence], "generate", GenerateConfig)
+    [typed] = arguments.prepare([sentence], "generate")
     assert typed == "prompt='What\\'s up, doc (or \\${nobody})?'"
-    assert arguments.prepare(["prompt=null", "prompt='quoted'"], "generate", GenerateConfig) == [
+    assert arguments.prepare(["prompt=null", "prompt='quoted'"], "generate") == [
         "prompt=null", "prompt='quoted'",
     ]  # fmt: skip
 
@@ -113,13 +118,13 @@ def test_sentences_reach_hydra_as_texts():
 )  # fmt: skip
 def test_paths_are_taken_as_typed_in_each_script_and_for_each_key(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for script, kind, keys in (
-        ("train", TrainConfig, ("data.path", "data.prepared_dir", "init.from", "out_dir", "hydra.sweep.dir")),
-        ("generate", GenerateConfig, ("checkpoint", "prompts", "export")),
-        ("prepare_data", PrepareConfig, ("data.path", "+data.prepared_dir", "++data.path")),
+    for script, keys in (
+        ("train", ("data.path", "data.prepared_dir", "init.from", "out_dir", "hydra.sweep.dir")),
+        ("generate", ("checkpoint", "prompts", "export")),
+        ("prepare_data", ("data.path", "+data.prepared_dir", "++data.path")),
     ):
         for key in keys:
-            typed = arguments.prepare([f"{key}={name}"], script, kind)[-1]
+            typed = arguments.prepare([f"{key}={name}"], script)[-1]
             assert value_of(typed) == f"{tmp_path}/{name}", typed
 
 
@@ -132,15 +137,15 @@ def value_of(argument):
 def test_sentences_and_names_are_taken_as_typed():
     for key in ("wandb.group", "wandb.project", "data.card.title", "data.columns.question", "sweep.name"):
         for text in ("lr=1e-3, first (try)", "2024", "it's", "[a]"):
-            assert value_of(arguments.prepare([f"{key}={text}"], "train", TrainConfig)[-1]) == text
-    assert arguments.prepare(["wandb.group=null"], "train", TrainConfig) == ["wandb.group=null"]
+            assert value_of(arguments.prepare([f"{key}={text}"], "train")[-1]) == text
+    assert arguments.prepare(["wandb.group=null"], "train") == ["wandb.group=null"]
 
 
 def test_several_values_are_choice_or_files_that_exist(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def values(text, *mode):
-        typed = arguments.prepare([f"data.path={text}", *mode], "train", TrainConfig)[-1]
+        typed = arguments.prepare([f"data.path={text}", *mode], "train")[-1]
         override = OverridesParser.create().parse_override(typed)
         values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
         return [str(getattr(value, "text", value)).strip("'").removeprefix(f"{tmp_path}/") for value in values]
@@ -156,13 +161,13 @@ def test_several_values_are_choice_or_files_that_exist(tmp_path, monkeypatch):
 
 def test_a_path_with_an_interpolation_is_left_to_hydra(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    typed = arguments.prepare(["out_dir=runs/${model.name}, b", "data.path=${oc.env:X}/y"], "train", TrainConfig)
+    typed = arguments.prepare(["out_dir=runs/${model.name}, b", "data.path=${oc.env:X}/y"], "train")
     assert typed == [f"out_dir='{tmp_path}/runs/${{model.name}}, b'", "data.path='${oc.env:X}/y'"]
 
 
 def test_a_path_in_a_section_that_is_typed_begins_where_the_user_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert f"init.from={tmp_path}/x.pt" in arguments.prepare(["init={from: x.pt}"], "train", TrainConfig)
+    assert f"init.from={tmp_path}/x.pt" in arguments.prepare(["init={from: x.pt}"], "train")
 
 
 def test_weights_that_are_not_there_hide_no_other_fault(starts, tmp_path):
@@ -175,9 +180,18 @@ def test_weights_that_are_not_there_hide_no_other_fault(starts, tmp_path):
     assert start.code == 3 and "no such file" in start.stderr
 
 
+def test_what_may_have_been_meant_is_said_of_weights_too_where_several_faults_share_a_line(starts, tmp_path):
+    (tmp_path / "trainer" / "checkpoint-5").mkdir(parents=True)
+    (tmp_path / "trainer" / "checkpoint-5" / "config.json").write_text("{}")
+    start = starts.start(f"init.from={tmp_path / 'trainer'}", "sead=3", f"hydra.run.dir={tmp_path / 'run'}")
+    assert start.code == 2 and start.stderr.count("\n") == 1
+    for meant in (f"did you mean {tmp_path / 'trainer' / 'checkpoint-5'}?;", "did you mean seed?"):
+        assert meant in start.stderr
+
+
 def test_weights_from_elsewhere_bring_their_architecture_and_are_trained_gently_unless_something_else_is_typed():
     def typed(*words):
-        return arguments.prepare(list(words), "train", TrainConfig)
+        return arguments.prepare(list(words), "train")
 
     assert typed("init.from=gpt2") == ["model=pretrained", "finetune=full", "init.from=gpt2"]
     assert typed("init.from=gpt2", "finetune=lora") == ["model=pretrained", "init.from=gpt2", "finetune=lora"]
@@ -186,4 +200,23 @@ def test_weights_from_elsewhere_bring_their_architecture_and_are_trained_gently_
 
 
 def test_a_flag_may_stand_anywhere():
-    assert arguments.prepare(["model=mini", "-m", "seed=1,2"], "train", TrainConfig) == ["-m", "model=mini", "seed=1,2"]
+    assert arguments.prepare(["model=mini", "-m", "seed=1,2"], "train") == ["-m", "model=mini", "seed=1,2"]
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("runs", ["runs"]),
+        ("first", ["first"]),
+        (
+            "[outputs/runs/2026-11-29_13-03-34_ae75, a (1)/it's]",
+            ["outputs/runs/2026-11-29_13-03-34_ae75", "a (1)/it's"],
+        ),
+        ("mine,other", ["mine", "other"]),  # zsh takes brackets for a pattern
+    ],
+)
+def test_the_names_of_a_report_are_taken_as_typed_with_and_without_brackets(value, names):
+    (argument,) = arguments.prepare([f"report={value}"], "train")
+    override = OverridesParser.create().parse_override(argument)
+    assert [getattr(name, "text", name) for name in override.value()] == names
+    assert arguments.prepare(["report=null"], "train") == ["report=null"]

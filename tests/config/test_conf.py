@@ -58,6 +58,11 @@ def test_each_choice_composes_and_is_typed(override):
         assert getattr(cfg, group).name == name
 
 
+def test_runs_of_debug_have_a_folder_of_their_own_so_that_they_can_be_removed():
+    for name in choices("debug"):
+        assert "out_dir: outputs/debug/${launch_id:}" in (CONF / "debug" / f"{name}.yaml").read_text()
+
+
 def test_fine_tuning_has_a_lower_learning_rate_than_training_from_scratch():
     for name in choices("finetune"):
         assert loaded(f"finetune={name}").optimizer.lr < loaded().optimizer.lr / 4

@@ -29,6 +29,7 @@ from gpt.data.batching import (
     eval_segments,
     open_batches,
 )
+from gpt.data.prepared import Prepared
 from gpt.errors import UserError
 from gpt.model import GPT
 from gpt.objective import NEXT_TOKEN
@@ -197,13 +198,13 @@ def check_the_default_batching(directory, context_length, most_padding):
 def test_packed_batches_of_the_sample_have_three_shapes_at_most_and_hardly_any_padding(tmp_path):
     """What torch.compile sees. An epoch of the sample has few rows, the last of which is not full."""
     cfg = data_config(name="sample", path=str(ROOT / "gpt" / "sample.csv"), tokenizer="gpt2")
-    check_the_default_batching(preparation.prepare(cfg, tmp_path), 128, most_padding=0.02)
+    check_the_default_batching(preparation.prepare(cfg, tmp_path).folder, 128, most_padding=0.02)
 
 
 @pytest.mark.exhaustive
 def test_packed_batches_of_the_real_medquad_have_three_shapes_at_most_and_under_two_percent_of_padding(tmp_path):
     cfg = data_config(name="medquad", path=str(REAL_MEDQUAD), tokenizer="gpt2", max_tokens=1024)
-    directory = preparation.prepare(cfg, tmp_path)
+    directory = preparation.prepare(cfg, tmp_path).folder
     for context_length in (256, 512, 1024):
         check_the_default_batching(directory, context_length, most_padding=0.01)
 
@@ -215,7 +216,7 @@ def test_an_epoch_of_packed_batches_and_an_evaluation_compile_six_graphs_at_most
     from torch._dynamo.utils import counters
 
     cfg = data_config(name="sample", path=str(ROOT / "gpt" / "sample.csv"), tokenizer="gpt2")
-    train_split, val_split = (Split.open(preparation.prepare(cfg, tmp_path), name) for name in ("train", "val"))
+    train_split, val_split = (Split.open(preparation.prepare(cfg, tmp_path).folder, name) for name in ("train", "val"))
     train = train_section(tokens_per_step=11 * 128, micro_batch=4, eval_tokens=4096)
     batches = batches_of(train_split, "packed", 128, train=train)
     model = GPT(model_config(context_length=128), 50257)
@@ -242,7 +243,7 @@ def test_rows_longer_than_the_context_are_split_truncated_or_dropped_and_always_
         assert segments.lengths.tolist() == lengths
         assert segments.counts["longer"] == 1
     description = batches_of(split, "packed", overflow="drop").describe()
-    assert "1 documents longer than the context: dropped" in description
+    assert "1 document longer than the context: dropped" in description
 
 
 def test_a_segment_that_holds_only_prompt_is_left_out_and_counted():
@@ -347,7 +348,7 @@ def test_a_token_id_outside_the_vocabulary_is_an_error(tmp_path):
     for name, largest in (("train", 29), ("val", 30)):
         write(tmp_path, name, ([], [1, largest, 2]))
     with pytest.raises(UserError, match=r"token id 30 in split val .*vocabulary of 30"):
-        open_batches(tmp_path, run_config({}, 1), 30)
+        open_batches(Prepared(tmp_path, {}), run_config({}, 1), 30)
 
 
 def sparse_text(directory, n_tokens):

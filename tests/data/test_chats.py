@@ -3,8 +3,10 @@
 import pytest
 
 from gpt.data import chats
+from gpt.data.chats import Chat
 
-TURN = {"instruction": "Why ?", "output": "So."}
+TURN = Chat("Why ?", "So.", [])
+USER = {"role": "user", "content": "Why ?"}
 
 
 @pytest.mark.parametrize(
@@ -19,22 +21,30 @@ TURN = {"instruction": "Why ?", "output": "So."}
                 {"role": "user", "content": [{"type": "text", "text": "Why"}, {"type": "text", "text": " ?"}]},
                 {"role": "assistant", "content": "So.", "refusal": None},
             ],
-            {"system": "Be short.", **TURN},
+            Chat("Why ?", "So.", ["system"]),
         ),
-        ([{"role": "user", "content": "Why ?"}], None),
+        ([USER, {"role": "assistant", "content": "So.", "reasoning_content": "Hm.", "weight": 0, "name": ""}],
+         Chat("Why ?", "So.", ["reasoning_content", "weight"])),
+        ([USER], None),
         ([{"role": "assistant", "content": "So."}, {"role": "user", "content": "Why ?"}], None),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2, None),
         ([{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}], None),
+        ([USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}], None),
+        ([USER, {"role": "assistant", "content": "Let me look.", "tool_calls": [{"id": "1"}]}], None),
+        ([USER, {"role": "assistant", "content": None}], None),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]},
+          {"role": "assistant", "content": "b"}], None),
+        ([{"role": None, "content": None, "from": "human", "value": "Why ?"},
+          {"role": None, "content": None, "from": "gpt", "value": "So.", "tool_calls": None}], TURN),
     ],
-)
+)  # fmt: skip
 def test_openai_and_sharegpt_write_the_same_turn(messages, expected):
     assert chats.read(messages) == expected
 
 
 @pytest.mark.parametrize(
     "messages",
-    ["user: Why ?", [], None, [1, 2], [{"role": "user"}, {"role": "assistant", "content": None}], [{"value": "a"}],
-     [{"role": "user", "content": [{"type": "image_url"}]}, {"role": "assistant", "content": "b"}]],
+    ["user: Why ?", [], None, [1, 2], [{"role": "user"}, {"role": "assistant", "content": None}], [{"value": "a"}]],
 )  # fmt: skip
 def test_what_is_no_chat_is_a_bad_row(messages):
     with pytest.raises(ValueError, match=r"^messages: "):

@@ -84,12 +84,18 @@ def test_where_a_row_has_another_number_of_fields_the_delimiter_must_be_set(csv)
 def test_a_header_of_unknown_names_is_named_with_the_keys_for_names_and_delimiter(csv):
     content = written(";", "Frage", "Antwort")
     with pytest.raises(
-        UserError, match=r"csv:1: no column question among Frage;Antwort; data.columns.question=.*semicolon"
+        UserError,
+        match=r"no column question, no column answer among Frage;Antwort; .*n=.* data.columns.answer=.*semicolon",
     ):
         qa(csv, content)
     chosen = {"question": "Frage", "answer": "Antwort"}
     rows = list(read_rows(csv, BadRows("error"), Wanted("qa", chosen)))
     assert [tuple(row.values.values()) for row in rows] == QA
+
+
+def test_lines_that_end_in_carriage_returns_are_named_as_such(csv):
+    with pytest.raises(UserError, match=r"csv:1: its lines end in carriage returns; save it as CSV"):
+        qa(csv, "question,answer\rq,a\r")
 
 
 def test_columns_without_a_name_or_doubled_ones_are_kept_apart_unless_they_are_needed(csv):

@@ -50,6 +50,10 @@ def test_what_is_wrong_with_json_lines_is_named_with_its_line(jsonl, line, expec
     assert "\x1b" not in problem(jsonl, content)
 
 
+def test_the_encoding_to_set_is_named_for_json_lines_too(jsonl):
+    assert "set data.encoding=windows-1252, or leave such" in problem(jsonl, b'{"a": "b"}\n{"a": "caf\xe9"}\n')
+
+
 @pytest.mark.parametrize("line", [b'{"a": ', b"17", b'{"a": "\\udfff"}', b'{"a": "\xff"}', b'{"a":' * 100_000])
 def test_bad_json_lines_can_be_left_out_and_are_listed(jsonl, line):
     rows, found = read(jsonl, b'{"a": "b"}\n' + line + b'\n{"a": "c"}\n', "skip")

@@ -48,6 +48,8 @@ def test_an_object_that_is_a_row_stays_one(tmp_path, content):
         ({"question": ["a", "b"], "answer": ["c"]}, "a.json is one JSON object with columns of different lengths"),
         ({"question": {"0": "a"}, "answer": {"1": "c"}}, "a.json is one JSON object with columns with different rows"),
         ({"columns": ["question", "answer"], "data": [["a"]]}, "rows under data that are longer or shorter"),
+        ({"result": {"rows": QA}}, "a.json is one JSON object with the keys result, none of which has rows with the"),
+        ({"features": [{"name": "question"}], "rows": [{"row": QA[0]}]}, "with the keys features, rows, none of which"),
     ],
 )
 def test_an_unclear_form_is_named(tmp_path, content, expected):

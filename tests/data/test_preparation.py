@@ -1,7 +1,6 @@
 """Raw files become one complete directory, the same bytes each time, and nothing is prepared twice or half."""
 
 import csv
-import fcntl
 import gzip
 import hashlib
 import itertools
@@ -18,6 +17,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from conftest import REAL_MEDQUAD, ROOT, THE_VERDICT, data_config
+from filelock import lock_descriptor
 from test_tokenizer import made_texts
 
 from gpt import tokenizer
@@ -67,7 +67,7 @@ def medquad(tmp_path_factory):
     if not REAL_MEDQUAD.exists():
         pytest.skip(f"{REAL_MEDQUAD} is not there")
     root = tmp_path_factory.mktemp("medquad")
-    return preparation.prepare(real_config(), root)
+    return preparation.prepare(real_config(), root).folder
 
 
 def real_config():
@@ -140,10 +140,10 @@ def test_the_whole_export_has_what_the_splits_have_and_what_was_too_long(medquad
 
 
 def test_the_same_input_and_seed_give_the_same_bytes_anywhere(tmp_path):
-    first, second = (preparation.prepare(sample(), tmp_path / name) for name in ("here", "there"))
+    first, second = (preparation.prepare(sample(), tmp_path / name).folder for name in ("here", "there"))
     first, second = first.parent, second.parent
     assert contents(first) == contents(second)
-    other = preparation.prepare(sample(split_seed=1), tmp_path / "other")
+    other = preparation.prepare(sample(split_seed=1), tmp_path / "other").folder
     assert contents(first)["val.jsonl"] != contents(other.parent)["val.jsonl"]
     assert contents(first)["sample_alpaca.jsonl"] == contents(other.parent)["sample_alpaca.jsonl"]
 
@@ -154,19 +154,45 @@ def test_the_sample_is_large_enough_and_in_medquads_schema(tmp_path):
     assert list(rows[0]) == ["question", "answer", "source", "focus_area"]
     assert len(rows) >= 240 and len({row["focus_area"] for row in rows}) == 48
     assert all(row["question"].endswith(" ?") and row["focus_area"] in row["question"] for row in rows)
-    meta = prepared.read_meta(preparation.prepare(sample(tokenizer="gpt2"), tmp_path))
+    meta = prepared.read_meta(preparation.prepare(sample(tokenizer="gpt2"), tmp_path).folder)
     assert meta["tokens_before_length_filter"] > 25_000
     assert meta["ladder"][-1][1] == 288
 
 
 def test_a_failed_preparation_leaves_what_was_there_and_no_rubbish(tmp_path):
     cfg = small_csv(tmp_path / "small.csv")
-    directory = preparation.prepare(cfg, tmp_path)
+    directory = preparation.prepare(cfg, tmp_path).folder
     before = contents(directory)
     (tmp_path / "small.csv").write_text("question,answer\nq,a,b\n")
     problem(cfg, tmp_path, 2)
     assert contents(directory) == before
-    assert sorted(os.listdir(tmp_path)) == ["prepared", "prepared.lock", "small.csv"]
+    assert sorted(os.listdir(tmp_path)) == ["prepared", "small.csv"]
+
+
+def test_a_refused_preparation_leaves_neither_its_lock_nor_a_folder(tmp_path):
+    cfg = small_csv(tmp_path / "small.csv")
+    (tmp_path / "small.csv").write_text("question,reply\nq,a\n")
+    problem(data_config(**{**vars(cfg), "prepared_dir": "some/where/prepared"}), tmp_path, 2)
+    assert os.listdir(tmp_path) == ["small.csv"]
+
+
+def test_several_starts_prepare_one_after_another_whoever_waits_for_a_lock_that_is_removed(tmp_path):
+    cfg, busy, most = small_text(tmp_path / "small.txt"), 0, []
+
+    def prepare():
+        nonlocal busy
+        with prepared.locked(prepared.directory_of(cfg, tmp_path)):
+            busy += 1
+            most.append(busy)
+            time.sleep(0.002)
+            busy -= 1
+
+    threads = [threading.Thread(target=lambda: [prepare() for _ in range(20)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 80 and max(most) == 1 and os.listdir(tmp_path) == ["small.txt"]
 
 
 def test_remains_of_a_killed_preparation_are_cleared_away(tmp_path):
@@ -174,13 +200,13 @@ def test_remains_of_a_killed_preparation_are_cleared_away(tmp_path):
     (tmp_path / ".prepared.new").mkdir()
     (tmp_path / ".prepared.new" / "train.bin").write_text("half")
     preparation.prepare(cfg, tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["prepared", "prepared.lock", "small.csv"]
+    assert sorted(os.listdir(tmp_path)) == ["prepared", "small.csv"]
 
 
 def test_a_second_start_waits_and_then_uses_what_the_first_prepared(tmp_path, lines):
     cfg = small_csv(tmp_path / "small.csv")
     with open(tmp_path / "prepared.lock", "w") as first:
-        fcntl.flock(first, fcntl.LOCK_EX)
+        lock_descriptor(first.fileno())
         second = threading.Thread(target=preparation.ensure, args=(cfg, tmp_path))
         second.start()
         time.sleep(0.2)
@@ -208,12 +234,15 @@ def test_a_place_that_cannot_be_written_is_an_error_of_the_environment(tmp_path,
     assert "cannot write" in problem(data_config(**{**vars(cfg), "prepared_dir": place}), tmp_path, 5)
 
 
-def test_an_empty_split_is_an_error_with_the_counts(tmp_path):
+def test_an_empty_split_is_an_error_with_the_counts_and_with_groups_only_where_they_are_the_cause(tmp_path):
     cfg = small_csv(tmp_path / "small.csv", n_topics=3)
     text = problem(cfg, tmp_path, 2)
-    assert (
-        "a split is empty: train 3, val 0, test 0 documents, as rows with a question or a focus area in common" in text
-    )
+    assert "a split is empty: train 3, val 0, test 0 documents (data.val_fraction" in text and "random" not in text
+    small_csv(tmp_path / "small.csv", n_topics=1)
+    with open(tmp_path / "small.csv", "a") as file:
+        file.writelines(f"q{i},a,src,topic 0\n" for i in range(3))
+    text = problem(cfg, tmp_path, 2)
+    assert "a split is empty: train 4, val 0, test 0 documents, as rows with a question or a focus area in" in text
     assert "data.split=random" in text
 
 
@@ -228,7 +257,7 @@ def test_bad_rows_that_are_left_out_are_counted_and_listed(tmp_path, lines):
     with open(tmp_path / "small.csv", "a") as file:
         file.write("q,a\n" * 12)
     assert "small.csv:22: 2 fields, the header has 4" in problem(cfg, tmp_path, 2)
-    directory = preparation.prepare(data_config(**{**vars(cfg), "on_bad_row": "skip"}), tmp_path)
+    directory = preparation.prepare(data_config(**{**vars(cfg), "on_bad_row": "skip"}), tmp_path).folder
     assert prepared.read_meta(directory)["ladder"][:2] == [["rows", 32], ["well-formed", 20]]
     listed = (directory.parent / "bad_rows.txt").read_text().splitlines()
     assert len(listed) == 12 and listed[-1] == "small.csv:33: 2 fields, the header has 4"
@@ -240,14 +269,41 @@ def test_bad_rows_that_are_left_out_are_counted_and_listed(tmp_path, lines):
 def test_a_split_that_leaks_is_warned_of(tmp_path, caplog, split):
     preparation.prepare(sample(split=split), tmp_path)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert f"data.split={split}: 0.0 % of the val questions occur in train" in warning
-    assert "of the test rows share their focus with train" in warning
+    assert f"data.split={split}: val: 0.0% of the questions occur in train" in warning
+    assert "; test: 0.0% of the questions occur in train" in warning and "share their focus with train; data" in warning
+
+
+def test_nothing_is_said_of_a_split_that_is_empty_or_does_not_leak(tmp_path, caplog):
+    cfg = small_csv(tmp_path / "small.csv")
+    made = preparation.prepare(data_config(**{**vars(cfg), "split": "random", "test_fraction": 0.0}), tmp_path)
+    assert list(made.meta["leaks"]) == ["val"]
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_what_is_odd_about_texts_is_said(tmp_path, caplog):
+    for name in ("a.txt", "B.TXT", "c.md", "more/d.jsonl", ".DS_Store"):
+        (tmp_path / "books" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "books" / name).write_text(f"{name}<|endoftext|>\n" * 20)
+    (tmp_path / "books" / "e.txt.gz").write_bytes(gzip.compress(b"e" * 50))
+    cfg = data_config(kind="text", path="books", prepared_dir="out", document_separator="***")
+
+    def warnings():
+        caplog.clear()
+        preparation.prepare(cfg, tmp_path)
+        return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+    marks, nowhere, left_out = warnings()
+    assert marks.startswith("<|endoftext|> occurs 40 times and is learned as text")
+    assert nowhere == 'data.document_separator="***" occurs nowhere'
+    assert left_out.endswith("as they do not end in .txt or .txt.gz: c.md, more/d.jsonl")
+    cfg = data_config(kind="text", path="books/more/d.jsonl", prepared_dir="out", document_separator="<|endoftext|>")
+    assert warnings() == ["d.jsonl: learned as text as it stands; data=alpaca reads rows"]
 
 
 def test_helpsteer_from_json_lines_groups_prompts_and_describes_the_scores(tmp_path):
     rows = [{"prompt": f"p{i // 4}\n", "response": f" r{i}", "helpfulness": i % 5, "coherence": 4} for i in range(80)]
     (tmp_path / "h.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    directory = preparation.prepare(data_config(kind="helpsteer", path="h.jsonl", prepared_dir="out"), tmp_path)
+    directory = preparation.prepare(data_config(kind="helpsteer", path="h.jsonl", prepared_dir="out"), tmp_path).folder
     shown = directory.parent
     prompts = [{row["instruction"] for row in read_lines(shown / f"{name}.jsonl")} for name in ("train", "val", "test")]
     assert [len(found) for found in prompts] == [16, 2, 2] and len(set.union(*prompts)) == 20
@@ -259,7 +315,7 @@ def test_helpsteer_from_json_lines_groups_prompts_and_describes_the_scores(tmp_p
 def test_alpaca_from_a_json_array_uses_the_template_with_input(tmp_path):
     rows = [{"instruction": f"i{i}", "input": "x" if i % 2 else "", "output": "o"} for i in range(20)]
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    directory = preparation.prepare(data_config(kind="alpaca", path="a.json", prepared_dir="out"), tmp_path)
+    directory = preparation.prepare(data_config(kind="alpaca", path="a.json", prepared_dir="out"), tmp_path).folder
     ids, index = np.fromfile(directory / "val.bin", dtype="<u2"), np.load(directory / "val.index.npy")
     row = read_lines(directory / "val.jsonl")[0]
     prompt = format_prompt("alpaca", row["instruction"], row["input"])
@@ -269,21 +325,21 @@ def test_alpaca_from_a_json_array_uses_the_template_with_input(tmp_path):
 def test_documents_of_a_text_end_at_its_separator_which_is_said_where_it_stays_text(tmp_path, lines):
     (tmp_path / "a.txt").write_text("<|endoftext|>\n".join("abcdefghi\n" for _ in range(20)))
     cfg = data_config(kind="text", path="a.txt", prepared_dir="out", val_fraction=0.2, test_fraction=0.0)
-    before = prepared.read_meta(preparation.ensure(cfg, tmp_path))
+    before = prepared.read_meta(preparation.ensure(cfg, tmp_path).folder)
     assert any("<|endoftext|> occurs 19 times" in line and "data.document_separator=" in line for line in lines())
     assert "document_separator" not in before["settings"]  # so that data of older versions is what it was
     cfg = data_config(**{**vars(cfg), "document_separator": "<|endoftext|>"})
-    directory = preparation.ensure(cfg, tmp_path)
+    directory = preparation.ensure(cfg, tmp_path).folder
     assert "data.document_separator changed" in lines()[-1]
     ids = np.fromfile(directory / "train.bin", dtype="<u2").tolist()
     assert ids.count(256) == 16 - 1 and bytes(ids[:9]) == b"abcdefghi" and ids[9:11] == [256, ord("a")]
-    assert preparation.ensure(cfg, tmp_path) == directory
+    assert preparation.ensure(cfg, tmp_path).folder == directory
 
 
 @pytest.mark.skipif(not THE_VERDICT.exists(), reason=f"{THE_VERDICT} is not there")
 def test_the_verdict_gives_4612_and_534_tokens(tmp_path):
     cfg = data_config(kind="text", path=str(THE_VERDICT), prepared_dir="out", tokenizer="gpt2", test_fraction=0.0)
-    directory = preparation.prepare(cfg, tmp_path)
+    directory = preparation.prepare(cfg, tmp_path).folder
     assert [np.load(directory / f"{name}.index.npy").tolist() for name in ("train", "val", "test")] == [
         [[0, 0, 4612]], [[0, 0, 534]], [],
     ]  # fmt: skip
@@ -294,7 +350,7 @@ def test_several_texts_are_joined_by_the_end_of_text_and_cut_by_characters(tmp_p
     for name, text in (("a", "a" * 50), ("b", ""), ("c", "c" * 50)):
         (tmp_path / "books" / f"{name}.txt").write_text(text)
     cfg = data_config(kind="text", path="books", prepared_dir="out", val_fraction=0.2, test_fraction=0.1)
-    directory = preparation.prepare(cfg, tmp_path)
+    directory = preparation.prepare(cfg, tmp_path).folder
     ids = [np.fromfile(directory / f"{name}.bin", dtype="<u2").tolist() for name in ("train", "val", "test")]
     assert ids == [[97] * 50 + [256] + [99] * 20, [99] * 20, [99] * 10]
 
@@ -317,7 +373,7 @@ def test_texts_have_the_ids_of_each_split_at_once_however_they_are_read_and_cut(
         cfg = data_config(kind="text", path=str(folder), prepared_dir=f"out {seed}", tokenizer="gpt2", **fractions)
         if sum(map(len, texts)) < 20:  # a split would be empty
             continue
-        directory = preparation.prepare(cfg, tmp_path)
+        directory = preparation.prepare(cfg, tmp_path).folder
         for name, first, last in splits.text_ranges(sum(map(len, texts)), cfg):
             expected, before = [], 0
             for text in texts:

@@ -14,7 +14,7 @@ from gpt.errors import UserError
 
 
 def test_prepared_data_says_what_it_is_to_people_and_lies_in_a_folder_of_its_own_for_runs(tmp_path):
-    folder = preparation.prepare(sample(), tmp_path)
+    folder = preparation.prepare(sample(), tmp_path).folder
     meta = prepared.read_meta(folder)
     assert meta["files"].keys() == {path.name for path in folder.iterdir()} - {"meta.json"}
     assert {"train.bin", "val.index.npy", "val.jsonl"} < meta["files"].keys()
@@ -42,7 +42,10 @@ def test_what_is_prepared_is_used_and_batches_may_change(tmp_path, lines):
         ({"max_tokens": 500}, "data.max_tokens changed from None to 500"),
         ({"split": "random"}, "data.split changed from grouped to random"),
         ({"split_seed": 3}, "data.split_seed changed from 0 to 3"),
-        ({"card": {"title": "t", "description": "d", "license": "other", "citation": "c"}}, "data.card changed"),
+        (
+            {"card": {"title": "t", "description": "d", "license": "other", "citation": "c", "notice": None}},
+            "data.card changed",
+        ),
     ],
 )
 def test_other_settings_prepare_anew(tmp_path, lines, change, reason):
@@ -97,7 +100,7 @@ DAMAGE = {  # what is done to a prepared directory, and what is said about it
 @pytest.mark.parametrize("reason, damage", DAMAGE.items(), ids=[ascii(reason)[:60] for reason in DAMAGE])
 def test_damaged_data_is_prepared_again_from_its_source_with_the_reason(tmp_path, lines, reason, damage):
     cfg = small_text(tmp_path / "small.txt")
-    directory = preparation.ensure(cfg, tmp_path)
+    directory = preparation.ensure(cfg, tmp_path).folder
     whole = contents(directory)
     damage(directory)
     preparation.ensure(cfg, tmp_path)
@@ -108,7 +111,7 @@ def test_damaged_data_is_prepared_again_from_its_source_with_the_reason(tmp_path
 @pytest.mark.parametrize("damage", [DAMAGE["train.bin damaged (sha256 differs)"], DAMAGE["no prepared data yet"]])
 def test_damaged_data_without_its_source_is_an_error_and_stays_what_it_is(tmp_path, damage):
     cfg = small_text(tmp_path / "small.txt")
-    directory = preparation.ensure(cfg, tmp_path)
+    directory = preparation.ensure(cfg, tmp_path).folder
     (tmp_path / "small.txt").unlink()
     damage(directory)
     before = contents(directory)
@@ -127,7 +130,7 @@ HOSTILE_NAMES = ["../../x", "/etc/passwd", "a\0", "\x1b[2J", "../x_alpaca.jsonl"
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_no_file_outside_the_directory_is_looked_at_whatever_meta_json_lists(tmp_path, lines, name):
     cfg = small_text(tmp_path / "small.txt")
-    directory = preparation.ensure(cfg, tmp_path)
+    directory = preparation.ensure(cfg, tmp_path).folder
     edit_meta(directory, files=prepared.read_meta(directory)["files"] | {name: {"bytes": 0, "sha256": ""}})
     preparation.ensure(cfg, tmp_path)
     reason = "meta.json damaged (other files than those of prepared data)"
@@ -136,27 +139,27 @@ def test_no_file_outside_the_directory_is_looked_at_whatever_meta_json_lists(tmp
 
 def test_a_pipe_in_place_of_the_lock_stops_nobody(tmp_path):
     os.mkfifo(tmp_path / "prepared.lock")
-    assert preparation.prepare(small_text(tmp_path / "small.txt"), tmp_path).is_dir()
+    assert preparation.prepare(small_text(tmp_path / "small.txt"), tmp_path).folder.is_dir()
 
 
 def test_a_changed_source_prepares_anew_and_a_vanished_one_does_not(tmp_path, lines):
     cfg = small_csv(tmp_path / "small.csv")
-    before = preparation.ensure(cfg, tmp_path)
+    before = preparation.ensure(cfg, tmp_path).folder
     small_csv(tmp_path / "small.csv", n_topics=21)
-    after = preparation.ensure(cfg, tmp_path)
+    after = preparation.ensure(cfg, tmp_path).folder
     assert lines()[1] == "preparing data=small from small.csv: small.csv changed"
     assert after != before and contents(before).keys() == contents(after).keys()
     (tmp_path / "small.csv").unlink()
-    assert preparation.ensure(cfg, tmp_path) == after
+    assert preparation.ensure(cfg, tmp_path).folder == after
     assert lines()[2].startswith(f"{tmp_path}/small.csv has gone; using the data prepared from it")
 
 
 def test_several_settings_of_one_directory_lie_side_by_side_and_none_is_prepared_twice(tmp_path, lines):
     cfg = small_csv(tmp_path / "small.csv")
     other = data_config(**{**vars(cfg), "split_seed": 1})
-    folders = [preparation.ensure(each, tmp_path) for each in (cfg, other)]
+    folders = [preparation.ensure(each, tmp_path).folder for each in (cfg, other)]
     whole = contents(tmp_path)
-    assert [preparation.ensure(each, tmp_path) for each in (cfg, other)] == folders and len({*folders}) == 2
+    assert [preparation.ensure(each, tmp_path).folder for each in (cfg, other)] == folders and len({*folders}) == 2
     assert [line.partition(": ")[2] for line in lines()] == [
         "no prepared data yet", "data.split_seed changed from 0 to 1"
     ]  # fmt: skip
@@ -170,7 +173,7 @@ def test_several_settings_of_one_directory_lie_side_by_side_and_none_is_prepared
 
 def test_what_a_run_has_opened_is_not_written_to_when_it_is_prepared_again_or_removed(tmp_path):
     cfg = small_text(tmp_path / "small.txt")
-    folder = preparation.ensure(cfg, tmp_path)
+    folder = preparation.ensure(cfg, tmp_path).folder
     before = {path.name: path.stat().st_ino for path in folder.iterdir()}
     split = batching.Split.open(folder, "train")
     ids = split.ids.tolist()
@@ -197,16 +200,16 @@ def to_older_layout(folder):
 
 def test_data_that_an_older_version_has_prepared_is_used_where_it_is_and_kept_when_more_is_prepared(tmp_path, lines):
     cfg = small_csv(tmp_path / "small.csv")
-    folder = preparation.ensure(cfg, tmp_path)
+    folder = preparation.ensure(cfg, tmp_path).folder
     tokens = contents(folder)
     to_older_layout(folder)
-    assert preparation.ensure(cfg, tmp_path) == folder.parent and len(lines()) == 1
+    assert preparation.ensure(cfg, tmp_path).folder == folder.parent and len(lines()) == 1
     preparation.ensure(data_config(**{**vars(cfg), "split_seed": 1}), tmp_path)
-    assert preparation.ensure(cfg, tmp_path) == folder and len(lines()) == 2
+    assert preparation.ensure(cfg, tmp_path).folder == folder and len(lines()) == 2
     assert {name: tokens[name] for name in prepared.TOKEN_FILES}.items() <= contents(folder).items()
     assert not any((folder.parent / name).exists() for name in prepared.TOKEN_FILES)
     (tmp_path / "small.csv").unlink()  # of which they recorded the name only
-    assert preparation.ensure(cfg, tmp_path) == folder
+    assert preparation.ensure(cfg, tmp_path).folder == folder
 
 
 @pytest.mark.parametrize("kind", ["csv", "text"])
@@ -214,9 +217,9 @@ def test_another_path_with_the_same_file_name_is_never_answered_with_older_data(
     make = small_csv if kind == "csv" else small_text
     (tmp_path / "a").mkdir()
     cfg = replace(make(tmp_path / "a" / "story.txt"), path="a/story.txt")
-    folder = preparation.ensure(cfg, tmp_path, is_typed=True)
+    folder = preparation.ensure(cfg, tmp_path, is_typed=True).folder
     (tmp_path / "a" / "story.txt").rename(tmp_path / "b.txt")
-    assert preparation.ensure(cfg, tmp_path) == folder  # it stands in YAML: of this whole path
+    assert preparation.ensure(cfg, tmp_path).folder == folder  # it stands in YAML: of this whole path
     for path in ("story.txt", "b/story.txt", str(tmp_path.parent / "story.txt"), "a/../story.txt"):
         with pytest.raises(UserError, match=r"made from another source .*story\.txt") as caught:
             preparation.ensure(replace(cfg, path=path), tmp_path)
@@ -225,7 +228,17 @@ def test_another_path_with_the_same_file_name_is_never_answered_with_older_data(
         preparation.ensure(cfg, tmp_path, is_typed=True)
     assert caught.value.code == 2
     own = prepared.read_meta(folder)["fingerprint"]
-    assert preparation.ensure(cfg, tmp_path, is_typed=True, fingerprint=own) == folder  # a run that goes on
+    assert preparation.ensure(cfg, tmp_path, fingerprint=own).folder == folder  # a run that goes on
+
+
+def test_a_run_goes_on_with_its_own_data_also_where_the_same_path_was_prepared_again_since(tmp_path):
+    cfg = small_text(tmp_path / "small.txt")
+    own = preparation.ensure(cfg, tmp_path)
+    (tmp_path / "small.txt").write_text("All play and no work.\n" * 20)
+    newest = preparation.ensure(cfg, tmp_path)
+    (tmp_path / "small.txt").unlink()
+    assert preparation.ensure(cfg, tmp_path) == newest != own
+    assert preparation.ensure(cfg, tmp_path, fingerprint=own.meta["fingerprint"]) == own
 
 
 def test_the_hub_is_no_answer_to_a_path_that_is_typed(tmp_path):

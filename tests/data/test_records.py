@@ -143,10 +143,16 @@ def test_chats_of_one_turn_are_records_and_others_are_counted_and_said():
     rows = [{"messages": turn}, {"messages": [system, turn[0], {"role": "assistant", "content": "b"}]}]
     found = clean([*rows, {"messages": turn * 2}, {"messages": 3}], policy="skip", kind="alpaca")
     assert [(record.instruction, record.output) for record in found.records] == [("q", "a"), ("q", "b")]
-    assert found.ladder[:3] == [("rows", 4), ("well-formed", 3), ("of one turn", 2)]
+    assert found.ladder[:3] == [("rows", 4), ("well-formed", 3), ("of one question and answer", 2)]
     assert [line[:50] for line in records.describe_left_out(found)] == [
-        "not learned from, with the share of rows that have", "1 of 3 chats left out: they have several turns, or"
+        "not learned from, with the share of rows that have", "1 of 3 rows are left out as a whole: chats of seve"
     ]  # fmt: skip
+
+
+def test_where_only_chats_of_several_turns_are_there_the_error_says_what_they_are():
+    turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(UserError, match=r"no record is left: 1 rows, .*; 1 of 1 rows .* chats of several turns"):
+        clean([{"messages": turn * 2}], kind="alpaca")
 
 
 def test_scores_may_be_written_as_text_and_be_missing():

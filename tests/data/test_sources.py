@@ -30,6 +30,15 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
+def test_a_typed_path_is_binding_unless_the_run_has_a_checkpoint_to_go_on_from(tmp_path):
+    typed, run = ["data.path=x.csv"], tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    assert not sources.path_is_typed(["data=medquad"], run_dir=None)
+    assert sources.path_is_typed(typed, run_dir=None) and sources.path_is_typed(typed, str(run))
+    (run / "checkpoints" / "step_00000010").mkdir()
+    assert not sources.path_is_typed(typed, str(run))
+
+
 def test_paths_begin_at_the_root_and_a_home_is_a_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.csv").write_text("x")

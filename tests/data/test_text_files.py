@@ -174,6 +174,12 @@ def test_a_text_in_another_encoding_is_read_as_what_it_says(path, monkeypatch, s
         path.write_bytes(text.encode(encoding))
         with open_text(path, encoding=encoding) as file:
             assert "".join(file.characters()) == text
+    path.write_bytes("\u00e9t\u00e9".encode("utf-8-sig"))
+    with (
+        pytest.raises(UserError, match=r"a.txt begins with the mark of UTF-8; leave out data.encoding"),
+        open_text(path, encoding="cp1252"),
+    ):
+        raise AssertionError("it has been opened")
     path.write_bytes(b"a\nb\x81")
     with (
         pytest.raises(UserError, match=r"a.txt:2: a byte that is not in cp1252"),

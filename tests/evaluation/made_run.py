@@ -8,7 +8,7 @@ from conftest import data_config, model_config
 
 from gpt import tokenizer
 from gpt.config.schema import as_dict
-from gpt.data import preparation, prepared
+from gpt.data import preparation
 from gpt.evaluation.registry import kinds
 from gpt.evaluation.settings import EvaluateConfig
 from gpt.model import GPT
@@ -38,8 +38,8 @@ def data(folder: Path, test_fraction: float = 0.3) -> Any:
 def make(folder: Path, name: str = "run", seed: int = 0, steps: tuple[int, ...] = (3,), **changes: Any) -> Path:
     """The directory of a run whose weights are random; `changes` are to the settings of its data."""
     cfg = data(folder, **changes)
-    version = preparation.ensure(cfg, folder)
-    settings = {"data": as_dict(cfg) | {"fingerprint": prepared.read_meta(version)["fingerprint"]}, "seed": seed}
+    prepared = preparation.ensure(cfg, folder)
+    settings = {"data": as_dict(cfg) | {"fingerprint": prepared.meta["fingerprint"]}, "seed": seed}
     torch.manual_seed(seed)
     model = GPT(MODEL, BYTES.n_vocab)
     for step in steps:

@@ -17,6 +17,7 @@ from gpt.runs import interrupt
 def handlers():
     before = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
     yield
+    interrupt.late = None
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -38,6 +39,16 @@ def test_a_deferred_signal_waits_to_be_asked_for_and_handlers_come_back(number):
         assert stop() and stop.signal == number
     with pytest.raises(Interrupted):
         os.kill(os.getpid(), number)
+
+
+def test_a_signal_that_comes_too_late_to_stop_a_run_is_known_afterwards():
+    with pytest.raises(Interrupted), interrupt.deferred() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise Interrupted(stop.signal)
+    assert interrupt.late is None  # the run has stopped
+    with interrupt.deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert interrupt.late == signal.SIGINT
 
 
 def test_another_reason_to_stop_is_no_signal():

@@ -29,6 +29,15 @@ def test_the_card_says_what_was_trained_on_what_and_how_well_it_does(tmp_path):
         assert part in card, part
 
 
+def test_a_card_names_no_folder_of_the_machine_and_has_the_notice_of_its_data(tmp_path):
+    meta = {"splits": {"train": {"documents": 1, "tokens": 2}}, "fingerprint": "f", "tokenizer": "x", "n_vocab": 3}
+    model_card.write(tmp_path / "README.md", loaded("data=text", "init.from=/home/me/x.pt", "model=tiny"), [], 1, meta)
+    card = (tmp_path / "README.md").read_text()
+    assert f"checkpoint={tmp_path.name} " in card and str(tmp_path) not in card and "/home/me" not in card
+    assert "1 document, 2 tokens" in card and "clinical" not in card
+    assert "clinical" in model_card.notice({}) and model_card.notice({"data": {"card": {"notice": "x\ny"}}}) == "x y\n"
+
+
 def test_of_a_training_that_only_made_it_worse_the_card_names_the_step_of_the_best_checkpoint_and_says_so():
     rows = [{"step": step, "val/loss": loss} for step, loss in ((0, 7.1), (5, 7.2), (10, 7.3))]
     text = model_card.validation(rows, {})

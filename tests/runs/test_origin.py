@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from gpt.runs import origin
-from gpt.runs.wandb_description import describe_run
+from gpt.runs.wandb_description import describe_run, describe_sweep
+from gpt.sweeps.selection import place_of_jobs
 
 from test_run_log import config  # isort: skip
 
@@ -27,7 +28,7 @@ def test_a_copy_is_a_new_run_that_says_where_it_comes_from_and_the_original_stay
     copy = origin.read(tmp_path / "b")
     assert copy["id"] != record["id"] and copy["copied_from"] == str(tmp_path / "a")
     assert origin.read(tmp_path / "a") == record and (tmp_path / "a" / "wandb.json").exists()
-    assert lines() == [f"copied from {tmp_path}/a: this is a new run from here on"]
+    assert lines() == [f"copied from {tmp_path}/a: this is a new one from here on"]
     about = describe_run(config(), tmp_path / "b", resumed=True)
     assert about["id"] != "good1234" and about["notes"] == f"copied from {tmp_path}/a"
     assert describe_run(config(), tmp_path / "a", resumed=True)["id"] == "good1234"
@@ -56,6 +57,27 @@ def test_a_copy_of_a_run_of_before_there_was_a_record_is_known_by_its_id_in_wand
     assert not (tmp_path / "b" / "wandb.json").exists()
     origin.settle(tmp_path / "a", str(tmp_path / "a"))
     assert origin.read(tmp_path / "a")["copied_from"] is None and (tmp_path / "a" / "wandb.json").exists()
+
+
+@pytest.mark.parametrize("has_record", [True, False], ids=["of today", "of before sweeps had a record"])
+def test_a_copied_sweep_is_a_new_one_in_wandb_and_so_is_each_job_that_goes_on_in_it(tmp_path, lines, has_record):
+    sweep = tmp_path / "first"
+    a_run(sweep)
+    a_run(sweep / "0a1b2c3d")
+    (sweep / "0a1b2c3d" / "job.json").write_text("{}")
+    if not has_record:
+        (sweep / "run.json").unlink()
+    shutil.copytree(sweep, tmp_path / "second")
+    copied = tmp_path / "second"
+    origin.settle(copied, place_of_jobs(copied))
+    origin.settle(copied / "0a1b2c3d")
+    about = describe_sweep(config().wandb, copied, "second", [{}])
+    assert about["id"] != "good1234" and about["notes"] == f"copied from {sweep}"
+    assert describe_run(config(), copied / "0a1b2c3d", resumed=True)["id"] != "good1234"
+    origin.settle(sweep, place_of_jobs(sweep))
+    original = describe_sweep(config().wandb, sweep, "first", [{}])
+    assert original["id"] == "good1234" and "notes" not in original
+    assert lines() == [f"copied from {sweep}{job}: this is a new one from here on" for job in ("", "/0a1b2c3d")]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"id": 5}', '{"id": "a", "directory": "\\u0000"}', '{"id": "a"}'])

@@ -190,7 +190,7 @@ def cut(name, n_bytes):
     [
         (
             lambda directory: (directory / peft_adapter.CONFIG).unlink(),
-            "no weights: adapter_model.safetensors, base.pt",
+            "no config.json beside the weights: adapter_model.safetensors, base.pt",
         ),
         (lambda directory: (directory / peft_adapter.WEIGHTS).unlink(), "adapter_model.safetensors: missing"),
         (cut(peft_adapter.CONFIG, 20), "adapter_config.json damaged"),

@@ -112,9 +112,16 @@ def test_another_micro_batch_is_announced(tmp_path, caplog):
     assert "train.micro_batch was 4" in caplog.text
 
 
-def test_a_key_that_can_have_no_effect_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"allow_changed: optimzer is not one of init, finetune, objective, optimizer"):
-        resumed(tmp_path, allowed=["optimzer"])
+def test_what_may_be_changed_anyway_may_be_allowed_and_a_misspelt_key_or_the_model_may_not(tmp_path):
+    started(tmp_path)
+    longer = changed(train={"max_steps": 50}, total_steps=50)
+    allowed = ["train.max_steps", "data", "data.fingerprint", "data.columns.answer", "wandb", "seed"]
+    assert resumed(tmp_path, longer, allowed=allowed).step == 5
+    with pytest.raises(UserError, match=r"allow_changed: unknown key optimzer.lr, did you mean optimizer.lr\?"):
+        resumed(tmp_path, allowed=["optimzer.lr"])
+    for key in ("model", "model.dropout"):
+        with pytest.raises(UserError, match=f"allow_changed: {key} cannot change"):
+            resumed(tmp_path, allowed=[key])
 
 
 def test_the_newest_of_three_with_a_hidden_rest_of_a_kill_is_used(tmp_path, caplog):

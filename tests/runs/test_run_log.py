@@ -9,6 +9,7 @@ import os
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from gpt.config import launch
 from gpt.config.schema import SweepConfig, WandbConfig
 from gpt.errors import ENVIRONMENT, NUMERICAL, Interrupted, UserError, exit_code
 from gpt.files.jsonl import RowFile, read_rows
-from gpt.runs import run_log
+from gpt.runs import run_log, wandb_run
 
 BEST = ("best/val/loss", "best/step")
 
@@ -36,7 +37,7 @@ class Config:
 
 def config(mode: str = "offline", sweep: str | None = None, overrides: tuple[str, ...] = (), **changes: Any) -> Config:
     values = {"project": "test", "entity": None, "group": None, "tags": ["tiny", "sample"], "log_model": "none"}
-    sweep = SweepConfig(name=sweep, report=None, rungs=[], keep=0.5, pause_at=None)
+    sweep = SweepConfig(name=sweep, rungs=[], keep=0.5, pause_at=None)
     return Config(WandbConfig(mode=mode, **(values | changes)), sweep, list(overrides))
 
 
@@ -288,6 +289,16 @@ def test_a_run_killed_offline_is_complete_in_its_last_folder_and_uploaded_once(r
         check_uploaded(server)
     record_property("count", f"W&B offline: {len(kills)} kill -9 cost its files {lost} rows that are on the disk; in "
                     f"the end {len(ALL_ROWS)} uploaded, none twice, none missing")  # fmt: skip
+
+
+def test_earlier_folders_are_put_aside_also_under_a_name_that_is_taken(tmp_path):
+    current, earlier = (tmp_path / f"offline-run-20261129_130000-abc{suffix}" for suffix in ("-1", ""))
+    for folder in (current, earlier, tmp_path / f"superseded-{earlier.name}"):
+        (folder / "files").mkdir(parents=True)
+    open_run = SimpleNamespace(id="abc", settings=SimpleNamespace(sync_dir=str(current)))  # of W&B's run, what is read
+    wandb_run._put_earlier_aside(open_run)
+    names = {current.name, f"superseded-{earlier.name}", f"superseded-{earlier.name}+"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_a_new_run_in_a_used_directory_starts_an_empty_record(root, run_dir):

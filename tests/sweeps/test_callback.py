@@ -15,8 +15,11 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import ROOT
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from launcher import launcher
+from omegaconf import OmegaConf
 from test_conf import loaded
+from wandb_server import Server
 
 from gpt.errors import UserError
 from gpt.sweeps import callback, jobs
@@ -252,7 +255,7 @@ def test_a_sweep_that_runs_is_reported_on_refused_to_a_second_process_and_ended_
     end = time.monotonic() + 60
     while not list(here.sweep("long").glob("*/checkpoints/step_00000010")) and time.monotonic() < end:
         time.sleep(0.02)
-    report = here.run("long", "sweep.report=long")
+    report = here.run("long", "report=long")
     second = here.run("long", "seed=1,3", "train.max_steps=4000")
     running.send_signal(signal.SIGINT)
     stdout, stderr = running.communicate(timeout=60)
@@ -267,6 +270,7 @@ def test_a_sweep_that_runs_is_reported_on_refused_to_a_second_process_and_ended_
     first, other = jobs.read(here.sweep("long"))
     assert (first.status, other.status) == ("interrupted", "new")
     assert "2 of 2 jobs are not done; to go on: python " in stdout
+    assert (stdout + stderr).count("to go on") == 1  # one way: the sweep's, not that of its job
     again = here.run("long", "seed=1,3", "train.max_steps=4000", "dry_run=true")
     assert again.returncode == 0  # nothing runs, nothing is written
     assert [job.status for job in jobs.read(here.sweep("long"))] == ["interrupted", "new"]
@@ -334,6 +338,44 @@ def test_no_sweep_runs_in_a_process_that_did_not_start_one():
 def test_user_errors_keep_their_text_and_bugs_name_their_type():
     assert callback._explain(UserError("what", "where", "remedy")) == "what (where); remedy"
     assert callback._explain(KeyError("key")) == "KeyError: 'key'"
+
+
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_a_directory_in_a_file_of_settings_begins_at_the_project_wherever_the_user_is(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = OmegaConf.create({"hydra": {kind: {"dir": "it's/here"}, "overrides": {"hydra": []}}})
+    OmegaConf.set_readonly(config.hydra, True)  # as Hydra hands it over
+    place = callback._settle_place(config, kind)
+    assert str(place) == config.hydra[kind].dir == f"{ROOT}/it's/here"
+    (override,) = OverridesParser.create().parse_overrides(list(config.hydra.overrides.hydra))
+    assert (override.key_or_group, override.value()) == (f"hydra.{kind}.dir", str(place))  # for jobs elsewhere
+
+
+@pytest.mark.exhaustive
+def test_the_same_command_sends_once_what_wandb_lacks_of_finished_jobs_and_nothing_of_a_copied_sweeps(here):
+    settings = ["wandb.mode=auto" if text == "wandb.mode=disabled" else text for text in SMALL]
+
+    def start(name, **environment):
+        environment = {"WANDB_MODE": "", "WANDB_DIR": str(here.path), "HOME": str(here.path)} | environment
+        command = [sys.executable, "app.py", "-m", f"hydra.sweep.dir={here.sweep(name)}", *settings, "seed=1,3"]
+        result = subprocess.run(command, cwd=here.path, env=os.environ | environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def known(name):
+        files = [here.sweep(name) / "wandb.json", *sorted(here.sweep(name).glob("*/wandb.json"))]
+        return [json.loads(file.read_text())["id"] for file in files]
+
+    with Server() as server:
+        online = server.environment | {"WANDB_MODE": ""}
+        assert start("away", WANDB_API_KEY="").count("to upload") == 3
+        shutil.copytree(here.sweep("away"), here.sweep("copy"))
+        assert start("away", **online).count("W&B: http") == 2
+        assert set(server.runs) == set(known("away"))
+        assert "W&B: http" not in start("away", **online)
+        assert "copied from" in start("copy", **online)
+        (new,) = known("copy")
+        assert set(server.runs) == {new, *known("away")} and new not in known("away")
 
 
 def test_a_sweep_of_another_version_is_refused_and_untouched(here, tmp_path):

@@ -150,6 +150,7 @@ REPLACED = {  # what gpt/sweeps/hydra_patches.py replaces or builds on, and its 
     "Plugins.instantiate_launcher": (
         hydra_patches.HYDRAS_INSTANTIATE_LAUNCHER, ["self", "hydra_context", "task_function", "config"],
     ),
+    "ConfigLoaderImpl._apply_overrides_to_config": (hydra_patches.HYDRAS_APPLY_OVERRIDES, ["overrides", "cfg"]),
     "JobReturn.return_value": (JobReturn.return_value.fset, ["self", "value"]),
     "ConfigRepository": (ConfigRepository, ["config_search_path"]),
     "ConfigRepository.load_config": (ConfigRepository.load_config, ["self", "config_path"]),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import scipy.stats
+from conftest import sweep_job
 
 from gpt.sweeps import leaderboard
 from gpt.sweeps.jobs import Job
@@ -132,6 +133,15 @@ def test_words_nothing_and_truth_values_are_axes_as_well():
     assert "The best is model=mini train.grad_clip=null train.compile=true: " in leaderboard.verdict(found)
 
 
+def test_the_best_job_of_a_folder_is_the_best_seed_of_the_best_settings_that_came_to_their_end(tmp_path):
+    assert leaderboard.best_job(tmp_path) is None and leaderboard.best_job(tmp_path / "nowhere") is None
+    for number, (lr, seed, loss) in enumerate([(1, 1, 4.0), (1, 2, 4.2), (2, 1, 3.9), (2, 2, 9.0)]):
+        sweep_job(tmp_path, number, {"optimizer.lr": lr, "seed": seed}, [9.5, loss])
+    sweep_job(tmp_path, 9, {"optimizer.lr": 3, "seed": 1}, [9.5, 1.0], status="interrupted")
+    best = leaderboard.best_job(tmp_path)
+    assert (best.setting("optimizer.lr"), best.setting("seed"), best.folder.parent) == (1, 1, tmp_path)
+
+
 def test_nothing_at_all_is_a_leaderboard_too():
     assert leaderboard.entries([]) == []
     assert "no best yet" in leaderboard.verdict([])
@@ -226,7 +236,7 @@ def test_a_fair_comparison_has_no_caveats():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"fingerprint": "g"}, "prepared data differs, 2 on that of job 0; 1 on that of job 2:"),
+        ({"fingerprint": "g"}, "prepared data differs, 2 on that of 00000000; 1 on that of 00000002:"),
         ({"config": {"data.mask": "all"}}, r"data\.mask differs \(response, all\)"),
         ({"config": {"train.eval_tokens": 100}}, r"train\.eval_tokens differs \(4096, 100\)"),
         ({"config": {"data.tokenizer": "bytes"}}, "compare val/bpb"),

@@ -159,7 +159,7 @@ def test_the_page_says_what_came_of_the_sweep(sweep):
     assert all(str(one) in text for one in prediction.predictions(sweep.jobs))
     assert "the loss is not finite at step 2" in text and "(exit code 4)" in text and "/runs/x/train.log" in text
     assert COMMAND in text and "must not guide clinical decisions" in text
-    assert f"sweep.report={sweep.directory.name}" in shlex.split(text[text.index("This report again") :])
+    assert f"report={sweep.directory.name}" in shlex.split(text[text.index("This report again") :])
 
 
 def test_the_last_samples_of_best_and_worst_stand_side_by_side(sweep):

@@ -84,6 +84,11 @@ def test_all_jobs_that_cannot_run_are_listed_each_fault_and_each_remedy_once(tmp
     assert caught.value.code == ENVIRONMENT
 
 
+def test_a_job_that_is_called_by_the_key_that_is_wrong_is_named_once(tmp_path):
+    with pytest.raises(UserError, match=r"none was started: name=a: too small$"):
+        ask({"a": UserError("name=a: too small")}, **{name: job(tmp_path, name) for name in "ab"})
+
+
 def test_what_this_machine_lacks_is_no_fault_of_jobs_that_run_on_others(tmp_path):
     jobs = {name: job(tmp_path, name) for name in "ab"}
     ask({"a": UserError("no CUDA", code=ENVIRONMENT)}, are_elsewhere=True, **jobs)

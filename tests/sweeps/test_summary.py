@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import shlex
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, sweep_job
@@ -85,7 +86,9 @@ def test_the_result_is_in_files_beside_the_jobs(mixed, closed):
     assert (board[0]["optimizer.lr"], board[0]["model.context_length"]) == ("0.001", "64")
     assert float(board[0]["val/loss"]) == pytest.approx(4.0655)
     page = (mixed / "leaderboard.md").read_text()
-    assert page.startswith("# mixed\n\nThe best is optimizer.lr=0.001 model.context\\_length=64".replace("\\_", "_"))
+    assert page.startswith(
+        "# Sweep mixed\n\nThe best is optimizer.lr=0.001 model.context\\_length=64".replace("\\_", "_")
+    )
     assert "## Failures" in page and "loss nan" in (mixed / "report.html").read_text()
 
 
@@ -132,7 +135,17 @@ def test_in_a_narrow_terminal_the_table_fits_and_the_result_stays(mixed, closed)
     wide, narrow = (printed[1 : printed.index("", 1)] for printed in (closed[1], lines))
     assert len(wide) == len(narrow) and max(map(len, narrow)) <= 60 < max(map(len, wide)) <= 160
     assert "4.066" in narrow[1] and code == 1
-    assert lines[lines.index("", 1) :] == closed[1][closed[1].index("", 1) :]
+    assert narrow[0].split()[:2] == ["lr", "context_length"] and ".." not in narrow[0]  # whole words, fewer columns
+    prose = lines[lines.index("", 1) + 1 : next(i for i, line in enumerate(lines) if line.startswith("best job: "))]
+    assert max(map(len, prose)) <= 60 and " ".join(prose) in " ".join(closed[1])  # broken between words only
+    best = [job for job in jobs.read(mixed) if job.val_loss and job.setting("optimizer.lr") == 0.001]
+    folder = min(best, key=lambda job: job.val_loss).folder
+    assert f"best job: {folder}" in lines
+    script = ROOT / "generate.py" if Path.cwd() != ROOT else "generate.py"
+    command = f'python {script} checkpoint={folder} prompt="..."'
+    assert f"generate from it: {command}" in lines
+    for name in ("leaderboard.md", "report.html"):
+        assert command.replace('"', "&#34;" if name.endswith("html") else '"') in (mixed / name).read_text()
 
 
 def test_closing_again_says_the_same_and_leaves_the_jobs_alone(mixed, closed):
@@ -206,6 +219,8 @@ def test_when_the_command_is_not_known_there_is_one_that_names_the_sweep(tmp_pat
     assert len(caplog.records) == 1
 
 
-def test_the_command_can_be_pasted_into_a_shell(tmp_path):
+def test_the_command_can_be_pasted_into_a_shell_and_is_that_of_this_folder_also_of_a_copied_one(tmp_path):
     (tmp_path / "sweep.json").write_text(json.dumps({"command": COMMAND}))
-    assert shlex.split(summary.command(tmp_path)) == COMMAND and "'data.path=a b.txt'" in summary.command(tmp_path)
+    command = summary.command(tmp_path)
+    assert shlex.split(command)[:-1] == COMMAND[:-1] and "'data.path=a b.txt'" in command
+    assert command.endswith(f" sweep.name={tmp_path.name}")  # a copy of the sweep in COMMAND

@@ -16,13 +16,13 @@ from gpt.terminal import console
 
 
 def results(name, entries, verdict="v", caveats=(), predictions=(), failures=()):
-    return Results(Path(name), [], entries, verdict, caveats, predictions, failures, "")
+    return Results(Path(name), [], entries, verdict, caveats, predictions, failures, "python train.py -m")
 
 
 def test_nothing_at_all_has_tables_too():
     assert tables.entries_csv([]).count("\n") == tables.jobs_csv([]).count("\n") == 1
-    assert tables.markdown(results("empty", [])).startswith("# empty\n")
-    assert tables.columns([]) == ["status", "val/loss", "val/bpb", "tokens", "tokens/s", "seconds"]
+    assert tables.markdown(results("empty", [])).startswith("# Sweep empty\n")
+    assert tables.columns([]) == ["status", "val/loss", "val/bpb", "tokens", "tokens/s", "seconds", "folder"]
     assert tables.rows([]) == [] and tables.grid([]) is None
 
 
@@ -47,17 +47,15 @@ def test_the_csv_has_all_digits_and_reads_back():
 
 def test_the_page_has_varied_keys_only_and_everything_beside_the_table():
     found = leaderboard.entries(THREE)
-    page = tables.markdown(
-        results("sweep first", found, "A verdict.", ["A caveat."], ["a prediction"], ["job 7 failed"])
-    )
+    page = tables.markdown(results("first", found, "A verdict.", ["A caveat."], ["a prediction"], ["job 7 failed"]))
     assert page.splitlines()[:7] == [
-        "# sweep first",
+        "# Sweep first",
         "",
         "A verdict.",
         "",
-        "|  | optimizer.lr | val/loss | 95 % interval | seeds | val/bpb | tokens | time | tokens/s | status |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| 1 | 0.001 | 4.1000 +- 0.1414 | 2.8294 to 5.3706 | 2 | 1.3667 | 1,000 | 20 s | 100 | completed |",
+        "|  | optimizer.lr | val/loss | 95 % interval | seeds | val/bpb | tokens | time | tokens/s | folder | status |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| 1 | 0.001 | 4.1000 +- 0.1414 | 2.8294 to 5.3706 | 2 | 1.3667 | 1,000 | 20 s | 100 | 00000000 | completed |",
     ]
     for part in (
         "## Not comparable\n\n- A caveat.\n",
@@ -77,7 +75,7 @@ def test_nothing_in_a_setting_or_a_failure_is_markup_or_moves_the_cursor():
     page = tables.markdown(results(EVIL.replace("/", "|"), found, leaderboard.verdict(found), [EVIL], [EVIL], [EVIL]))
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert len(rows) == 4
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {12}  # eleven cells each
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {13}  # twelve cells each
     assert not re.search(r"(?<!\\)[<`\[*]", page)
     for text in (page, tables.entries_csv(found), leaderboard.verdict(found)):
         assert not set(text) & {"\x1b", "\u202e"}
@@ -90,9 +88,9 @@ def test_the_closing_table_has_a_line_for_each_entry(monkeypatch):
     found = leaderboard.entries([*THREE, job(9, None, "optimizer.lr=1", status="new")])
     lines = console.table(tables.rows(found), tables.columns(found)).splitlines()
     assert lines[0].split() == [
-        "optimizer.lr", "status", "val/loss", "std", "seeds", "val/bpb", "tokens", "tokens/s", "seconds",
+        "optimizer.lr", "status", "val/loss", "std", "seeds", "val/bpb", "tokens", "tokens/s", "seconds", "folder",
     ]  # fmt: skip
-    assert lines[1].split() == ["0.001", "completed", "4.1", "0.1414", "2", "1.367", "1,000", "100.5", "20"]
+    assert lines[1].split() == ["0.001", "completed", "4.1", "0.1414", "2", "1.367", "1,000", "100.5", "20", "00000000"]
     assert len(lines) == 5
     single = leaderboard.entries([job(0, 4.0, "optimizer.lr=1"), job(1, 4.1, "optimizer.lr=2")])
     assert "std" not in tables.columns(single)

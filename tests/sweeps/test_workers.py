@@ -13,6 +13,7 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 
 from gpt.errors import Interrupted, UserError
+from gpt.runs import interrupt
 from gpt.sweeps import workers
 from gpt.terminal import console
 
@@ -50,6 +51,19 @@ def test_any_other_error_of_a_job_is_what_it_was(error):
         workers.run_isolated(task, CFG)
     assert caught.value is error
     assert not workers.is_ending()
+
+
+def test_a_signal_while_a_job_writes_its_last_files_lets_it_end_and_no_other_begin(monkeypatch):
+    def task(cfg):
+        with interrupt.deferred():
+            os.kill(os.getpid(), signal.SIGINT)
+        return "done"
+
+    monkeypatch.setattr(interrupt, "late", None)
+    assert workers.run_isolated(task, CFG) == "done" and workers.is_ending()
+    with pytest.raises(Interrupted) as caught:
+        workers.run_isolated(task, CFG)
+    assert caught.value.code == 130
 
 
 def state():
@@ -163,6 +177,7 @@ for _ in range(200):
 PARENT = """
 import signal, subprocess, sys, threading, time
 from omegaconf import OmegaConf
+from gpt.runs import interrupt
 from gpt.sweeps import workers
 from gpt.errors import Interrupted
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("the handler of before"))

@@ -215,6 +215,32 @@ def test_a_table_is_aligned_and_fits_the_terminal(monkeypatch):
     assert console.table([], ["a", "b"]) == "a  b"
 
 
+def test_in_a_narrow_terminal_names_are_short_and_what_matters_least_is_left_out_before_words_are_cut(monkeypatch):
+    rows = [
+        {"optimizer.lr": 0.001, "model.context_length": 64, "status": "completed", "val/loss": 7.0, "tokens": 12800}
+    ]
+    columns = [*rows[0], "tokens/s"]
+    monkeypatch.setenv("COLUMNS", "60")
+    assert console.table(rows, columns, ["tokens/s", "tokens"]).splitlines() == [
+        "   lr  context_length  status     val/loss  tokens  tokens/s",
+        "0.001              64  completed         7  12,800",
+    ]
+    monkeypatch.setenv("COLUMNS", "45")
+    assert console.table(rows, columns, ["tokens/s", "tokens"]).splitlines()[0].split()[-1] == "val/loss"
+    assert console.short_names(["optimizer.lr", "a.name", "b.name"]) == {
+        "optimizer.lr": "lr", "a.name": "a.name", "b.name": "b.name"
+    }  # fmt: skip
+
+
+def test_sentences_break_between_words_and_not_at_all_in_a_pipe(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    assert console.wrapped("model.context_length=64 is the best of-all").splitlines() == [
+        "model.context_length=64", "is the best of-all"
+    ]  # fmt: skip
+    monkeypatch.delenv("COLUMNS")
+    assert console.wrapped("a word " * 100).count("\n") == 0
+
+
 @pytest.mark.parametrize("columns", range(1, 40))
 def test_a_table_is_never_wider_than_the_terminal_unless_a_single_number_is(monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -50,15 +50,23 @@ def test_of_a_very_large_sweep_all_curves_are_drawn_and_the_best_are_named(tmp_p
     assert (abs(image - 0.8) < 0.01).all(-1).sum() > 1000  # the grey of those without a name
 
 
-def test_a_picture_shows_where_jobs_differ_and_counts_what_is_above_it():
-    falling = [[(0, 10.8), *((k, 6.5 + job / 10 + 2 / k) for k in range(1, 11))] for job in range(4)]
-    low, high, outside = figures.loss_range(falling)
-    assert 6.5 < low < 6.7  # the lowest is 6.7
-    assert 7.0 < high < 9  # far below the loss before training, above what every job reaches
-    assert outside == sum(loss > high for points in falling for _, loss in points) >= 4
-    diverged = [(k, 40.0 + k) for k in range(1, 11)]
-    assert figures.loss_range([*falling * 3, diverged])[1] < 9
-    assert figures.loss_range([*falling * 3, diverged])[2] >= 10
+def test_all_evaluations_but_the_first_and_those_of_jobs_that_diverged_are_in_view():
+    few = [[(0, 10.85), (25_600, 7.4 - job / 10), (51_200, 7.0 - job / 100)] for job in range(4)]
+    low, high, outside = figures.loss_range(few)
+    assert low < 6.97 and 7.4 < high < 7.5 and outside == 4
+    assert "4 evaluations, those before training among them" in figures.not_in_view(outside, high)
+    diverged = [(0, 10.85), (25_600, 40.0), (51_200, 60.0)]
+    assert figures.loss_range([*few, diverged]) == (low, high, 7)
+    worse_than_before = [[(0, 3.0), (1, 3.2), (2, 3.1)]]  # fine-tuning at too high a rate
+    low, high, outside = figures.loss_range(worse_than_before)
+    assert low < 3.1 and high > 3.2 and outside == 0
+    assert figures.not_in_view(0, 1.0) == ""
+
+
+def test_the_colours_of_a_heatmap_are_not_those_of_one_cell_that_diverged():
+    low, high = figures.colour_range([6.5, 6.4, 6.3, 6.2, 900.0, math.nan])
+    assert 6 < low < 6.2 and high < 10
+    assert figures.colour_range([]) < (0.1, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -110,3 +118,15 @@ def test_a_heatmap_of_any_size_is_drawn(tmp_path, grid):
 def test_token_lengths_are_drawn_with_and_without_a_limit(tmp_path, lengths, limit):
     figures.length_histogram(lengths, limit, tmp_path / "lengths.png")
     assert size(tmp_path / "lengths.png")
+
+
+def test_the_documents_fill_the_picture_of_lengths_from_side_to_side(tmp_path):
+    """Blue from the first column of the axes to the last, also where the limit is far beyond all documents, and the
+    legend covers none of it."""
+    figures.length_histogram(list(range(40, 120)) * 5, 4096, tmp_path / "lengths.png")
+    image = matplotlib.image.imread(tmp_path / "lengths.png")[..., :3]
+    blue = (abs(image - [0.474, 0.678, 0.825]) < 0.03).all(-1)  # tab:blue, 0.6 of it on white
+    columns = blue.any(0).nonzero()[0]
+    black = (image < 0.1).all(-1).sum(0)  # the frame's two sides are the longest black columns
+    sides = (black > black.max() * 0.95).nonzero()[0]
+    assert columns[0] - sides[0] < 5 and sides[-1] - columns[-1] < 5

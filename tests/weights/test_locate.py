@@ -140,6 +140,12 @@ def test_a_directory_without_weights_says_what_is_in_it_and_where_they_may_be(ro
     assert problem("nothing", root).what == "no weights: notes.txt, readme.md"
     above = problem("above", root)
     assert above.what == "no weights: hf, notes.txt" and above.remedy == f"did you mean {root / 'above' / 'hf'}?"
+    (root / "bare").mkdir()
+    for name in ("adapter_model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors"):
+        (root / "bare" / name).touch()
+    bare = problem("bare", root)
+    assert bare.what.startswith("no config.json beside the weights: adapter_model.safetensors, model-0")
+    assert bare.remedy == f"did you mean {root / 'bare' / 'model.safetensors'}?"
     assert locate.find("adapter", None, root).kind == "adapter"
     assert problem("pipe", root).what == problem("/dev/null", root).what == "not an ordinary file"
 

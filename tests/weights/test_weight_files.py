@@ -528,7 +528,10 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
 def test_other_files_are_refused(tmp_path, name, content):
     small().config.save_pretrained(tmp_path)
     (tmp_path / name).write_bytes(content)
-    assert name in refused(tmp_path / name).what
+    error = refused(tmp_path / name)
+    assert name in error.what
+    if content in (HTML, POINTER) and not name.endswith(".png"):
+        assert ("git lfs pull" if content == POINTER else "download the file itself") in error.remedy
 
 
 @pytest.mark.parametrize(
@@ -538,6 +541,25 @@ def test_other_files_are_refused(tmp_path, name, content):
 )
 def test_a_file_without_tensors_that_have_names_is_refused(tmp_path, content):
     assert "no tensors with names in it" in refused(to_file(content, tmp_path / "x.pth")).what
+
+
+def test_weights_under_any_key_are_taken_where_no_other_has_some_and_settings_may_stand_in_others(tmp_path):
+    weights, more = as_book(small()), {"optimizer": {"state": {}}, "epoch": 3}
+    path = to_file(
+        {"ema": weights, "hyper_parameters": {"lr": 1, "config": {"n_heads": 2}}, **more}, tmp_path / "x.pth"
+    )
+    architecture = read(path).architecture
+    assert architecture.n_head == 2 and architecture.stated == ("n_head",)
+    error = refused(to_file({"net": weights, "ema": weights, **more}, tmp_path / "y.pth"))
+    assert error.what == "weights under several keys, net, ema" and "state_dict of the model alone" in error.remedy
+    assert refused(to_file(more, tmp_path / "z.pth")).what.endswith("; its keys are optimizer, epoch")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "model-00001-of-*.safetensors"])
+def test_a_shard_or_its_index_stands_for_the_directory(tmp_path, name):
+    folder = shards_of(tmp_path)
+    source = locate.find(str(next(folder.glob(name))), None, tmp_path)
+    assert (source.path, source.kind) == (folder, "transformers")
 
 
 def test_another_network_is_refused_with_some_of_its_tensors(tmp_path):

@@ -1,0 +1,31 @@
+"""Finds the runs below a folder, those of sweeps among them, by the files that a run leaves. No torch."""
+
+import os
+from pathlib import Path
+
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The directories of all runs below `folder`, by the last time that a row of metrics was written. What cannot be
+    read is passed over."""
+    found = []
+    for place, folders, _ in os.walk(folder):
+        if is_run(Path(place)):
+            found.append(Path(place))
+            folders.clear()  # a run has no runs in it
+        folders[:] = [name for name in folders if not name.startswith(".")]
+    return sorted(found, key=lambda run: (-_changed(run), run))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run has got as far as its first evaluation there, or has a checkpoint."""
+    return os.path.isfile(folder / METRICS) or os.path.isdir(folder / CHECKPOINTS)
+
+
+def _changed(run: Path) -> float:
+    """Seconds since 1970."""
+    try:
+        return os.stat(run / METRICS).st_mtime
+    except OSError:
+        return 0.0
