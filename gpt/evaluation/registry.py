@@ -15,6 +15,7 @@ def kinds() -> dict[str, type]:
     - `finish(task, rows)`: the rows of all units, with all that is scored, one for each question;
     - `measures(rows)`: {system: {name: gpt.evaluation.statistics.Measure}}, of the model and of its baselines;
     - `remarks(task, rows, figures)`: sentences on what the figures mean;
+    - `headline`: the name of the figure that stands for all of them; without it, the first one does;
     - `asked(task)`, only if it needs no data: what results say of its questions, see running.asked_of_data.
     """
     package = import_module("gpt.evaluation.kinds")

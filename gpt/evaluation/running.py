@@ -32,6 +32,7 @@ class Result:
     val_loss: float | None  # of the checkpoint, where its run has evaluated it
     identity: dict[str, Any]
     figures: dict[str, dict[str, Figure]]
+    headline: str  # the name of the figure that stands for all
     remarks: list[str]
 
     @property
@@ -59,6 +60,7 @@ def evaluate(kind: str, settings: Any, task: Task, cfg: EvaluateConfig) -> Resul
         rows = settings.finish(task, own.rows())
         scored = statistics.figures(settings.measures(rows), cfg.resamples, cfg.seed)
         content = {"figures": record.as_json(scored), "remarks": settings.remarks(task, rows, scored)}
+        content["headline"] = getattr(settings, "headline", next(iter(scored["model"])))
         content["notice"] = model_card.notice(subject.settings).strip()
         if kind == "answers":
             content["signatures"] = similarity.signatures()
@@ -66,7 +68,17 @@ def evaluate(kind: str, settings: Any, task: Task, cfg: EvaluateConfig) -> Resul
     else:
         log.info(f"{own.path.name} is there already, for the same weights, questions and settings")
     scored = record.from_json(content["figures"])
-    return Result(kind, subject.name, subject.step, own.path, subject.val_loss, identity, scored, content["remarks"])
+    return Result(
+        kind,
+        subject.name,
+        subject.step,
+        own.path,
+        subject.val_loss,
+        identity,
+        scored,
+        content["headline"],
+        content["remarks"],
+    )
 
 
 def asked_of_data(task: Task) -> dict[str, Any]:
@@ -108,10 +120,10 @@ def mirror(found: Sequence[Result], cfg: EvaluateConfig) -> None:
 
 
 def draw(found: Sequence[Result]) -> None:
-    """A picture for each kind: its first figure over the steps of training, with those of baselines as lines."""
+    """A picture for each kind: its headline figure over the steps of training, with those of baselines as lines."""
     for kind in dict.fromkeys(result.kind for result in found):
         own = [result for result in found if result.kind == kind]
-        name = next(iter(own[0].figures["model"]))
+        name = own[0].headline
         figures_of = [(result.step, result.figures["model"][name]) for result in own]
         points = [(step, f.value, f.value if f.low is None else f.low, f.value if f.high is None else f.high)
                   for step, f in figures_of]  # fmt: skip

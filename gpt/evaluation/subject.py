@@ -9,6 +9,7 @@ import torch
 from gpt import tokenizer
 from gpt.config.places import stored
 from gpt.errors import UserError
+from gpt.evaluation import headlines
 from gpt.evaluation.settings import EvaluateConfig
 from gpt.files import hub_names
 from gpt.files.atomic import sha256
@@ -41,7 +42,7 @@ class Subject:
     def folder(self) -> Path:
         """Where its results go."""
         if self.run:
-            return self.run / "evaluations"
+            return self.run / headlines.FOLDER
         is_of_hub = hub_names.is_repository(self.name, PROJECT_ROOT)
         name = self.name.replace("/", "_") if is_of_hub else Path(self.name).name
         return ELSEWHERE / (name or "model")

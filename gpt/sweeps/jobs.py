@@ -21,6 +21,7 @@ import yaml
 from gpt.config.places import stored, with_paths
 from gpt.config.schema import ADDED, METRIC, TrainConfig, flatten, nested
 from gpt.config.value_errors import holder, valid_keys
+from gpt.evaluation import headlines
 from gpt.files import atomic
 from gpt.files.directory import is_owned
 from gpt.files.jsonl import read_rows
@@ -79,6 +80,11 @@ class Job:
     @property
     def val_loss(self) -> float | None:
         return self.best.get(METRIC)
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """The headline figures of the evaluations of its best checkpoint."""
+        return headlines.read(self.folder, self.best["step"]) if "step" in self.best else {}
 
     @property
     def val_bpb(self) -> float | None:

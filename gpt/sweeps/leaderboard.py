@@ -47,6 +47,13 @@ class Entry:
         return counted(self.jobs)
 
     @property
+    def scores(self) -> dict[str, float]:
+        """The headline figures of evaluations that all of them have, as means."""
+        of_jobs = [job.scores for job in self.counted]
+        names = [name for name in of_jobs[0] if all(name in own for own in of_jobs)] if of_jobs else []
+        return {name: statistics.fmean(own[name] for own in of_jobs) for name in names}
+
+    @property
     def best(self) -> Job:
         """The one of them with the lowest val/loss; without any, the first of all."""
         return min(self.counted, key=lambda job: job.val_loss, default=self.jobs[0])

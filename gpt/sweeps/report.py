@@ -53,6 +53,8 @@ def write(sweep: Results) -> Path:
     page = _template().render(
         sweep=sweep,
         styled=styled,
+        result_columns=tables.result_columns(entries),
+        scores=tables.score_names(entries),
         keys=tables.setting_keys(entries),
         varied=varied,
         numbers_of=lambda jobs: " ".join(str(numbers[job.folder]) for job in jobs),
@@ -126,7 +128,6 @@ def _template() -> jinja2.Template:
     environment.filters |= {"shortened": shortened, "lines": lines, "breakable": breakable}
     environment.globals |= {
         "METRIC": METRIC,
-        "RESULTS": tables.RESULTS,
         "DISCLAIMER": DISCLAIMER,
         "zip": zip,
         "not_in_view": not_in_view,

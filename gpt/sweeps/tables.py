@@ -13,8 +13,6 @@ from gpt.sweeps.leaderboard import Entry, Results, mean_text
 from gpt.terminal.console import escape
 from gpt.terminal.figures import Grid
 
-# Columns of leaderboard.md and report.html.
-RESULTS = [METRIC, "95 % interval", "seeds", "val/bpb", "tokens", "time", "tokens/s", "folder", "status"]
 # Columns of the closing table that a narrow terminal does without, the first of them first.
 LEAST_IMPORTANT = ["seconds", "tokens/s", "val/bpb", "tokens", "folder", "std", "seeds"]
 
@@ -24,10 +22,22 @@ def setting_keys(entries: Sequence[Entry]) -> list[str]:
     return list(entries[0].settings) if entries else []
 
 
+def score_names(entries: Sequence[Entry]) -> list[str]:
+    """The headline figures of evaluations that any entry has."""
+    return list(dict.fromkeys(name for entry in entries for name in entry.scores))
+
+
+def result_columns(entries: Sequence[Entry]) -> list[str]:
+    """Of leaderboard.md and report.html."""
+    last = ["tokens", "time", "tokens/s", "folder", "status"]
+    return [METRIC, "95 % interval", "seeds", "val/bpb", *score_names(entries), *last]
+
+
 def columns(entries: Sequence[Entry]) -> list[str]:
     """Of the closing table, for console.table."""
     seeds = ["std", "seeds"] if any(len(entry.jobs) > 1 for entry in entries) else []
-    return [*setting_keys(entries), "status", METRIC, *seeds, "val/bpb", "tokens", "tokens/s", "seconds", "folder"]
+    last = ["tokens", "tokens/s", "seconds", "folder"]
+    return [*setting_keys(entries), "status", METRIC, *seeds, "val/bpb", *score_names(entries), *last]
 
 
 def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -40,6 +50,7 @@ def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             "std": entry.std,
             "seeds": len(entry.counted),
             "val/bpb": entry.bpb,
+            **entry.scores,
             "tokens": entry.tokens,
             "tokens/s": entry.tokens_per_second,
             "seconds": round(entry.seconds, 1) if entry.seconds else None,
@@ -52,11 +63,12 @@ def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 def entries_csv(entries: Sequence[Entry]) -> str:
     """leaderboard.csv: a line per entry, numbers with all their digits. Only completed entries have a rank."""
     results = [METRIC, "std", "low", "high", "seeds", "val/bpb", "tokens", "seconds", "tokens_per_second"]
+    results += score_names(entries)
     lines = [["rank", *setting_keys(entries), *results, "status", "jobs"]]
     for rank, (entry, row) in enumerate(zip(entries, rows(entries), strict=True), start=1):
         row |= {"low": entry.low, "high": entry.high, "seconds": round(entry.seconds, 3)}
         row |= {"tokens_per_second": entry.tokens_per_second}
-        values = [row[key] for key in [*entry.settings, *results]]
+        values = [row.get(key) for key in [*entry.settings, *results]]
         ids = " ".join(job.id for job in entry.jobs)
         lines.append([rank if entry.losses else "", *values, entry.status, ids])
     return _csv(lines)
@@ -74,13 +86,14 @@ def jobs_csv(jobs: Sequence[Job]) -> str:
     return _csv(lines)
 
 
-def results(entry: Entry) -> list[str]:
-    """What came of an entry, in the columns RESULTS."""
+def results(entry: Entry, scores: Sequence[str]) -> list[str]:
+    """What came of an entry, in the `result_columns`; `scores`: the `score_names` of all entries."""
     return [
         mean_text(entry),
         "" if entry.low is None else f"{entry.low:.4f} to {entry.high:.4f}",
         str(len(entry.counted)),
         "" if entry.bpb is None else f"{entry.bpb:.4f}",
+        *(f"{entry.scores[name]:.4g}" if name in entry.scores else "" for name in scores),
         f"{entry.tokens:,}",
         f"{entry.seconds:,.0f} s" if entry.seconds else "",
         "" if entry.tokens_per_second is None else f"{entry.tokens_per_second:,.0f}",
@@ -91,11 +104,12 @@ def results(entry: Entry) -> list[str]:
 
 def markdown(sweep: Results) -> str:
     """leaderboard.md; sections without content are left out."""
-    header = ["", *setting_keys(sweep.entries), *RESULTS]
+    header = ["", *setting_keys(sweep.entries), *result_columns(sweep.entries)]
+    scores = score_names(sweep.entries)
     lines = [_line(header), "|" + " --- |" * len(header)]
     for rank, entry in enumerate(sweep.entries, start=1):
         settings = map(as_text, entry.settings.values())
-        lines.append(_line([str(rank) if entry.losses else "", *settings, *results(entry)]))
+        lines.append(_line([str(rank) if entry.losses else "", *settings, *results(entry, scores)]))
     parts = [f"# {_plain(sweep.title)}", _plain(sweep.verdict), "\n".join(lines)]
     parts.append(
         "val/loss: mean +- standard deviation over the seeds. The interval is that of the mean (Student's t). "

@@ -1,5 +1,7 @@
 """A kind of evaluation is a file of code and one of values."""
 
+from dataclasses import fields
+
 import yaml
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
@@ -14,7 +16,7 @@ def test_each_kind_has_its_values_and_offers_all_that_is_asked_of_it():
     assert {path.stem for path in (ROOT / "conf" / "evaluate").glob("*.yaml")} == kinds().keys()
     for name, kind in kinds().items():
         values = yaml.safe_load((ROOT / "conf" / "evaluate" / f"{name}.yaml").read_text())
-        assert values.keys() == kind.__dataclass_fields__.keys()
+        assert values.keys() == {field.name for field in fields(kind)}
         offered = ("batches", "compute", "finish", "measures", "remarks")
         assert all(callable(getattr(kind, method)) for method in offered)
 

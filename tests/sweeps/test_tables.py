@@ -2,15 +2,17 @@
 
 import csv
 import io
+import json
 import math
 import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
 
+from conftest import sweep_job
 from test_leaderboard import THREE, job, seeded
 
-from gpt.sweeps import leaderboard, tables
+from gpt.sweeps import jobs, leaderboard, tables
 from gpt.sweeps.leaderboard import Results
 from gpt.terminal import console
 
@@ -122,3 +124,23 @@ def test_two_varied_settings_make_a_grid_with_values_in_order():
     assert mixed.rows == ["0.0003", "0.001", "0.003", "0.1", "null"] and math.isnan(mixed.losses[4][0])
     one_axis = [one for one in jobs if one.setting("model.context_length") == 64]
     assert tables.grid(leaderboard.entries(one_axis)) is None
+
+
+def test_headline_figures_of_evaluations_are_columns_beside_the_loss(tmp_path):
+    for i, (lr, rouge) in enumerate([(0.1, 0.25), (0.2, None)]):
+        job = sweep_job(tmp_path, i, {"optimizer.lr": lr}, [3.0, 2.0])
+        if rouge is not None:
+            content = {"headline": "ROUGE-L", "figures": {"model": {"ROUGE-L": {"value": rouge}}}}
+            (job.folder / "evaluations").mkdir()
+            (job.folder / "evaluations" / "answers_test_step_00000010.json").write_text(json.dumps(content))
+            (job.folder / "evaluations" / "answers_test_step_00000000.json").write_text(json.dumps(content))
+            (job.folder / "evaluations" / "damaged_step_00000010.json").write_text("{")
+    found = leaderboard.entries(jobs.read(tmp_path))
+    name = "answers_test ROUGE-L"
+    assert found[0].scores == {name: 0.25} and found[1].scores == {}
+    assert name in tables.columns(found) and tables.rows(found)[0][name] == 0.25
+    lines = [line.split(",") for line in tables.entries_csv(found).splitlines()]
+    place = lines[0].index(name)
+    assert (lines[1][place], lines[2][place]) == ("0.25", "")
+    page = tables.markdown(results("first", found))
+    assert f"| val/bpb | {name} | tokens |" in page and "| 1.0000 | 0.25 |" in page

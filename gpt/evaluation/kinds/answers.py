@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -24,6 +24,8 @@ BaselineName = Literal["bm25", "frequent", "another", "base"]
 @section
 class Evaluation:
     """evaluate=answers. Units are questions; those that leave no room for an answer in the context are left out."""
+
+    headline: ClassVar[str] = "ROUGE-L"
 
     max_new_tokens: Count
     temperature: NonNegative

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ SUM, PER_BYTE = "accuracy", "accuracy per byte"
 @section
 class Evaluation:
     """evaluate=choice. Units are questions; the first option is the right one."""
+
+    headline: ClassVar[str] = "accuracy per byte"
 
     distractors: Count
 

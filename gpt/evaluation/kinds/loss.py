@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ UNIGRAM = "unigram baseline"
 @section
 class Evaluation:
     """evaluate=loss. Units are windows of at most a context."""
+
+    headline: ClassVar[str] = "loss"
 
     stride: Count | None
     end_of_text_first: Flag
