@@ -132,7 +132,7 @@ def test_a_run_that_has_come_to_its_end_is_evaluated_as_it_says_and_what_goes_wr
     assert {f"{kind}_test_step_00000006.json" for kind in ("loss", "choice")} <= files(copy).keys()
     shutil.rmtree(copy / "checkpoints")
     assert trained("evaluate_at_end=[loss]") == 1.5
-    assert any(line.startswith("not evaluated: ") for line in lines())
+    assert any(line.startswith("evaluate_at_end: loss: ") for line in lines())
 
 
 def test_kinds_that_are_evaluated_at_the_end_are_checked_before_training():

@@ -131,16 +131,17 @@ def evaluated(train: Callable[[schema.TrainConfig], T], cfg: schema.TrainConfig)
     """What `train` returns. A run that has come to its end is evaluated as evaluate_at_end says; what goes wrong then
     is a warning, as the run itself is complete."""
     result = train(cfg)
-    if cfg.evaluate_at_end and not cfg.dry_run and (Path(cfg.out_dir) / "last_model.pt").exists():
-        values = {"evaluate": f"[{','.join(cfg.evaluate_at_end)}]", "device": cfg.device, "wandb.mode": cfg.wandb.mode}
-        values |= {"threads": cfg.threads or "null", "wandb.project": cfg.wandb.project}
-        typed = [f"checkpoint={cfg.out_dir}", *(f"{key}={value}" for key, value in values.items())]
+    is_finished = not cfg.dry_run and (Path(cfg.out_dir) / "last_model.pt").exists()
+    for kind in cfg.evaluate_at_end if is_finished else ():
+        values = {"checkpoint": cfg.out_dir, "evaluate": f"[{kind}]", "device": cfg.device}
+        values |= {"threads": cfg.threads or "null", "wandb.mode": cfg.wandb.mode, "wandb.project": cfg.wandb.project}
+        typed = [f"{key}={value}" for key, value in values.items()]
         overrides = [text for argument in typed for text in arguments.taken_as_typed(argument, may_be_several=False)]
         try:
-            kind = schema_of("evaluate")
-            import_module("evaluate").evaluate(validated(composition.of_script("evaluate", overrides), kind))
+            settings = validated(composition.of_script("evaluate", overrides), schema_of("evaluate"))
+            import_module("evaluate").evaluate(settings)
         except UserError as error:
-            log.warning(f"not evaluated: {error}")
+            log.warning(f"evaluate_at_end: {kind}: {error}")
     return result
 
 
