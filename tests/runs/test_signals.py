@@ -94,7 +94,7 @@ def finish(body):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    return Interruptible(tmp_path_factory.mktemp("signals"), "overrides=['seed=1337']").undisturbed()
+    return Interruptible(tmp_path_factory.mktemp("signals")).undisturbed()
 
 
 def complaints(output):
@@ -151,7 +151,7 @@ def test_while_it_trains_a_signal_saves_the_step_and_the_run_goes_on_to_the_same
     found = re.fullmatch(rf"error: interrupted by {number.name}: step_(\d+) is saved; to go on: (.*)", line)
     assert found, line
     assert int(begun) - 1 <= int(found[1]) <= int(begun)  # no step was begun after the signal, at most one given up
-    assert shlex.split(found[2]) == ["python", str(ROOT / "train.py"), "seed=1337", f"out_dir={run.directory}"]
+    assert shlex.split(found[2]) == ["python", str(ROOT / "train.py"), f"out_dir={run.directory}"]
     path = checkpoint.listed(run.directory / "checkpoints")[-1]
     assert checkpoint.verify(path).step == int(found[1])
     code, output = finish(run.command)

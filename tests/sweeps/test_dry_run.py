@@ -83,7 +83,7 @@ def answers(tmp_path_factory):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     found = dict(zip(lines, map(json.loads, result.stdout.splitlines()), strict=True))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["probe", "ready", "ready.lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["probe", "ready"]
     return found
 
 
