@@ -92,6 +92,7 @@ def compose(typed: list[str]) -> schema.TrainConfig:
     try:
         with hydra.initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
             overrides = arguments.prepare(typed, "train")
+            hydra_patches.take_unknown_keys(True)
             cfg = hydra.compose("train", overrides, return_hydra_config=True)
         return validated(composition.without_hydra(cfg), schema.TrainConfig)
     except COMPOSITION_ERRORS as error:
