@@ -15,7 +15,7 @@
 # same with its three commands. It is written for readers of *Build a Large Language Model (From Scratch)*: what you
 # know from the book has the same name here wherever possible.
 #
-# It needs no network and no GPU, and takes one to two minutes on two cores. The model is so small, and trained for so
+# It needs no network and no GPU, and takes about a minute on two cores. The model is so small, and trained for so
 # short a time, that it learns the words of its texts but no sense. **What it writes about health is wrong and must
 # not guide any decision.**
 #
@@ -145,7 +145,11 @@ print("largest difference:", "below 1e-6" if difference < 1e-6 else difference)
 from gpt.model import same_document
 
 documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2]])  # (B, T): the document that each token belongs to
-masks = {"one document": same_document(torch.zeros_like(documents)), "three documents": same_document(documents)}
+T = documents.shape[1]
+masks = {
+    "one document": same_document(torch.zeros_like(documents), T),
+    "three documents": same_document(documents, T),
+}
 figure, axes = plt.subplots(1, 2, figsize=(7, 3.4))
 for axis, (title, mask) in zip(axes, masks.items(), strict=True):
     axis.imshow(mask[0, 0], cmap="Blues", vmin=0, vmax=1.4)

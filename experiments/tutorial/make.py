@@ -2,7 +2,7 @@
 
     python experiments/tutorial/make.py
 
-It needs the packages of requirements-notebook.txt, no network, and one to two minutes.
+It needs the packages of requirements-notebook.txt, no network, and about a minute.
 """
 
 from pathlib import Path

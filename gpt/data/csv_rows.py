@@ -75,6 +75,8 @@ class _Rows:
                 self.header = _header(line, cells, self.wanted)
                 n_named = max((i for i, cell in enumerate(cells, start=1) if cell.strip()), default=len(cells))
                 continue
+            if self.is_empty and self.delimiter == "|" and set("".join(cells)) <= set("-: "):
+                raise BadLine(line, "a table of Markdown", "save it as CSV")
             self.is_empty = False
             n_missing = len(self.header) - len(cells)
             # Spreadsheets write the empty fields of columns without a name in some rows only.

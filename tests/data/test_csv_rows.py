@@ -81,6 +81,11 @@ def test_where_a_row_has_another_number_of_fields_the_delimiter_must_be_set(csv)
         assert qa(csv, content, "skip", delimiter=typed) == (QA, ["medquad.csv:4: 3 fields, the header has 2"])
 
 
+def test_a_table_of_markdown_is_not_taken_for_fields_between_pipes(csv):
+    with pytest.raises(UserError, match=r"csv:2: a table of Markdown; save it as CSV"):
+        qa(csv, "| question | answer |\n|:---|---:|\n| q | a |\n")
+
+
 def test_a_header_of_unknown_names_is_named_with_the_keys_for_names_and_delimiter(csv):
     content = written(";", "Frage", "Antwort")
     with pytest.raises(
