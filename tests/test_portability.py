@@ -45,7 +45,8 @@ import builtins, importlib, os, pkgutil, runpy, signal, sys
 
 sys.path.insert(0, "")
 modules = pkgutil.walk_packages(["gpt"], "gpt.")
-names = ["train", "generate", "prepare_data", "gpt", *(module.name for module in modules)]
+names = ["train", "generate", "prepare_data", "evaluate", "gpt", *(module.name for module in modules)]
+names.remove("gpt.evaluation.harness")  # which needs requirements-tasks.txt
 for name in names:
     importlib.import_module(name)
 for name in names:
