@@ -320,6 +320,7 @@ def test_an_interrupted_run_goes_on_from_another_directory_by_the_command_that_i
     assert f"`python prepare_data.py data=text {path}`" in card.read_text()
 
 
+@pytest.mark.exhaustive
 def test_two_runs_with_one_prepared_dir_each_train_on_what_they_have_opened(tmp_path):
     data = f"data.prepared_dir={tmp_path / 'data'}"
     runs = [[*SMALL, data, f"data.split_seed={seed}", f"out_dir={tmp_path / str(seed)}"] for seed in (0, 1)]

@@ -260,7 +260,7 @@ def check(starts, numbers, exact, out_dir, record_property):
 
 
 def test_every_fault_of_a_command_line_is_named_and_a_valid_one_is_accepted(starts, tmp_path, record_property):
-    check(starts, range(200), False, tmp_path / "run", record_property)
+    check(starts, range(70), False, tmp_path / "run", record_property)
 
 
 @pytest.mark.exhaustive

@@ -72,6 +72,7 @@ def test_an_output_path_that_cannot_be_written_is_an_environment_error(tmp_path)
     assert len(result.stderr.splitlines()) == 1 and str(tmp_path / "file") in result.stderr
 
 
+@pytest.mark.exhaustive
 def test_the_pickle_of_a_job_is_run_again_as_anywhere_in_hydra(tmp_path):
     small = ["device=cpu", "debug=fast", "data.tokenizer=bytes", f"data.prepared_dir={tmp_path}/data"]
     small += ["model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.context_length=64", "train.max_steps=1"]

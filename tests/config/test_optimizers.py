@@ -30,6 +30,7 @@ def test_the_names_are_those_of_the_files():
     assert names == {path.stem for path in (ROOT / "conf" / "optimizer").glob("*.yaml")}
 
 
+@pytest.mark.exhaustive
 def test_one_file_of_code_and_one_of_values_add_an_optimizer_whose_run_resumes(tmp_path):
     project = tmp_path / "project"
     project.mkdir()

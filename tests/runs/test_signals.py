@@ -170,7 +170,10 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", ENDS)
+SLOW_ENDS = [pytest.param(end, marks=pytest.mark.exhaustive) for end in ENDS if end.startswith("a ")]
+
+
+@pytest.mark.parametrize("end", [end for end in ENDS if not end.startswith("a ")] + SLOW_ENDS)
 def test_on_every_line_from_the_start_of_the_handlers_to_the_exit_a_signal_gives_its_code_and_no_traceback(
     end, monkeypatch
 ):

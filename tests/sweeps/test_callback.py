@@ -276,6 +276,7 @@ def test_a_sweep_that_runs_is_reported_on_refused_to_a_second_process_and_ended_
     assert [job.status for job in jobs.read(here.sweep("long"))] == ["interrupted", "new"]
 
 
+@pytest.mark.exhaustive
 def test_successive_halving_stops_the_worst_and_the_best_is_the_same_as_without(here, extended):
     result = here.run("halved", "seed=1,3", "optimizer.lr=1e-3,3e-3,1e-5", "sweep.rungs=[1000,2000]", "sweep.keep=0.5")
     assert result.returncode == 0, result.stderr
@@ -295,6 +296,7 @@ def test_successive_halving_stops_the_worst_and_the_best_is_the_same_as_without(
     assert same_job[0].id == same_job[1].id and same(*(weights(job.folder) for job in same_job))
 
 
+@pytest.mark.exhaustive
 def test_a_file_edited_while_a_sweep_runs_changes_no_job_of_it_and_makes_new_ones_of_the_next(here):
     arguments = [f"--config-dir={here.path / 'mine'}", "experiments=mine", "seed=4,5"]
     assert here.run("edited", *arguments).returncode == 0  # its first job edits the file
@@ -391,6 +393,7 @@ def test_a_sweep_of_another_version_is_refused_and_untouched(here, tmp_path):
     assert sorted(path.name for path in here.sweep("old").iterdir()) == [".lock", "0"]
 
 
+@pytest.mark.exhaustive
 def test_jobs_of_an_older_version_are_recognised_in_their_folders(tmp_path):
     """tests/golden/sweep_format_2 is of the version before model.family, and before text and the constant schedule lost
     the keys that they did not use: two jobs done, one failed, and one killed behind its checkpoint of step 100."""
