@@ -5,6 +5,7 @@ import subprocess
 import sys
 from typing import get_args
 
+import pytest
 import yaml
 from conftest import ROOT
 
