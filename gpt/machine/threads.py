@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 # Turns for which a thread of libgomp, which torch's builds for Linux are linked with, waits at the end of a parallel
 # loop before it sleeps. libgomp's own 300,000 take milliseconds from whoever has work to do when another process is
-# busy; 1,000 are as fast on a quiet machine and two to eight times as fast on a busy one: experiments/speed/README.md.
+# busy; 1,000 are as fast on a quiet machine and 1.7 to eight times as fast on a busy one: experiments/speed/README.md.
 SPIN_COUNT = 1_000
 OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # of these the user's are left alone
 STARVED = 0.5  # seconds of waiting for a processor, to each one of computing
