@@ -83,7 +83,9 @@ def test_the_pickle_of_a_job_is_run_again_as_anywhere_in_hydra(tmp_path):
     assert again.returncode == 0 and "already at step 1 of 1" in again.stdout, again
 
 
-@pytest.mark.parametrize("name", ["../../x", "a/b", "-m"])
+@pytest.mark.parametrize(
+    "name", ["../../x", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("a/b", "-m"))]
+)
 def test_the_name_of_a_sweep_is_checked_before_it_names_a_folder(name, tmp_path):
     directory = f"hydra.sweep.dir={tmp_path}/far/${{sweep.name}}/below"
     for mode in (["-m", "seed=1,2"], []):
