@@ -41,7 +41,7 @@ class Starvation:
             return
         self._before = now
         if waited > STARVED * used:
-            log.warning(f"other processes have the processor: this run waited {waited:.0f} s for {used:.0f} s of "
+            log.warning(f"other processes are using the processor: this run waited {waited:.0f} s for {used:.0f} s of "
                         "computing; fewer threads (threads=1) may be faster")  # fmt: skip
             self._before = None
 

@@ -24,6 +24,7 @@ from gpt.errors import one_line
 log = logging.getLogger(__name__)
 
 LONGEST_REFERENCE = 300  # characters
+LOSSES = ("train/loss", METRIC, "val/bpb")
 YELLOW, RED = "33", "31"
 # Unicode categories of what moves the cursor, changes the direction of text or cannot be seen: control, format,
 # lone surrogate, line and paragraph separator.
@@ -290,7 +291,7 @@ def table(rows: list[dict[str, Any]], columns: list[str], least_important: Seque
     for n_without in range(-1, len(least_important) + 1):
         left = [column for column in columns if column not in least_important[: max(n_without, 0)]]
         names = [escape((full if n_without < 0 else short)[column]) for column in left]
-        cells = [[_cell(row.get(column)) for row in rows] for column in left]
+        cells = [[_cell(row.get(column), column in LOSSES) for row in rows] for column in left]
         widths = [max(map(len, [name, *column])) for name, column in zip(names, cells, strict=True)]
         if _width(widths) <= available:
             break
@@ -338,11 +339,14 @@ def _fit(cell: str, width: int, to_the_right: bool) -> str:
     return cell.rjust(width) if to_the_right else cell.ljust(width)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, is_loss: bool) -> str:
+    """Numbers have four digits; losses keep zeros at the end, so that they can be compared down the column."""
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:,.0f}" if 10_000 <= abs(value) < 2**53 else f"{value:.4g}"
+        if 10_000 <= abs(value) < 2**53:
+            return f"{value:,.0f}"
+        return f"{value:#.4g}".rstrip(".") if is_loss else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else escape(str(value))
 
 

@@ -1,4 +1,4 @@
-"""How threads wait, how many there are, and what is said when others have the processor."""
+"""How threads wait, how many there are, and what is said when others are using the processor."""
 
 import json
 import logging

@@ -264,7 +264,7 @@ def test_a_sweep_is_ended_by_a_signal_with_the_running_jobs_step_saved(tmp_path)
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    *_, line = complaints(stderr)  # before it, that other processes have the processor
+    *_, line = complaints(stderr)  # before it, that other processes are using the processor
     job, other = jobs.read(tmp_path / "sweep")
     assert re.fullmatch(r"error: interrupted by SIGINT: step_\d+ is saved", line), line
     assert f"2 of 2 jobs are not done; to go on: python {ROOT / 'train.py'} -m seed=1,2 " in stdout  # the one way

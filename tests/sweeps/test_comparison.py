@@ -61,7 +61,7 @@ def test_all_runs_are_listed_and_neither_broken_nor_foreign_folders_stop_it(outp
     assert lines[0].split() == ["model", "data", "lr", "steps", "val/loss", "status", "folder", "W&B"]
     rows = {line.split("outputs/")[1].strip(): line.split() for line in lines if "outputs/" in line}
     assert len(rows) == 6 and "runs/foreign" not in rows and "runs/hostile\\x1b[31m" in rows
-    assert rows["runs/mine"][:-1] == ["tiny", "sample", "ffff", "0.001", "20", "6", "completed"]
+    assert rows["runs/mine"][:-1] == ["tiny", "sample", "ffff", "0.001", "20", "6.000", "completed"]
     assert rows["runs/on other data"][:3] == ["mini", "sample", "eeee"]  # prepared differently
     assert rows["runs/broken"][0] == "?" and any(name.startswith("sweeps/first/") for name in rows)
     assert "val/loss can be compared between runs on the same data only." in lines

@@ -223,7 +223,7 @@ def test_in_a_narrow_terminal_names_are_short_and_what_matters_least_is_left_out
     monkeypatch.setenv("COLUMNS", "60")
     assert console.table(rows, columns, ["tokens/s", "tokens"]).splitlines() == [
         "   lr  context_length  status     val/loss  tokens  tokens/s",
-        "0.001              64  completed         7  12,800",
+        "0.001              64  completed     7.000  12,800",
     ]
     monkeypatch.setenv("COLUMNS", "45")
     assert console.table(rows, columns, ["tokens/s", "tokens"]).splitlines()[0].split()[-1] == "val/loss"
