@@ -1,6 +1,7 @@
 """Answers questions without a model: what training data has for a similar question, or for any. They are the zero that
 scores are read from."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 
@@ -26,6 +27,7 @@ def nearest(questions: Sequence[Question], training: Sequence[Question]) -> list
     """The number of the training question that is most like each question by BM25; the first of equal ones."""
     import bm25s  # 0.3 s
 
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # its own level is DEBUG
     index = bm25s.BM25(k1=K1, b=B, method="lucene", backend="numpy")
     index.index([_terms(question) for question in training], show_progress=False)
     return [int(index.get_scores(_terms(question)).argmax()) for question in questions]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt.config.places import stored
 from gpt.config.schema import METRIC
 from gpt.config.value_errors import as_typed
 from gpt.errors import UserError
@@ -94,13 +95,13 @@ def correlation(pairs: Sequence[tuple[float, float]], count: int, seed: int) -> 
 
 def labels(names: Sequence[str]) -> dict[str, str]:
     """What the entries are called: jobs of a sweep by their settings without the seed, which makes jobs that differ in
-    it alone one entry; others by what was typed."""
+    it alone one entry; others by their place in the project, or the name in the hub."""
     found = {}
     for folder in {Path(name).parent for name in names if (Path(name) / "job.json").is_file()}:
         for entry in leaderboard.entries(jobs.read(folder)):
             settings = " ".join(f"{key}={as_typed(value)}" for key, value in entry.settings.items())
             found |= {str(job.folder): settings or folder.name for job in entry.jobs}
-    return {name: found.get(name, name) for name in names}
+    return {name: found.get(name, stored("checkpoint", name)) for name in names}
 
 
 def _figure(entry: Entry, name: str, weights: np.ndarray, seed: int) -> Figure:

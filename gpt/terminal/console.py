@@ -24,10 +24,9 @@ from gpt.errors import one_line
 log = logging.getLogger(__name__)
 
 LONGEST_REFERENCE = 300  # characters
-LOSSES = ("train/loss", METRIC, "val/bpb")
+LOSSES = (METRIC, "val/bpb")  # in tables they keep zeros at their end, to be compared down the column
 YELLOW, RED = "33", "31"
-# Unicode categories of what moves the cursor, changes the direction of text or cannot be seen: control, format,
-# lone surrogate, line and paragraph separator.
+# Unicode categories of what moves the cursor, turns text around or cannot be seen: control, format, separators.
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _quiet = False  # this process shares the terminal with others like it
 _all_to_stderr = False  # stdout is for results alone
@@ -340,13 +339,10 @@ def _fit(cell: str, width: int, to_the_right: bool) -> str:
 
 
 def _cell(value: Any, is_loss: bool) -> str:
-    """Numbers have four digits; losses keep zeros at the end, so that they can be compared down the column."""
     if value is None:
         return ""
     if isinstance(value, float):
-        if 10_000 <= abs(value) < 2**53:
-            return f"{value:,.0f}"
-        return f"{value:#.4g}".rstrip(".") if is_loss else f"{value:.4g}"
+        return f"{value:,.0f}" if 10_000 <= abs(value) < 2**53 else f"{value:#.4g}" if is_loss else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else escape(str(value))
 
 

@@ -12,9 +12,10 @@ TRAINING = [
 ]
 
 
-def test_the_nearest_question_shares_the_rarest_words():
+def test_the_nearest_question_shares_the_rarest_words_and_the_library_prints_nothing(caplog):
     asked = [Question("Is there a treatment for Gout, and how is it treated ?"), Question("croup causes?")]
     assert baselines.nearest(asked, TRAINING) == [2, 0]
+    assert not caplog.records
 
 
 def test_a_question_without_any_known_word_still_gets_an_answer():

@@ -92,7 +92,9 @@ def test_the_closing_table_has_a_line_for_each_entry(monkeypatch):
     assert lines[0].split() == [
         "optimizer.lr", "status", "val/loss", "std", "seeds", "val/bpb", "tokens", "tokens/s", "seconds", "folder",
     ]  # fmt: skip
-    assert lines[1].split() == ["0.001", "completed", "4.100", "0.1414", "2", "1.367", "1,000", "100.5", "20", "00000000"]
+    assert lines[1].split() == [
+        "0.001", "completed", "4.100", "0.1414", "2", "1.367", "1,000", "100.5", "20", "00000000",
+    ]  # fmt: skip
     assert len(lines) == 5
     single = leaderboard.entries([job(0, 4.0, "optimizer.lr=1"), job(1, 4.1, "optimizer.lr=2")])
     assert "std" not in tables.columns(single)
