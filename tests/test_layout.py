@@ -133,7 +133,7 @@ def test_files_read_in_one_sitting():
         assert len(path.read_text().splitlines()) <= 350, path.name
     for path in SCRIPTS:
         assert len(path.read_text().splitlines()) <= 100, path.name
-    assert len((ROOT / "README.md").read_text().splitlines()) < 180
+    assert len((ROOT / "README.md").read_text().splitlines()) < 200
 
 
 def test_every_requirement_is_pinned_to_a_range_and_installed_for_something_that_is_imported():
