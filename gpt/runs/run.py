@@ -1,6 +1,7 @@
 """Opens a run: its directory, the machine and the batches that it computes with, and what its checkpoints record."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from gpt.runs import origin, resume, saver
 from gpt.runs.checkpoint import Identity
 from gpt.terminal import console
 from gpt.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,4 +91,7 @@ def opened(cfg: TrainConfig) -> Iterator[Run]:
         checkpoint = resume.find(run_dir, cfg.resume)
         recorded = checkpoint and checkpoint.config.get("out_dir")
         origin.settle(run_dir, recorded if isinstance(recorded, str) else None)
+        if checkpoint is None and cfg.init.from_ is None and cfg.finetune and cfg.finetune.name != "full":
+            log.warning(f"finetune={cfg.finetune.name} trains a part of the weights, and all begin as random ones; "
+                        "init.from names weights to begin with")  # fmt: skip
         yield Run(cfg, run_dir, checkpoint, tokenizer.load(cfg.data.tokenizer))

@@ -49,3 +49,11 @@ def test_nobody_else_opens_a_run_that_is_open(tmp_path):
     with runs.opened(cfg), pytest.raises(UserError) as caught, runs.opened(cfg):
         pass
     assert caught.value.code == 6 and str(ROOT) not in str(caught.value.what)
+
+
+@pytest.mark.parametrize("finetune", ["lora", "last_blocks"])
+def test_a_part_of_random_weights_is_trained_with_a_warning(tmp_path, finetune, caplog):
+    small = {"lora": ["finetune.rank=2"], "last_blocks": ["finetune.n_blocks=1"]}[finetune]
+    with runs.opened(settings(tmp_path, f"finetune={finetune}", *small)):
+        pass
+    assert f"finetune={finetune} trains a part of the weights, and all begin as random ones" in caplog.text
