@@ -12,6 +12,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import MISSING
+from omegaconf._utils import get_yaml_loader
 
 from gpt.config.schema import ADDED, TrainConfig, nested
 from gpt.config.value_errors import valid_keys
@@ -24,7 +25,8 @@ GROUP, CHOICE = "run", "settings"  # under which Hydra knows what was read
 SECTIONS = ("model", "data", "optimizer", "schedule", "objective", "finetune")  # each chosen as a file of conf/
 WHOLE = ("experiments", "debug")  # files that change several sections: with one of them, all is composed anew
 # What is of one start and not of the run. A job that is started alone is not halved with the others of its sweep.
-OF_A_START = ("out_dir", "resume", "allow_changed", "overrides", "dry_run", "sweep.rungs", "sweep.pause_at")
+OF_A_START = ("out_dir", "resume", "allow_changed", "overrides", "dry_run", "report", "sweep.rungs", "sweep.pause_at")
+LIMITS = ("train.max_steps", "train.max_epochs")  # the smaller one counts, and train.max_tokens only without them
 ABSENT = object()
 
 
@@ -51,6 +53,8 @@ def choices(arguments: list[str]) -> list[str]:
     values = read(path)
     settings = {key: value for key, value in known(values).items() if key.split(".")[0] not in groups}
     check(path, settings, [*groups, *typed])
+    if any(typed[key].value() is not None for key in (*LIMITS, "train.max_tokens") if key in typed):
+        settings = {key: value for key, value in settings.items() if key not in LIMITS}  # else they would hide it
     for key, value in list(settings.items()):  # what is left is typed, or has a value in conf/train.yaml
         if value is ABSENT or has_to_be_typed(key, value):
             del settings[key]
@@ -75,8 +79,9 @@ def is_run(out_dir: Path) -> bool:
         return False
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses aliases: a few of them can stand for gigabytes, and no run writes any."""
+class _Loader(get_yaml_loader()):
+    """Reads values as Hydra reads those of conf/: 1e-3 is a number, a date is a text. Refuses aliases: a few of them
+    can stand for gigabytes, and no run writes any."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

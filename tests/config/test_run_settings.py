@@ -52,10 +52,36 @@ def test_the_folder_alone_gives_all_settings_and_a_typed_value_or_group_changes_
 
 
 def test_what_is_of_one_start_is_not_taken_over(run_dir):
-    changed(run_dir, resume="never", dry_run=True, allow_changed=["seed"], sweep={"name": "first", "pause_at": 100})
+    changed(
+        run_dir,
+        resume="never",
+        dry_run=True,
+        report="runs",
+        allow_changed=["seed"],
+        sweep={"name": "first", "pause_at": 100},
+    )
     cfg = started(f"out_dir={run_dir}")
-    assert (cfg.resume, cfg.dry_run, cfg.allow_changed) == ("auto", False, [])
+    assert (cfg.resume, cfg.dry_run, cfg.report, cfg.allow_changed) == ("auto", False, None, [])
     assert (cfg.sweep.name, cfg.sweep.pause_at) == ("first", None)
+
+
+def test_a_typed_budget_replaces_the_budgets_of_the_run_that_would_go_before_it(run_dir):
+    def budgets(*typed):
+        train = started(f"out_dir={run_dir}", *typed).train
+        return train.max_steps, train.max_epochs
+
+    assert budgets("seed=3") == budgets("train.max_tokens=null") == (7, None)
+    assert budgets("train.max_tokens=5000") == (None, None)
+    assert budgets("train.max_epochs=2") == (None, 2)
+    changed(run_dir, train={"max_epochs": 1})
+    assert budgets("train.max_steps=900") == (900, None)
+
+
+def test_a_number_that_was_edited_by_hand_is_read_as_in_conf(run_dir):
+    text = (run_dir / "config.yaml").read_text().replace("project: gpt-lab", "project: 2026-01-31")
+    (run_dir / "config.yaml").write_text(text.replace("lr: 0.03", "lr: 3e-4"))
+    cfg = started(f"out_dir={run_dir}")
+    assert (cfg.optimizer.lr, cfg.wandb.project) == (3e-4, "2026-01-31")
 
 
 @pytest.mark.parametrize("typed", [["debug=fast"], ["-m", "seed=1,2"], ["experiments=lr_vs_context"]])
