@@ -25,7 +25,7 @@ PATIENCE, PATIENCE_OF_A_LOOK = 0.3, 0.05
 @contextlib.contextmanager
 def owned(run_dir: Path, what: str = "run dir", remedy: str = "", marks: tuple[str, ...] = RUN) -> Iterator[None]:
     """Nobody else runs in `run_dir` during the `with` block: raises UserError (6) if somebody does, (5) if nothing can
-    be written there, (2) if it has files and none of `marks`. The system frees the lock of a process that ends, however
+    be written there, (2) if it has files and none of `marks`, or is a sweep's where a run is meant. The system frees the lock of a process that ends, however
     it ends."""
     path, remedy = run_dir / LOCK, remedy or f"choose {another(run_dir)}"
     try:
@@ -52,12 +52,21 @@ def owned(run_dir: Path, what: str = "run dir", remedy: str = "", marks: tuple[s
 
 
 def check_owner(run_dir: Path, what: str, remedy: str, marks: tuple[str, ...]) -> None:
-    """Raises UserError (2) for a directory with somebody's own files: not empty, no lock of ours, none of `marks`."""
+    """Raises UserError (2) for a directory with somebody's own files: not empty, no lock of ours, none of `marks`; and
+    for a sweep's where a run is meant."""
     if not run_dir.is_dir():
         return
     names = sorted({path.name for path in run_dir.iterdir()} - NOBODYS)
-    if names and not last_owner(run_dir / LOCK) and not any(any(run_dir.glob(mark)) for mark in marks):
+    if has_any(run_dir, marks):
+        return
+    if marks is RUN and has_any(run_dir, SWEEP):
+        raise UserError("a sweep, and no run", str(run_dir), "name one of its jobs, or type the sweep's own command")
+    if names and not last_owner(run_dir / LOCK):
         raise UserError(f"not empty, and no {what}: it has {escape(names[0])}", str(run_dir), remedy)
+
+
+def has_any(folder: Path, marks: tuple[str, ...]) -> bool:
+    return any(any(folder.glob(mark)) for mark in marks)
 
 
 def last_owner(lock: Path) -> str:

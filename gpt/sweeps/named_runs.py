@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gpt.config.places import LATEST
 from gpt.errors import CHECKPOINT, UserError
-from gpt.files.directory import SWEEP
+from gpt.files.directory import SWEEP, has_any
 from gpt.files.paths import PROJECT_ROOT
 from gpt.runs import catalogue
 from gpt.sweeps import leaderboard
@@ -22,7 +22,7 @@ def resolve(name: str, outputs: Path = OUTPUTS) -> str:
             raise UserError("there is no run yet", str(outputs), "make one: python train.py", CHECKPOINT)
         name = str(found)
     directory = Path(name)
-    if not directory.is_dir() or not any(any(directory.glob(mark)) for mark in SWEEP):
+    if not directory.is_dir() or not has_any(directory, SWEEP):
         return name
     best = leaderboard.best_job(directory)
     if best is None:

@@ -201,3 +201,19 @@ def test_a_run_that_was_killed_at_its_start_or_copied_without_hidden_files_is_kn
         (tmp_path / "README.md").write_text("a run's")
     with directory.owned(tmp_path):
         pass
+
+
+def test_a_sweep_is_no_directory_for_a_run_unless_a_run_is_there_already(tmp_path):
+    with directory.owned(tmp_path, marks=directory.SWEEP):
+        (tmp_path / "1a2b3c4d").mkdir()
+        (tmp_path / "1a2b3c4d" / "job.json").touch()
+    with (
+        pytest.raises(UserError, match=r"a sweep, and no run .*name one of its jobs") as caught,
+        directory.owned(tmp_path),
+    ):
+        pass
+    assert caught.value.code == 2
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    for marks in (directory.RUN, directory.SWEEP):
+        with directory.owned(tmp_path, marks=marks):
+            pass
