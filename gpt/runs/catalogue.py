@@ -9,8 +9,13 @@ METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 def newest_first(folder: Path) -> list[Path]:
     """The directories of all runs below `folder`, by the last time that a row of metrics was written. What cannot be
     read is passed over."""
-    found = []
-    for place, folders, _ in os.walk(folder):
+    found, seen = [], set()
+    for place, folders, _ in os.walk(folder, followlinks=True):  # outputs/runs may be a link to a larger disk
+        here = os.path.realpath(place)
+        if here in seen:  # a link to what is listed already, or in a circle
+            folders.clear()
+            continue
+        seen.add(here)
         if is_run(Path(place)):
             found.append(Path(place))
             folders.clear()  # a run has no runs in it
