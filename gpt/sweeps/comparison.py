@@ -5,6 +5,7 @@ A run is read as a job is, by its files. Nothing is written into a run: a compar
 
 import contextlib
 import hashlib
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -96,8 +97,9 @@ def _row(run: Job, data: str) -> dict[str, Any]:
 def compare(folders: Sequence[Path], reports: Path) -> None:
     """Prints the table of some runs, and writes their curves and a page into a folder of `reports`."""
     each = [job for folder in folders for job in (_jobs_of(folder) if is_sweep(folder) else [folder])]
-    runs = [comparable(read_run(folder, number)) for number, folder in enumerate(dict.fromkeys(each))]
-    if len({str(run.config) for run in runs}) < len(runs):  # two of the same settings are no two seeds
+    different = {os.path.realpath(folder): folder for folder in each}.values()  # of one run with two names, the last
+    runs = [comparable(read_run(folder, number)) for number, folder in enumerate(different)]
+    if len({str(sorted(run.config.items())) for run in runs}) < len(runs):  # two of the same settings are no two seeds
         runs = [replace(run, overrides=[*run.overrides, f"run={run.id}"]) for run in runs]
     entries = leaderboard.entries(runs)
     directory = reports / name_of([run.folder for run in runs])

@@ -16,11 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from gpt.config import run_settings
 from gpt.config.places import stored, with_paths
 from gpt.config.schema import ADDED, METRIC, TrainConfig, flatten, nested
 from gpt.config.value_errors import holder, valid_keys
+from gpt.errors import UserError
 from gpt.evaluation import headlines
 from gpt.files import atomic
 from gpt.files.directory import is_owned
@@ -276,7 +276,6 @@ def _is_usable(value: Any, kind: type) -> bool:
 def config_of(folder: Path) -> dict[str, Any]:
     """The settings in the config.yaml that a run writes; empty where it cannot be read."""
     try:
-        values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return values if isinstance(values, dict) else {}
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return run_settings.read(folder / run_settings.FILE)
+    except UserError:
         return {}

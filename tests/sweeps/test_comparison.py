@@ -106,9 +106,20 @@ def test_runs_on_different_data_have_no_best(outputs, monkeypatch, capsys):
 def test_two_runs_of_the_same_settings_are_not_two_seeds(outputs, monkeypatch, capsys, tmp_path):
     add_run(tmp_path / "again", [10.8, 7.0, 6.1])
     add_run(tmp_path / "once", [10.8, 7.0, 6.0])
-    answer(outputs, monkeypatch, str(tmp_path / "again"), str(tmp_path / "once"))
+    values = yaml.safe_load((tmp_path / "once" / "config.yaml").read_text())
+    (tmp_path / "once" / "config.yaml").write_text(yaml.safe_dump(dict(reversed(values.items())), sort_keys=False))
+    (tmp_path / "link").symlink_to(tmp_path / "again")
+    answer(outputs, monkeypatch, *(str(tmp_path / name) for name in ("link", "again", "once")))
     text = capsys.readouterr().out
-    assert "The best is run=once: val/loss 6.0000, 1 seed." in text
+    assert "The best is run=once: val/loss 6.0000, 1 seed." in text and "run=link" not in text
+
+
+def test_settings_of_a_strangers_run_that_stand_for_gigabytes_are_not_read(outputs, monkeypatch, capsys, tmp_path):
+    add_run(tmp_path / "bomb", [10.8, 7.0])
+    lines = [f"a{i}: &a{i} {{" + ", ".join(f"k{j}: *a{i - 1}" for j in range(9)) + "}" for i in range(1, 9)]
+    (tmp_path / "bomb" / "config.yaml").write_text("a0: &a0 x\n" + "\n".join(lines) + "\nmodel: *a8\n")
+    answer(outputs, monkeypatch, str(tmp_path / "bomb"), "mine")
+    assert "val/loss 6.0000" in capsys.readouterr().out
 
 
 def test_a_name_of_nothing_is_one_line(outputs, monkeypatch):
