@@ -25,8 +25,8 @@ PATIENCE, PATIENCE_OF_A_LOOK = 0.3, 0.05
 @contextlib.contextmanager
 def owned(run_dir: Path, what: str = "run dir", remedy: str = "", marks: tuple[str, ...] = RUN) -> Iterator[None]:
     """Nobody else runs in `run_dir` during the `with` block: raises UserError (6) if somebody does, (5) if nothing can
-    be written there, (2) if it has files and none of `marks`, or is a sweep's where a run is meant. The system frees the lock of a process that ends, however
-    it ends."""
+    be written there, (2) if it has files and none of `marks`, or is a sweep's where a run is meant. The system frees
+    the lock of a process that ends, however it ends."""
     path, remedy = run_dir / LOCK, remedy or f"choose {another(run_dir)}"
     try:
         check_owner(run_dir, what, remedy, marks)

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from gpt import tokenizer
+from gpt.config import run_settings
 from gpt.config.schema import METRIC
 from gpt.errors import UserError
 from gpt.files.hub import PINNED
@@ -40,7 +41,6 @@ from gpt.terminal.console import count
 OPENAI = "openai-community/"  # where the hub has OpenAI's weights
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)  # on the hub
 ENGLISH = ("sample", "medquad", "helpsteer")  # the data sets of conf/data/ whose language is known
-LARGEST_SETTINGS = 2**20  # bytes; they have about 3,000
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ def find_record(path: Path) -> Record:
             val_loss = checkpoint.read_manifest(path).val_loss
             settings = checkpoint.read_config(path)
         # A file of another name may have come from anywhere.
-        elif path.name == LAST_MODEL and (run / "config.yaml").stat().st_size <= LARGEST_SETTINGS:
-            settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        elif path.name == LAST_MODEL:
+            settings = run_settings.read(run / run_settings.FILE)
         if settings:
             rows = read_rows(run / "metrics.jsonl")
-    return Record(settings if isinstance(settings, dict) else {}, rows, val_loss)
+    return Record(settings, rows, val_loss)
 
 
 def text(loaded: Loaded) -> str:
