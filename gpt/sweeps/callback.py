@@ -108,6 +108,7 @@ class SweepCallback(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN:
+            self._end_alone(config, job_return)
             return
         result = job_return._return_value  # `return_value` raises the job's exception again
         started = _recorded(config)
@@ -126,6 +127,15 @@ class SweepCallback(Callback):
             # keep each exception, hence each model, until the sweep ends. A sweeper sees a job without a value.
             job_return.status, job_return._return_value = JobStatus.COMPLETED, None
             _release(result)
+
+    def _end_alone(self, config: DictConfig, job_return: JobReturn) -> None:
+        """Records the end of a job that its folder alone has continued, with the settings by which it is known."""
+        if job_return.status != JobStatus.COMPLETED:
+            return
+        job = jobs.load(Path(config.hydra.runtime.output_dir))
+        if job is not None and job.config == jobs.current(composition.identity(config)):
+            seconds = round(job.seconds + time.monotonic() - self._started, 3)
+            jobs.write(_ended(replace(job, seconds=seconds, error=None, code=None, log=None), config))
 
 
 def remove_unused() -> None:

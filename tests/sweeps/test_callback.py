@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,18 @@ def test_a_damaged_job_file_is_one_warning_and_the_job_is_found_finished(here, e
     ]
     assert "already at step 60 of 60" in result.stdout
     assert here.job("trouble", seed=1, lr=3e-3).status == "completed"
+
+
+def test_a_killed_job_that_goes_on_by_its_folder_is_recorded_as_completed_unless_its_settings_are_others(
+    here, extended
+):
+    job = here.job("trouble", seed=3, lr=3e-3)
+    for typed, status in ([], "completed"), (["sample.top_k=3"], "interrupted"):
+        jobs.write(replace(job, status="running"))
+        command = [sys.executable, "app.py", f"out_dir={job.folder}", *typed]
+        subprocess.run(command, cwd=here.path, capture_output=True, timeout=60, check=True)
+        assert jobs.read_one(job.folder).status == status
+    jobs.write(job)
 
 
 def test_a_sweep_that_runs_is_reported_on_refused_to_a_second_process_and_ended_by_ctrl_c(here):
