@@ -80,8 +80,10 @@ def is_run(out_dir: Path) -> bool:
 
 
 class _Loader(get_yaml_loader()):
-    """Reads values as Hydra reads those of conf/: 1e-3 is a number, a date is a text. Refuses aliases: a few of them
-    can stand for gigabytes, and no run writes any."""
+    """Reads values as Hydra reads those of conf/: 1e-3 is a number, a date is a text. Makes no object of a class, and
+    refuses aliases: a few of them can stand for gigabytes, and no run writes any."""
+
+    yaml_constructors = yaml.SafeLoader.yaml_constructors  # omegaconf's loader adds those of pathlib's classes
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

@@ -136,9 +136,10 @@ def test_the_command_that_goes_on_is_the_folder_and_what_comes_from_the_environm
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"- a", b"a: [", b"\xff", b"[" * 100_000, b"a: &a [1]\nb: *a", b"a: !!python/name:os.system x", b"#" * 2**21],
-    ids=range(8),
-)
+    [b"", b"- a", b"a: [", b"\xff", b"[" * 100_000, b"a: &a [1]\nb: *a", b"a: !!python/name:os.system x",
+     b"a: !!python/object/apply:pathlib.Path [x]", b"#" * 2**21],
+    ids=range(9),
+)  # fmt: skip
 def test_a_file_that_is_no_settings_is_refused(run_dir, content):
     (run_dir / "config.yaml").write_bytes(content)
     with pytest.raises(UserError, match=r"not the settings of a run.*remove it, and type"):
