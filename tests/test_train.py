@@ -272,6 +272,7 @@ def test_one_batch_is_learned_by_heart(tmp_path):
     assert rows(tmp_path / "run")[-1]["train/loss"] < 0.1
 
 
+@pytest.mark.exhaustive
 def test_a_run_needs_nothing_of_the_prepared_data_once_it_is_open(tmp_path):
     """The folder is removed in mid-run, and what is prepared there then is other data."""
     run_dir, data = tmp_path / "run", f"data.prepared_dir={tmp_path / 'data'}"
@@ -290,6 +291,7 @@ def test_a_run_needs_nothing_of_the_prepared_data_once_it_is_open(tmp_path):
     assert f'"fingerprint": "{fingerprint}' in next(run_dir.glob("checkpoints/step_*/config.json")).read_text()
 
 
+@pytest.mark.exhaustive
 def test_an_interrupted_run_goes_on_from_another_directory_by_the_command_that_it_has_printed(tmp_path):
     """Whatever characters its paths have, and with what was typed relative to where the first start was."""
     for name in ("here", "elsewhere"):

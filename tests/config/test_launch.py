@@ -95,6 +95,7 @@ def test_the_name_of_a_sweep_is_checked_before_it_names_a_folder(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.exhaustive
 def test_what_is_refused_leaves_no_folder(tmp_path):
     missing = ["data=alpaca", f"data.path={tmp_path}/no.json", f"data.prepared_dir={tmp_path}/run/data"]
     for fault in (["optimizer.lr=-1"], missing):

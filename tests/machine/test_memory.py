@@ -81,6 +81,7 @@ ALL_ADAPTERS = finetune_config(name="lora", rank=16, targets=list(LINEAR))
                 ({"context_length": 512, "dropout": 0.1}, 4, 257, {}, None),
             ],
             id="last block, adapters, all with dropout",
+            marks=exhaustive,
         ),
         pytest.param([({"context_length": 128}, 4, 50257, {}, None)], id="vocabulary", marks=exhaustive),
         pytest.param([({"context_length": 512}, 16, 257, {}, None)], id="rows", marks=exhaustive),

@@ -432,7 +432,7 @@ else:
 """
 
 
-@pytest.mark.parametrize("before", ["WANDB_MODE=offline", "WANDB_API_KEY="])
+@pytest.mark.parametrize("before", ["WANDB_MODE=offline", pytest.param("WANDB_API_KEY=", marks=pytest.mark.exhaustive)])
 def test_the_same_command_of_a_finished_run_sends_once_what_wandb_lacks(tmp_path, before):
     run_dir = tmp_path / "run"
     run_dir.mkdir()

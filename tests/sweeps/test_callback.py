@@ -232,6 +232,7 @@ def test_a_job_in_a_sweep_even_one_that_was_killed_equals_the_same_job_alone_bit
     torch.set_num_threads(threads)
 
 
+@pytest.mark.exhaustive
 def test_a_value_more_on_an_axis_adds_jobs_and_disturbs_none(here, extended):
     result, damaged, before = extended
     assert result.returncode == 1  # for the failed ones of before
@@ -263,6 +264,7 @@ def test_a_killed_job_that_goes_on_by_its_folder_is_recorded_as_completed_unless
     jobs.write(job)
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_that_runs_is_reported_on_refused_to_a_second_process_and_ended_by_ctrl_c(here):
     running = here.start("long", "seed=1,3", "train.max_steps=4000")
     end = time.monotonic() + 60
