@@ -134,11 +134,11 @@ def draw(found: Sequence[Result]) -> None:
 
 
 def show(result: Result) -> None:
-    """Prints what was scored, on what, and the table. The files of the evaluation have the whole sha256."""
-    weights = ", ".join(f"{name} sha256 {digest[:12]}" for name, digest in result.identity["weights"].items())
+    """Prints what was scored, on what, and the table."""
+    weights = ", ".join(f"{name} sha256 {digest}" for name, digest in result.identity["weights"].items())
     asked = result.identity["questions"]
     print("\n" + console.escape(f"{result.kind}: {result.subject}, step {result.step}, {weights}"))
-    print(console.escape(f"on {asked['source']}: {asked['documents']} documents, sha256 {asked['sha256'][:12]}"))
+    print(console.escape(f"on {asked['source']}: {asked['documents']} documents, sha256 {asked['sha256']}"))
     print("\n\n".join(console.table(rows, columns) for columns, rows in fitting(result.figures, console.width())))
     for sentence in result.remarks:
         print(console.escape(sentence))
