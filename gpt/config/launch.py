@@ -29,13 +29,12 @@ from pydantic import TypeAdapter
 
 from gpt.config import arguments, environment, places, run_settings, schema
 from gpt.config.value_errors import find_errors, user_error_behind
-from gpt.data import prompt_files
 from gpt.errors import ENVIRONMENT, UserError, exit_code
 from gpt.files import atomic
 from gpt.files.paths import LAUNCH_ID, PROJECT_ROOT, absolute
 from gpt.machine import threads
 from gpt.runs import interrupt
-from gpt.sweeps import callback, composition, dry_run, hydra_patches, jobs, named_runs, plugins
+from gpt.sweeps import callback, composition, dry_run, hydra_patches, jobs, plugins
 from gpt.terminal import console
 from gpt.weights import locate
 
@@ -116,6 +115,9 @@ def validated(cfg: DictConfig, kind: type[T]) -> T:
 
 def example() -> str:
     """A command for a person who does not know generate.py yet."""
+    from gpt.data import prompt_files  # here, as no other start needs the readers of files and the leaderboard
+    from gpt.sweeps import named_runs
+
     run = "" if named_runs.newest() else "make a run with python train.py, then "
     return f"{run}python generate.py checkpoint=latest {prompt_files.EXAMPLE}; more: --help"
 
