@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from gpt.config.schema import GenerateConfig
-from gpt.data import columns, rows, text_files
+from gpt.data import rows, text_files
 from gpt.errors import UserError
 from gpt.files import paths
 
@@ -42,13 +42,9 @@ def of_file(path: Path, given: str) -> list[tuple[str, str]]:
         return [(line.strip(), given) for line in text_files.read_text(path).split("\n") if line.strip()]
     bad = rows.BadRows("error", setting=None)
     prompts = []
-    for row in rows.read(path, bad, columns.Wanted("prompts")):
-        try:
-            names = columns.find(row.values, "prompts", {})
-        except columns.NoColumn as error:
-            bad.report(row.where, row.line, str(error), error.remedy)
-        own = row.values.get(names.get("input", ""))
-        prompts.append((row.values[names["instruction"]], given if own is None else own))
+    for row, cells in rows.read_known(path, bad, "prompts"):
+        own = cells.get("input")
+        prompts.append((cells["instruction"], given if own is None else own))
         if not all(isinstance(part, str) for part in prompts[-1]):
             bad.report(row.where, row.line, "instruction, and input where there is one, must be texts")
     return prompts

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt.data import csv_rows, json_rows, parquet_rows, unread_formats
-from gpt.data.columns import Wanted
+from gpt.data.columns import NoColumn, Wanted, find
 from gpt.errors import UserError
 from gpt.terminal.console import escape
 
@@ -73,3 +73,15 @@ def read(path: Path, bad: BadRows, wanted: Wanted | None = None) -> Iterator[Row
             bad.report(str(path), line, str(problem), getattr(problem, "remedy", "correct it"))
         else:
             yield Row(str(path), line, values)
+
+
+def read_known(path: Path, bad: BadRows, kind: str) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """Each row of a file, with its cells by our names of the columns that `kind` has. Raises UserError as `read` does,
+    and for a row without a column that is needed."""
+    for row in read(path, bad, Wanted(kind)):
+        try:
+            names = find(row.values, kind, {})
+        except NoColumn as error:
+            bad.report(row.where, row.line, str(error), error.remedy)
+            continue
+        yield row, {name: row.values[column] for name, column in names.items()}

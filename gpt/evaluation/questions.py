@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt.data import columns, preparation, prepared, rows, sources, text_files, topics
+from gpt.data import preparation, prepared, rows, sources, text_files, topics
 from gpt.data.batching import Split
 from gpt.data.prepared import Prepared
 from gpt.errors import UserError
@@ -164,12 +164,8 @@ def read_rows(path: Path) -> tuple[list[Question], list[tuple[str, str]]]:
     """The questions of a file, with focus and source. Raises UserError (2) for one without a question or reference."""
     bad = rows.BadRows("error", setting=None)
     found, known = [], []
-    for row in rows.read(path, bad, columns.Wanted("references")):
-        try:
-            names = columns.find(row.values, "references", {})
-        except columns.NoColumn as error:
-            bad.report(row.where, row.line, str(error), error.remedy)
-        cells = {name: row.values[column] if row.values[column] is not None else "" for name, column in names.items()}
+    for row, values in rows.read_known(path, bad, "references"):
+        cells = {name: "" if value is None else value for name, value in values.items()}
         if not all(isinstance(cell, str) for cell in cells.values()):
             bad.report(row.where, row.line, "questions and references must be texts")
         for name, what in (("instruction", "question"), ("output", "reference")):
