@@ -1,1 +1,1 @@
-"""What a model knows and how it answers."""
+"""Scores what a model knows and how it answers."""

@@ -13,7 +13,7 @@ from gpt.config.places import stored
 from gpt.config.schema import METRIC
 from gpt.config.value_errors import as_typed
 from gpt.errors import UserError
-from gpt.evaluation import statistics
+from gpt.evaluation import record, statistics
 from gpt.evaluation.running import Result, fitting
 from gpt.evaluation.statistics import Difference, Figure, Measure
 from gpt.files import atomic
@@ -129,7 +129,7 @@ def write(comparison: Comparison, folder: Path) -> Path:
     """<kind>.json in a folder."""
     content = {
         "kind": comparison.kind, "questions": comparison.n,
-        "figures": {entry: {name: vars(f) for name, f in own.items()} for entry, own in comparison.figures.items()},
+        "figures": record.as_json(comparison.figures),
         "differences": [
             {"figure": name, "first": a, "second": b, **vars(d.figure), "p": d.p, "n_needed": d.n_needed,
              "distinguishable": d.is_distinguishable}

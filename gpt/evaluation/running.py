@@ -10,7 +10,7 @@ import torch
 
 from gpt.config.schema import as_dict
 from gpt.errors import Interrupted
-from gpt.evaluation import questions, record, similarity, statistics
+from gpt.evaluation import questions, record, statistics
 from gpt.evaluation.record import Record
 from gpt.evaluation.settings import EvaluateConfig
 from gpt.evaluation.statistics import Figure
@@ -43,15 +43,15 @@ class Result:
 def evaluate(kind: str, settings: Any, task: Task, cfg: EvaluateConfig) -> Result:
     """The result of an evaluation, from the disk where it is there already. Raises UserError for what cannot be
     evaluated."""
-    subject = task.subject
+    subject, asked = task.subject, settings.asked(task)
     identity = {
         "kind": kind, "settings": as_dict(settings), "step": subject.step, "weights": subject.sha256,
         "template": subject.template, "tokenizer": subject.tokens.name,
-        **(settings.asked(task) if hasattr(settings, "asked") else asked_of_data(task)),
+        **(asked or asked_of_data(task)),
         "batch_size": cfg.batch_size, "resamples": cfg.resamples, "seed": cfg.seed,
         "device": str(task.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
-    part = [] if cfg.name or cfg.file or hasattr(settings, "asked") else [cfg.part]
+    part = [] if cfg.name or cfg.file or asked else [cfg.part]
     name = "_".join([cfg.name or kind, *part, f"step_{subject.step:08d}"])
     own = Record(subject.folder, name, identity)
     content = own.finished()
@@ -60,11 +60,9 @@ def evaluate(kind: str, settings: Any, task: Task, cfg: EvaluateConfig) -> Resul
         rows = settings.finish(task, own.rows())
         scored = statistics.figures(settings.measures(rows), cfg.resamples, cfg.seed)
         content = {"figures": record.as_json(scored), "remarks": settings.remarks(task, rows, scored)}
-        content["headline"] = getattr(settings, "headline", next(iter(scored["model"])))
+        content["headline"] = settings.headline or next(iter(scored["model"]))
         content["notice"] = model_card.notice(subject.settings).strip()
-        if kind == "answers":
-            content["signatures"] = similarity.signatures()
-        content = own.publish(rows, content)
+        content = own.publish(rows, content | settings.recorded())
     else:
         log.info(f"{own.path.name} is there already, for the same weights, questions and settings")
     scored = record.from_json(content["figures"])

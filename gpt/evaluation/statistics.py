@@ -86,9 +86,7 @@ def interval(values: np.ndarray, n: int) -> tuple[float | None, float | None]:
     return float(low), float(high)
 
 
-def figures(
-    measures: Mapping[str, Mapping[str, Measure]], count: int, seed: int
-) -> dict[str, dict[str, Figure]]:  # fmt: skip
+def figures(measures: Mapping[str, Mapping[str, Measure]], count: int, seed: int) -> dict[str, dict[str, Figure]]:
     """{system: {name: measure}} -> the figure of each."""
     n = len(next(iter(next(iter(measures.values())).values())).parts)
     weights = resamples(n, count, seed)

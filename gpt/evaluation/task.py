@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from gpt.config.schema import KnownConfig
 from gpt.evaluation.questions import Part
 from gpt.evaluation.subject import Subject
 from gpt.files.paths import PROJECT_ROOT
@@ -52,7 +51,4 @@ class Task:
         name = self.subject.origin
         if name is None:
             return None
-        return self.cached("before", lambda: loading.load(name, PROJECT_ROOT, self.device, vars(NOTHING)).model)
-
-
-NOTHING = KnownConfig(None, None)
+        return self.cached("before", lambda: loading.load(name, PROJECT_ROOT, self.device).model)

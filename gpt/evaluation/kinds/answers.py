@@ -9,6 +9,7 @@ import numpy as np
 from gpt.config.fields import Count, NonNegative, PositiveFraction, section
 from gpt.errors import UserError
 from gpt.evaluation import baselines, overlap, similarity, statistics
+from gpt.evaluation.registry import Kind
 
 if TYPE_CHECKING:
     from gpt.evaluation.statistics import Figure, Measure
@@ -22,7 +23,7 @@ BaselineName = Literal["bm25", "frequent", "another", "base"]
 
 
 @section
-class Evaluation:
+class Evaluation(Kind):
     """evaluate=answers. Units are questions; those that leave no room for an answer in the context are left out."""
 
     headline: ClassVar[str] = "ROUGE-L"
@@ -53,7 +54,12 @@ class Evaluation:
                 row[BASE] = answer
         return rows
 
+    def recorded(self) -> dict[str, Any]:
+        return {"signatures": similarity.signatures()}
+
     def finish(self, task: Task, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        from gpt.evaluation.questions import text_of
+
         part = task.part
         answered = sorted(i for batch in self.batches(task) for i in batch)
         asked = [part.questions[i] for i in answered]
@@ -71,7 +77,7 @@ class Evaluation:
                 spans = overlap.longest_spans([row[name]["answer"] for row in rows], corpus)
                 for row, span in zip(rows, spans, strict=True):
                     row[name] |= {"copied span": span, "copied share": span / max(1, row[name]["words"])}
-        shared = overlap.longest_spans([f"{q.instruction} {q.input} {q.reference}" for q in asked], corpus)
+        shared = overlap.longest_spans([text_of(question) for question in asked], corpus)
         known = {(q.instruction, q.input) for q in training}
         return [
             {"id": part.ids[i], "instruction": q.instruction, "input": q.input, "reference": q.reference,

@@ -12,6 +12,7 @@ import numpy as np
 from gpt.config.fields import Count, section
 from gpt.errors import UserError
 from gpt.evaluation import statistics
+from gpt.evaluation.registry import Kind
 
 if TYPE_CHECKING:
     from gpt.evaluation.questions import Part
@@ -23,7 +24,7 @@ SUM, PER_BYTE = "accuracy", "accuracy per byte"
 
 
 @section
-class Evaluation:
+class Evaluation(Kind):
     """evaluate=choice. Units are questions; the first option is the right one."""
 
     headline: ClassVar[str] = "accuracy per byte"

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpt.config.fields import Count, Flag, section
 from gpt.evaluation import statistics
+from gpt.evaluation.registry import Kind
 
 if TYPE_CHECKING:
     from gpt.evaluation.statistics import Figure, Measure
@@ -19,7 +20,7 @@ UNIGRAM = "unigram baseline"
 
 
 @section
-class Evaluation:
+class Evaluation(Kind):
     """evaluate=loss. Units are windows of at most a context."""
 
     headline: ClassVar[str] = "loss"

@@ -15,6 +15,7 @@ from pydantic import Field
 from gpt.config.fields import Count, Distinct, Int, Text, section
 from gpt.errors import ENVIRONMENT, UserError
 from gpt.evaluation import statistics
+from gpt.evaluation.registry import Kind
 from gpt.files import paths
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ OF_LIKELIHOODS: dict[str, Callable[[Any], Any]] = {
 
 
 @section
-class Evaluation:
+class Evaluation(Kind):
     """evaluate=tasks. Units are tasks."""
 
     names: Annotated[list[Text], Field(min_length=1), Distinct]
