@@ -1,16 +1,18 @@
 """Finds the runs below a folder, those of sweeps among them, by the files that a run leaves. No torch."""
 
 import os
+from itertools import chain
 from pathlib import Path
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
 
-def newest_first(folder: Path) -> list[Path]:
-    """The directories of all runs below `folder`, by the last time that a row of metrics was written. What cannot be
-    read is passed over."""
+def newest_first(*below: Path) -> list[Path]:
+    """The directories of all runs below some folders, by the last time that a row of metrics was written. What cannot
+    be read is passed over."""
     found, seen = [], set()
-    for place, folders, _ in os.walk(folder, followlinks=True):  # outputs/runs may be a link to a larger disk
+    walks = [os.walk(folder, followlinks=True) for folder in below]  # outputs/runs may be a link to a larger disk
+    for place, folders, _ in chain.from_iterable(walks):
         here = os.path.realpath(place)
         if here in seen:  # a link to what is listed already, or in a circle
             folders.clear()

@@ -15,7 +15,7 @@ from typing import Any
 from gpt.config.schema import METRIC
 from gpt.errors import ENVIRONMENT, UserError
 from gpt.files import paths
-from gpt.files.directory import is_owned
+from gpt.files.directory import SWEEP, has_any, is_owned
 from gpt.files.json_file import read_object
 from gpt.runs import catalogue, wandb_description
 from gpt.sweeps import jobs, leaderboard, report, summary, tables
@@ -37,7 +37,7 @@ def answer(names: Sequence[str], sweeps: Path, outputs: Path = paths.PROJECT_ROO
         show_runs(outputs)
         return 0
     folders = [find(name, [Path.cwd(), sweeps, outputs / "runs", paths.PROJECT_ROOT]) for name in names]
-    if len(folders) == 1 and is_sweep(folders[0]):
+    if len(folders) == 1 and has_any(folders[0], SWEEP):
         return summary.close(folders[0])
     compare(folders, outputs / "reports")
     return 0
@@ -48,13 +48,9 @@ def find(name: str, places: Sequence[Path]) -> Path:
     for place in places:
         with contextlib.suppress(ValueError, OSError):
             folder = paths.absolute(name, place)
-            if is_sweep(folder) or catalogue.is_run(folder):
+            if has_any(folder, SWEEP) or catalogue.is_run(folder):
                 return folder
     raise UserError(f"no run and no sweep is called {name}", "report", "report=runs lists them")
-
-
-def is_sweep(folder: Path) -> bool:
-    return (folder / "sweep.json").is_file() or any(folder.glob("*/job.json"))
 
 
 def show_runs(outputs: Path) -> None:
@@ -96,7 +92,7 @@ def _row(run: Job, data: str) -> dict[str, Any]:
 
 def compare(folders: Sequence[Path], reports: Path) -> None:
     """Prints the table of some runs, and writes their curves and a page into a folder of `reports`."""
-    each = [job for folder in folders for job in (_jobs_of(folder) if is_sweep(folder) else [folder])]
+    each = [job for folder in folders for job in (_jobs_of(folder) if has_any(folder, SWEEP) else [folder])]
     different = {os.path.realpath(folder): folder for folder in each}.values()  # of one run with two names, the last
     runs = [comparable(read_run(folder, number)) for number, folder in enumerate(different)]
     if len({str(sorted(run.config.items())) for run in runs}) < len(runs):  # two of the same settings are no two seeds

@@ -33,8 +33,8 @@ def resolve(name: str, outputs: Path = OUTPUTS) -> str:
 def newest(outputs: Path = OUTPUTS) -> Path | None:
     """The run with a checkpoint that has written a row of metrics last, or the sweep whose job it is; None where there
     is none. Runs of `debug=` do not count."""
-    for run in catalogue.newest_first(outputs):
-        kind = run.relative_to(outputs).parts[0]
-        if kind in ("runs", "sweeps") and any(run.glob(CHECKPOINTS)):
-            return run.parent if kind == "sweeps" else run
+    sweeps = outputs / "sweeps"
+    for run in catalogue.newest_first(outputs / "runs", sweeps):
+        if any(run.glob(CHECKPOINTS)):
+            return run.parent if run.is_relative_to(sweeps) else run
     return None
