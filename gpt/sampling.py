@@ -11,12 +11,12 @@ rows), so now and then a token differs from the one that `generate` gives. The s
 texts each time.
 """
 
-import functools
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from gpt.model import LanguageModel
 from gpt.prompts import Question, format_prompt
 
 log = logging.getLogger(__name__)
+
+_warned: WeakSet[nn.Module] = WeakSet()  # models whose cut prompts have been said: once for each job of a sweep
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -270,12 +272,6 @@ def continue_all(
     return [Continuation(ids, end) for ids, end in zip(new, stopped, strict=True)]
 
 
-@functools.lru_cache(maxsize=100)
-def say_once(text: str, model: int) -> None:
-    """A warning, which the jobs of a sweep in one process have each in their log."""
-    log.warning(text)
-
-
 def preview(
     model: LanguageModel,
     tokenizer: Any,
@@ -302,8 +298,9 @@ def preview(
         )  # fmt: skip
         reference = {} if question.reference is None else {"reference": question.reference}
         previews.append({"prompt": prompt, "text": tokenizer.decode(new), **reference})
-    if n_cut:
+    if n_cut and model not in _warned:
+        _warned.add(model)
         room = f"the context of {model.config.context_length} tokens with {sample.max_new_tokens} new ones"
         many = f"{n_cut} of {len(questions)} prompts of the samples"
-        say_once(f"{many} lose their beginning: no room in {room}", id(model))
+        log.warning(f"{many} lose their beginning: no room in {room}")
     return previews

@@ -16,6 +16,7 @@ from gpt.notebook import generate_text_simple
 from gpt.prompts import Question
 from gpt.sampling import (
     KVCache,
+    _warned,
     continue_all,
     draw,
     eval_mode,
@@ -26,7 +27,6 @@ from gpt.sampling import (
     preview,
     probabilities,
     sample_generator,
-    say_once,
 )
 
 CONTEXT = 16
@@ -251,7 +251,7 @@ class TestPreview:
         assert without_input["text"] != alone["text"]
 
     def test_a_long_prompt_loses_its_beginning_which_is_said_once(self, model, caplog):
-        say_once.cache_clear()  # of other tests with this model
+        _warned.discard(model)  # as other tests have the same one
         questions = [Question("What are the symptoms of Asthma")]
         with caplog.at_level("WARNING"):
             [long] = preview(model, BYTES, questions, None, self.CFG)
