@@ -10,6 +10,7 @@ it. Parameters carry the names of that code (wte, wpe, h, ln_1, c_attn, ...), so
 """
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import torch
@@ -33,7 +34,7 @@ class Cache(Protocol):
         ...
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(nn.Module, ABC):
     """The interface of every family: the rest of the project uses nothing else of a model.
 
     A family defines `hidden`, `head` and `blocks`, and calls each block through `run`. Three conventions: weights of an
@@ -48,6 +49,7 @@ class LanguageModel(nn.Module):
         self.vocab_size = vocab_size
         self.gradient_checkpointing = False  # True: keeps only the stream between blocks until backward
 
+    @abstractmethod
     def hidden(
         self,
         tokens: Tensor,
@@ -62,17 +64,16 @@ class LanguageModel(nn.Module):
         hold several or are padded; tokens see only their own. Raises ValueError when the row and the cache together
         exceed the context length and no positions are given, as padding takes up none.
         """
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def head(self) -> nn.Parameter:
         """(V, C), the matrix that turns the stream into logits; may be the embedding."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def blocks(self) -> nn.ModuleList:
         """The layers, from the embedding to the head."""
-        raise NotImplementedError
 
     def run(self, block: nn.Module, *inputs: Any) -> Tensor:
         """The output of a block; with gradient checkpointing it is computed a second time in backward."""
