@@ -99,7 +99,13 @@ def text_of(question: Question) -> str:
 def open_part(cfg: EvaluateConfig, subject: Subject, typed: Sequence[str] = ()) -> Part:
     """What the model is evaluated on: cfg.file, else cfg.data, else the data that its run was trained on. `typed`: the
     overrides. Raises UserError (2) where there is none of these, and for a part without documents."""
-    own = of_run(subject)
+    try:
+        own = of_run(subject)
+    except UserError as error:
+        if cfg.file is None and cfg.data is None:
+            raise
+        own = None
+        log.warning(f"{error.what}; answers are not compared with it")
     if cfg.file is not None:
         part = of_file(paths.absolute(cfg.file), subject, own and Training(own))
     else:

@@ -53,6 +53,19 @@ def test_data_that_has_gone_is_named_with_what_to_do(tmp_path):
         part_of(subject.load(str(run), settings("loss"), CPU))
 
 
+@pytest.mark.parametrize("given", ["file", "data"])
+def test_where_the_runs_data_has_gone_other_questions_are_asked_as_the_error_says(tmp_path, given, caplog):
+    run = make(tmp_path)
+    shutil.rmtree(tmp_path / "data")
+    other = tmp_path / "q.jsonl"
+    other.write_text(json.dumps({"question": "a", "answer": "b"}) + "\n")
+    changes = {"file": {"file": str(other)}, "data": {"data": data(tmp_path, test_fraction=0.1)}}[given]
+    part = part_of(subject.load(str(run), settings("loss"), CPU), **changes)
+    assert len(part.questions) == {"file": 1, "data": 3}[given]
+    assert "the data that the run was trained on is not there" in caplog.text
+    assert (part.training is None) == (given == "file")
+
+
 def test_no_test_split_says_which_there_are(tmp_path):
     run = make(tmp_path, test_fraction=0.0)
     with pytest.raises(UserError, match=r"the data has no test split.*it has train, val: set part="):
