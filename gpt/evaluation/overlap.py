@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-CONTAMINATED = 13  # words in a row that a question shares with training data: the rule of GPT-3 (Brown et al., 2020)
 WORD = re.compile(r"[a-z0-9]+")
 
 

@@ -21,7 +21,6 @@ from gpt.sweeps import jobs, leaderboard
 from gpt.terminal import console
 
 MOST_SHOWN = 60  # differences
-MIN_MODELS = 4  # of fewer, a rank correlation says nothing
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Comparison:
     n: int  # questions in common
     figures: dict[str, dict[str, Figure]]  # by entry and name
     differences: list[tuple[str, str, str, Difference]]  # name of the figure, first, second
-    correlations: dict[str, Figure]  # of val/loss and each figure, over models; empty for fewer than MIN_MODELS
+    correlations: dict[str, Figure]  # of val/loss and each figure, over models; empty for too few
 
 
 def compare(kind: str, settings: Any, found: Sequence[tuple[str, Result]], count: int, seed: int) -> Comparison:
@@ -72,25 +71,12 @@ def compare(kind: str, settings: Any, found: Sequence[tuple[str, Result]], count
         for a, b in itertools.combinations(entries.values(), 2) for name in names
     ]  # fmt: skip
     pairs = [(result.val_loss, result.figures["model"]) for _, result in found if result.val_loss is not None]
-    correlations = {name: correlation([(loss, own[name].value) for loss, own in pairs], count, seed) for name in names}
-    known = {name: figure for name, figure in correlations.items() if figure is not None}
-    return Comparison(kind, len(shared), figures, differences, known)
-
-
-def correlation(pairs: Sequence[tuple[float, float]], count: int, seed: int) -> Figure | None:
-    """The rank correlation (Spearman) of two values of some models, with its interval by the bootstrap over models;
-    None for fewer than MIN_MODELS, and where one of the values is the same for all."""
-    from scipy import stats
-
-    values = np.array(pairs)
-    if len(pairs) < MIN_MODELS or any(len(set(column)) == 1 for column in values.T):
-        return None
-    ranks = np.apply_along_axis(stats.rankdata, 0, values)
-    resampled = ranks[np.random.default_rng(seed).integers(len(pairs), size=(count, len(pairs)))]  # (R, models, 2)
-    apart = resampled - resampled.mean(1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # resamples of one model alone have no correlation
-        drawn = (apart[..., 0] * apart[..., 1]).sum(1) / np.sqrt((apart**2).sum(1).prod(1))
-    return Figure(float(stats.spearmanr(values[:, 0], values[:, 1]).statistic), *statistics.interval(drawn, len(pairs)))
+    correlations = {}
+    for name in names:
+        figure = statistics.rank_correlation([(loss, own[name].value) for loss, own in pairs], count, seed)
+        if figure is not None:
+            correlations[name] = figure
+    return Comparison(kind, len(shared), figures, differences, correlations)
 
 
 def labels(names: Sequence[str]) -> dict[str, str]:
@@ -121,6 +107,8 @@ def show(comparison: Comparison) -> None:
             print(console.escape(f"{name}: {a} minus {b}: {difference}"))
     if first:
         print(f"of the {len(comparison.differences):,} differences, those in {first} are shown; all are in the file")
+    for sentence in statistics.few(comparison.n):
+        print(sentence)
     for name, figure in comparison.correlations.items():
         print(console.escape(f"rank correlation of {METRIC} and {name} over the models: {figure}"))
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,14 @@ class Part:
     topics: list[tuple[str, str]]  # focus and source of each, "" where they are not known
     training: Training | None
     whole: "Part | None" = None  # that these are the first questions of
+    beside: Training | None = None  # the training split of the data that is asked about, where it is of other data
+
+    @property
+    def retrieved(self) -> list[Question]:
+        """Training questions with the answers that baselines give: those of the model's own training data; where that
+        is running text, those of the data that is asked about."""
+        own = self.training.questions if self.training else []
+        return own or (self.beside.questions if self.beside else [])
 
     @cached_property
     def sha256(self) -> str:
@@ -143,7 +151,8 @@ def of_data(cfg: EvaluateConfig, data: Prepared, subject: Subject, training: Tra
         own = subject.settings.get("data", {})
         mask = cfg.data.mask if cfg.data else own.get("mask", "response")
         template = subject.template or data.meta["template"]
-        return Part(source, encoded(of_data, template, subject.tokens), mask, of_data, known, training)
+        split = encoded(of_data, template, subject.tokens)
+        return Part(source, split, mask, of_data, known, training, beside=Training(data))
     if data.meta["tokenizer"] != subject.tokens.name:
         texts = [load(data.meta["tokenizer"]).decode(split.ids[a:b].tolist()) for a, _, b in split.documents]
         split = joined([(np.empty(0, np.uint16), subject.tokens.ids(text)) for text in texts])
@@ -189,7 +198,7 @@ def first(part: Part, n: int) -> Part:
         return part
     documents = part.split.documents[:n]
     split = Split(part.split.ids[: documents[-1, 2]], documents, part.split.name)
-    return Part(part.source, split, part.mask, part.questions[:n], part.topics[:n], part.training, part)
+    return replace(part, split=split, questions=part.questions[:n], topics=part.topics[:n], whole=part)
 
 
 def _questions(data: Prepared, split_name: str) -> list[Question]:

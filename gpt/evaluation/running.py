@@ -10,7 +10,7 @@ import torch
 
 from gpt.config.schema import as_dict
 from gpt.errors import Interrupted
-from gpt.evaluation import questions, record, statistics
+from gpt.evaluation import contamination, questions, record, statistics
 from gpt.evaluation.record import Record
 from gpt.evaluation.settings import EvaluateConfig
 from gpt.evaluation.statistics import Figure
@@ -58,9 +58,17 @@ def evaluate(kind: str, settings: Any, task: Task, cfg: EvaluateConfig) -> Resul
     if content is None:
         compute(kind, settings, task, own)
         rows = settings.finish(task, own.rows())
-        scored = statistics.figures(settings.measures(rows), cfg.resamples, cfg.seed)
-        content = {"figures": record.as_json(scored), "remarks": settings.remarks(task, rows, scored)}
-        content["headline"] = settings.headline or next(iter(scored["model"]))
+        measures, parts = settings.measures(rows), {}
+        headline = settings.headline or next(iter(measures["model"]))
+        has_questions = not asked and bool(task.part.questions)
+        if has_questions:
+            rows = contamination.mark(task, rows)
+            parts = contamination.split(rows, measures["model"])
+        scored = statistics.figures(measures | parts, cfg.resamples, cfg.seed)
+        remarks = settings.remarks(task, rows, {name: scored[name] for name in measures})
+        if has_questions:
+            remarks += [*statistics.few(len(rows)), contamination.remark(rows, headline, scored)]
+        content = {"figures": record.as_json(scored), "remarks": remarks, "headline": headline}
         content["notice"] = model_card.notice(subject.settings).strip()
         content = own.publish(rows, content | settings.recorded())
     else:
@@ -125,7 +133,8 @@ def draw(found: Sequence[Result]) -> None:
         figures_of = [(result.step, result.figures["model"][name]) for result in own]
         points = [(step, f.value, f.value if f.low is None else f.low, f.value if f.high is None else f.high)
                   for step, f in figures_of]  # fmt: skip
-        levels = {system: f[name].value for system, f in own[-1].figures.items() if system != "model" and name in f}
+        levels = {system: f[name].value for system, f in own[-1].figures.items()
+                  if system not in ("model", contamination.SHARED, contamination.UNSHARED) and name in f}  # fmt: skip
         path = own[0].path.with_name(f"{kind}_over_training.png")
         figures.over_steps(points, levels, path, f"{kind}: {name}")
         print(console.escape(str(path)))

@@ -10,6 +10,8 @@ import numpy as np
 CONFIDENCE = 0.95
 POWER = 0.8  # with which the number of questions that is named would show a difference
 MIN_QUESTIONS = 2  # of one alone nothing is known about others
+FEW = 30  # questions: of fewer, an interval of the bootstrap holds the truth less often than it says
+MIN_MODELS = 4  # of fewer, a rank correlation says nothing
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,15 @@ class Measure:
     def take(self, questions: Sequence[int]) -> "Measure":
         """Over some of the questions."""
         return Measure(self.parts[list(questions)], self.value, self.is_binary)
+
+    def where(self, kept: np.ndarray) -> "Measure":
+        """Over the questions where `kept` (n,) is true, in resamples of all of them. NaN where there is none."""
+
+        def value(sums: np.ndarray) -> np.ndarray:
+            return np.where(sums[..., -1] > 0, self.value(sums[..., :-1]), np.nan)
+
+        parts = np.concatenate([self.parts, np.ones((len(self.parts), 1))], axis=1)
+        return Measure(parts * kept[:, None], value, self.is_binary)
 
     def total(self) -> float:
         """Over all questions, each once."""
@@ -115,6 +126,13 @@ class Difference:
         return f"{self.figure}, not distinguishable with {self.n} questions{needed}"
 
 
+def few(n: int) -> list[str]:
+    """A sentence where questions are few."""
+    if n >= FEW:
+        return []
+    return [f"{n} questions are few: of fewer than {FEW}, intervals are too narrow and p values too small"]
+
+
 def p_text(p: float | None) -> str:
     """`p 0.012`, and for the smallest that can be told `p < 0.001`."""
     return "p unknown" if p is None else "p < 0.001" if p < 0.001 else f"p {p:.3f}"
@@ -143,6 +161,22 @@ def difference(
     if first[0].is_binary and not is_of_seeds:
         p = mcnemar(first[0].parts[:, 0], second[0].parts[:, 0])
     return Difference(shown, float(p), n, None if is_of_seeds else needed(value, float(finite.std()), n))
+
+
+def rank_correlation(pairs: Sequence[tuple[float, float]], count: int, seed: int) -> Figure | None:
+    """The rank correlation (Spearman) of two values of some models, with its interval by the bootstrap over models;
+    None for fewer than MIN_MODELS, and where one of the values is the same for all."""
+    from scipy import stats
+
+    values = np.array(pairs)
+    if len(pairs) < MIN_MODELS or any(len(set(column)) == 1 for column in values.T):
+        return None
+    ranks = np.apply_along_axis(stats.rankdata, 0, values)
+    resampled = ranks[np.random.default_rng(seed).integers(len(pairs), size=(count, len(pairs)))]  # (R, models, 2)
+    apart = resampled - resampled.mean(1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # resamples of one model alone have no correlation
+        drawn = (apart[..., 0] * apart[..., 1]).sum(1) / np.sqrt((apart**2).sum(1).prod(1))
+    return Figure(float(stats.spearmanr(values[:, 0], values[:, 1]).statistic), *interval(drawn, len(pairs)))
 
 
 def over_seeds(measures: Sequence[Measure], weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -2,11 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
 from conftest import sweep_job
 from made_run import make, settings
-from scipy import stats
 
 import evaluate
 from gpt.errors import UserError
@@ -62,18 +60,3 @@ def test_a_sweep_is_compared_by_its_settings_with_seeds_as_a_second_level(tmp_pa
     assert (difference["first"], difference["second"]) == ("optimizer.lr=0.1", "optimizer.lr=0.2")
     assert difference["low"] <= difference["value"] <= difference["high"]
     assert "loss: optimizer.lr=0.1 minus optimizer.lr=0.2: " in capsys.readouterr().out
-
-
-def test_a_rank_correlation_is_spearmans_and_needs_four_models():
-    rng = np.random.default_rng(0)
-    losses = rng.normal(size=30)
-    scores = -losses + rng.normal(size=30)
-    own = paired_comparison.correlation(list(zip(losses, scores, strict=True)), 4000, 1)
-    assert own.value == pytest.approx(stats.spearmanr(losses, scores).statistic)
-    distribution = stats.bootstrap(
-        (losses, scores), lambda a, b: stats.spearmanr(a, b).statistic, paired=True, vectorized=False,
-        n_resamples=500, method="percentile", rng=2,
-    ).confidence_interval  # fmt: skip
-    assert (own.low, own.high) == pytest.approx((distribution.low, distribution.high), abs=0.1)
-    assert paired_comparison.correlation([(1.0, 2.0)] * 3, 100, 0) is None
-    assert paired_comparison.correlation([(1.0, 2.0), (2.0, 2.0), (3.0, 2.0), (4.0, 2.0)], 100, 0) is None

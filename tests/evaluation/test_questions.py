@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import data_config
 from made_run import BYTES, data, make, settings
 
+from gpt.config.schema import as_dict
 from gpt.data import preparation
 from gpt.errors import UserError
 from gpt.evaluation import questions, subject
@@ -122,6 +124,17 @@ def test_other_prepared_data_is_scored_and_the_runs_own_training_data_is_what_it
     part = part_of(model, data=other)
     assert len(part.questions) == 3
     assert part.training.data.meta["fingerprint"] == model.settings["data"]["fingerprint"]
+
+
+def test_a_model_of_running_text_has_the_baselines_of_the_data_that_it_is_asked_about(model, tmp_path):
+    (tmp_path / "a.txt").write_text("It rains every day, and no day is dry. " * 9)
+    text = data_config(kind="text", path=str(tmp_path / "a.txt"), prepared_dir=str(tmp_path / "text"), val_fraction=0.2,
+                       test_fraction=0.0)  # fmt: skip
+    fingerprint = preparation.ensure(text, tmp_path).meta["fingerprint"]
+    of_text = replace(model, settings={"data": as_dict(text) | {"fingerprint": fingerprint}})
+    part = part_of(of_text, data=data(tmp_path))
+    assert part.training.questions == [] and part.training.texts[0].startswith("It rains every day")
+    assert part.retrieved == part_of(model).training.questions
 
 
 def test_the_first_questions_only_and_their_hash_is_another(model):

@@ -108,3 +108,18 @@ def test_a_measure_over_some_questions_takes_their_parts():
     own = Measure(np.array([[1.0], [2.0], [4.0]]), lambda sums: sums[..., 0])
     assert own.take([0, 2]).total() == 5.0
     assert statistics.p_text(0.0001) == "p < 0.001" and statistics.p_text(0.0123) == "p 0.012"
+
+
+def test_a_rank_correlation_is_spearmans_and_needs_four_models():
+    rng = np.random.default_rng(0)
+    losses = rng.normal(size=30)
+    scores = -losses + rng.normal(size=30)
+    own = statistics.rank_correlation(list(zip(losses, scores, strict=True)), 4000, 1)
+    assert own.value == pytest.approx(stats.spearmanr(losses, scores).statistic)
+    distribution = stats.bootstrap(
+        (losses, scores), lambda a, b: stats.spearmanr(a, b).statistic, paired=True, vectorized=False,
+        n_resamples=500, method="percentile", rng=2,
+    ).confidence_interval  # fmt: skip
+    assert (own.low, own.high) == pytest.approx((distribution.low, distribution.high), abs=0.1)
+    assert statistics.rank_correlation([(1.0, 2.0)] * 3, 100, 0) is None
+    assert statistics.rank_correlation([(1.0, 2.0), (2.0, 2.0), (3.0, 2.0), (4.0, 2.0)], 100, 0) is None

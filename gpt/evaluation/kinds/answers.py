@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-
 from gpt.config.fields import Count, NonNegative, PositiveFraction, section
 from gpt.errors import UserError
 from gpt.evaluation import baselines, overlap, similarity, statistics
@@ -58,15 +56,12 @@ class Evaluation(Kind):
         return {"signatures": similarity.signatures()}
 
     def finish(self, task: Task, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        from gpt.evaluation.questions import text_of
-
         part = task.part
         answered = sorted(i for batch in self.batches(task) for i in batch)
         asked = [part.questions[i] for i in answered]
-        training = part.training.questions if part.training else []
         own = {"bm25": baselines.NEAREST, "frequent": baselines.FREQUENT, "another": baselines.ANOTHER}
         wanted = {own[name] for name in self.baselines if name in own}
-        for name, texts in baselines.answers(asked, training).items():
+        for name, texts in baselines.answers(asked, part.retrieved).items():
             for row, text in zip(rows, texts if name in wanted else [], strict=name in wanted):
                 row[name] = {"answer": text}
         corpus = part.training.texts if part.training else []
@@ -77,12 +72,10 @@ class Evaluation(Kind):
                 spans = overlap.longest_spans([row[name]["answer"] for row in rows], corpus)
                 for row, span in zip(rows, spans, strict=True):
                     row[name] |= {"copied span": span, "copied share": span / max(1, row[name]["words"])}
-        shared = overlap.longest_spans([text_of(question) for question in asked], corpus)
-        known = {(q.instruction, q.input) for q in training}
         return [
             {"id": part.ids[i], "instruction": q.instruction, "input": q.input, "reference": q.reference,
-             "shared span": span if corpus else None, "in training": (q.instruction, q.input) in known, "systems": row}
-            for i, q, span, row in zip(answered, asked, shared, rows, strict=True)
+             "systems": row}
+            for i, q, row in zip(answered, asked, rows, strict=True)
         ]  # fmt: skip
 
     def measures(self, rows: list[dict[str, Any]]) -> dict[str, dict[str, Measure]]:
@@ -111,21 +104,7 @@ class Evaluation(Kind):
             below = [key for key in COMPARED if name != "model" and figures["model"][key].value < own[key].value]
             if below:
                 said.append(f"below a baseline ({name}): {', '.join(below)}")
-        return said + self._contamination(task, rows)
-
-    def _contamination(self, task: Task, rows: list[dict[str, Any]]) -> list[str]:
-        """How many questions share a span with training data, and ROUGE-L of those that do and that do not."""
-        if task.part.training is None:
-            return ["nothing is known of the training data: no overlap with it, no retrieval baseline"]
-        spans = np.array([row["shared span"] for row in rows])
-        is_known = spans >= overlap.CONTAMINATED
-        n_asked = sum(row["in training"] for row in rows)
-        said = f"{is_known.sum()} of {len(rows)} questions with their references share {overlap.CONTAMINATED} or more "
-        said += f"words in a row with the training split (longest {spans.max()}); {n_asked} questions occur in it"
-        if 0 < is_known.sum() < len(rows):
-            rouge = np.array([row["systems"]["model"]["ROUGE-L"] for row in rows])
-            said += f"; ROUGE-L of these {rouge[is_known].mean():.4g}, of the others {rouge[~is_known].mean():.4g}"
-        return [said]
+        return said
 
     def _answers(self, task: Task, model: LanguageModel, units: list[int]) -> list[dict[str, Any]]:
         from gpt import sampling

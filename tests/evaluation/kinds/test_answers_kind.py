@@ -48,7 +48,7 @@ def test_questions_that_training_has_are_said_and_a_copied_answer_is_told(run_di
     found = result(settings("answers", checkpoint=str(run_dir), file=str(path)), "answers")
     assert [row["in training"] for row in found.rows] == [True, True, False]
     assert found.rows[0]["shared span"] >= 11 and found.rows[2]["shared span"] <= 1
-    assert "2 questions occur in it" in found.remarks[-1]
+    assert "questions that occur in it: 2" in found.remarks[-1]
     exact = found.figures[NEAREST]["exact match"].value
     assert exact == pytest.approx(2 / 3)
 
