@@ -81,4 +81,28 @@ if (plot) {
   });
 }
 
+function sortBy(heading) {
+  const falls = heading.getAttribute("aria-sort") === "ascending";
+  for (const other of heading.parentElement.children) other.removeAttribute("aria-sort");
+  heading.setAttribute("aria-sort", falls ? "descending" : "ascending");
+  const body = heading.closest("table").tBodies[0];
+  const valueOf = (row) => {
+    const text = row.cells[heading.cellIndex].textContent.trim();
+    const number = parseFloat(text.replaceAll(",", ""));
+    return Number.isNaN(number) ? text : number;
+  };
+  const compare = (a, b) => {
+    if (a === "" || b === "") return (a === "") - (b === ""); // what is missing is last in both directions
+    const order = typeof a === typeof b ? (a > b) - (a < b) : (typeof a > typeof b) - (typeof a < typeof b);
+    return falls ? -order : order;
+  };
+  body.append(...[...body.rows].sort((a, b) => compare(valueOf(a), valueOf(b))));
+}
+
+for (const heading of document.querySelectorAll(".board th")) {
+  heading.tabIndex = 0;
+  heading.addEventListener("click", () => sortBy(heading));
+  heading.addEventListener("keydown", (event) => { if (event.key === "Enter") sortBy(heading); });
+}
+
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));

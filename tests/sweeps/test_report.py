@@ -367,6 +367,30 @@ def test_the_keyboard_reaches_every_curve_and_row(page):
     assert page.locator("#tip").is_hidden() and page.complaints == []
 
 
+def test_a_click_or_enter_on_a_heading_sorts_a_table_with_what_is_missing_last(visit):
+    page = visit()
+
+    def column(number: int) -> list[str]:
+        return page.locator(f"#leaderboard tbody tr td:nth-child({number})").all_inner_texts()
+
+    headings = page.locator("#leaderboard thead th")
+    names = headings.all_inner_texts()
+    losses = names.index("val/loss") + 1
+    before = column(losses)
+    values = [float(text.split()[0]) for text in before if text]
+    headings.nth(losses - 1).click()
+    assert [float(text.split()[0]) for text in column(losses) if text] == sorted(values)
+    page.keyboard.press("Enter")  # the heading has the focus: the other way round
+    assert [float(text.split()[0]) for text in column(losses) if text] == sorted(values, reverse=True)
+    assert column(losses)[-1] == "" == before[-1]
+    assert headings.nth(losses - 1).get_attribute("aria-sort") == "descending"
+    tokens = names.index("tokens") + 1
+    headings.nth(tokens - 1).click()
+    assert headings.nth(losses - 1).get_attribute("aria-sort") is None
+    numbers = [int(text.replace(",", "")) for text in column(tokens) if text]
+    assert numbers == sorted(numbers) and page.complaints == []
+
+
 def test_the_page_fits_a_phone_a_dark_screen_and_paper(page):
     for width, scheme, media in [(400, "light", "screen"), (400, "dark", "screen"), (800, "dark", "print")]:
         page.set_viewport_size({"width": width, "height": 900})
