@@ -16,13 +16,13 @@ from omegaconf import DictConfig
 def evaluate(cfg: EvaluateConfig, typed: Sequence[str] = ()) -> None:
     """Each kind of evaluation on each model: prints tables and writes results. With several models, compares them.
     `typed`: the overrides."""
-    from gpt.evaluation import paired_comparison, questions, record, running, subject
+    from gpt.evaluation import labels, paired_comparison, questions, record, running, subject
     from gpt.evaluation.task import Task
     from gpt.machine import device  # here, because torch takes seconds to load
 
     where = device.choose_device(cfg.device, cfg.threads)
     names = subject.names(cfg)
-    labels = paired_comparison.labels(names)
+    label_of = labels.labels(names)
     found: list[tuple[str, running.Result]] = []
     for name in names:
         model = subject.load(name, cfg, where)
@@ -31,7 +31,7 @@ def evaluate(cfg: EvaluateConfig, typed: Sequence[str] = ()) -> None:
             for kind, settings in cfg.chosen.items():
                 result = running.evaluate(kind, settings, task, cfg)
                 running.show(result)
-                found.append((labels[name], result))
+                found.append((label_of[name], result))
     for folder in dict.fromkeys(result.path.parent for _, result in found):
         running.mirror([result for _, result in found if result.path.parent == folder], cfg)
     if cfg.checkpoints == "all":

@@ -9,15 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from gpt.config.places import stored
 from gpt.config.schema import METRIC
-from gpt.config.value_errors import as_typed
 from gpt.errors import UserError
 from gpt.evaluation import record, statistics
 from gpt.evaluation.running import Result, fitting
 from gpt.evaluation.statistics import Difference, Figure, Measure
 from gpt.files import atomic
-from gpt.sweeps import jobs, leaderboard
 from gpt.terminal import console
 
 MOST_SHOWN = 60  # differences
@@ -79,53 +76,42 @@ def compare(kind: str, settings: Any, found: Sequence[tuple[str, Result]], count
     return Comparison(kind, len(shared), figures, differences, correlations)
 
 
-def labels(names: Sequence[str]) -> dict[str, str]:
-    """What the entries are called: jobs of a sweep by their settings without the seed, which makes jobs that differ in
-    it alone one entry; others by their place in the project, or the name in the hub."""
-    found = {}
-    for folder in {Path(name).parent for name in names if (Path(name) / "job.json").is_file()}:
-        for entry in leaderboard.entries(jobs.read(folder)):
-            settings = " ".join(f"{key}={as_typed(value)}" for key, value in entry.settings.items())
-            found |= {str(job.folder): settings or folder.name for job in entry.jobs}
-    return {name: found.get(name, stored("checkpoint", name)) for name in names}
-
-
 def _figure(entry: Entry, name: str, weights: np.ndarray, seed: int) -> Figure:
     measures = [own[name] for own in entry.measures]
     values = statistics.over_seeds(measures, weights, np.random.default_rng([seed, 1]))
     return Figure(float(np.mean([m.total() for m in measures])), *statistics.interval(values, weights.shape[1]))
 
 
-def show(comparison: Comparison) -> None:
+def show(compared: Comparison) -> None:
     """Prints the figures beside each other, and the differences: all of them where they are not too many."""
-    print(f"\n{comparison.kind}: {comparison.n} questions that all have answered")
-    for columns, rows in fitting(comparison.figures, console.width()):
+    print(f"\n{compared.kind}: {compared.n} questions that all have answered")
+    for columns, rows in fitting(compared.figures, console.width()):
         print(console.table(rows, columns))
-    first = comparison.differences[0][0] if len(comparison.differences) > MOST_SHOWN else None
-    for name, a, b, difference in comparison.differences:
+    first = compared.differences[0][0] if len(compared.differences) > MOST_SHOWN else None
+    for name, a, b, difference in compared.differences:
         if first in (None, name):
             print(console.escape(f"{name}: {a} minus {b}: {difference}"))
     if first:
-        print(f"of the {len(comparison.differences):,} differences, those in {first} are shown; all are in the file")
-    for sentence in statistics.few(comparison.n):
+        print(f"of the {len(compared.differences):,} differences, those in {first} are shown; all are in the file")
+    for sentence in statistics.few(compared.n):
         print(sentence)
-    for name, figure in comparison.correlations.items():
+    for name, figure in compared.correlations.items():
         print(console.escape(f"rank correlation of {METRIC} and {name} over the models: {figure}"))
 
 
-def write(comparison: Comparison, folder: Path) -> Path:
+def write(compared: Comparison, folder: Path) -> Path:
     """<kind>.json in a folder."""
     content = {
-        "kind": comparison.kind, "questions": comparison.n,
-        "figures": record.as_json(comparison.figures),
+        "kind": compared.kind, "questions": compared.n,
+        "figures": record.as_json(compared.figures),
         "differences": [
             {"figure": name, "first": a, "second": b, **vars(d.figure), "p": d.p, "n_needed": d.n_needed,
              "distinguishable": d.is_distinguishable}
-            for name, a, b, d in comparison.differences
+            for name, a, b, d in compared.differences
         ],
-        "rank correlations with val/loss": {name: vars(f) for name, f in comparison.correlations.items()},
+        "rank correlations with val/loss": {name: vars(f) for name, f in compared.correlations.items()},
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{comparison.kind}.json"
+    path = folder / f"{compared.kind}.json"
     atomic.write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return path

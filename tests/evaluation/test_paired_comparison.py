@@ -8,8 +8,7 @@ from made_run import make, settings
 
 import evaluate
 from gpt.errors import UserError
-from gpt.evaluation import paired_comparison, subject
-from gpt.files.paths import PROJECT_ROOT
+from gpt.evaluation import subject
 
 
 @pytest.fixture(autouse=True)
@@ -37,15 +36,6 @@ def test_other_questions_are_refused(tmp_path):
     runs = [str(make(tmp_path, "a")), str(make(tmp_path / "x", "b", test_fraction=0.1))]
     with pytest.raises(UserError, match=r"not the same questions.*give all of them the same"):
         evaluate.evaluate(settings("loss", compare=runs))
-
-
-def test_jobs_of_a_sweep_that_differ_in_the_seed_alone_are_one_entry(tmp_path):
-    jobs = [
-        sweep_job(tmp_path, i, {"optimizer.lr": lr, "seed": seed}, [3.0])
-        for i, (lr, seed) in enumerate([(0.1, 1), (0.1, 2), (0.2, 1)])
-    ]
-    labels = paired_comparison.labels([*(str(job.folder) for job in jobs), "gpt2", str(PROJECT_ROOT / "outputs/a")])
-    assert list(labels.values()) == ["optimizer.lr=0.1", "optimizer.lr=0.1", "optimizer.lr=0.2", "gpt2", "outputs/a"]
 
 
 def test_a_sweep_is_compared_by_its_settings_with_seeds_as_a_second_level(tmp_path, capsys):
