@@ -87,6 +87,7 @@ def cost(main: Callable[[DictConfig], Any], config: DictConfig, directory: Path)
     """What a script would answer to dry_run=true. `directory`: where the run would write. Raises UserError for what
     would stop the run."""
     config = config.copy()
+    OmegaConf.set_readonly(config.hydra, False)  # HydraConfig makes it read-only where it has had this configuration
     with open_dict(config):
         config.hydra.runtime.output_dir = str(directory.absolute())
         config.dry_run = True
