@@ -57,6 +57,13 @@ def test_results_of_each_question_are_on_disk_with_what_was_scored_and_are_the_s
     assert files(copy) == first
 
 
+def test_each_kind_has_a_file_of_its_own_under_a_name_that_is_typed(copy):
+    evaluate.evaluate(settings("choice", "loss", checkpoint=str(copy), name="mine"))
+    assert files(copy).keys() == {"README.md"} | {
+        f"{kind}_mine_step_00000006.{end}" for kind in ("choice", "loss") for end in ("json", "jsonl")
+    }
+
+
 def test_a_finished_evaluation_is_not_done_again_and_what_has_changed_since_is_named(copy, lines, logger):
     logger.propagate = True
     cfg = settings("loss", checkpoint=str(copy))

@@ -51,8 +51,8 @@ def evaluate(kind: str, settings: Any, task: Task, cfg: EvaluateConfig) -> Resul
         "batch_size": cfg.batch_size, "resamples": cfg.resamples, "seed": cfg.seed,
         "device": str(task.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
-    part = [] if cfg.name or cfg.file or asked else [cfg.part]
-    name = "_".join([cfg.name or kind, *part, f"step_{subject.step:08d}"])
+    about = cfg.name or (cfg.part if not cfg.file and not asked else None)
+    name = "_".join(filter(None, [kind, about, f"step_{subject.step:08d}"]))
     own = Record(subject.folder, name, identity)
     content = own.finished()
     if content is None:
