@@ -20,6 +20,7 @@ from gpt.data.read_ahead import ReadAhead
 from gpt.errors import NUMERICAL, UserError
 from gpt.machine.device import memory_gb
 from gpt.machine.machine import Machine
+from gpt.machine.ranks import STEP, Shared
 from gpt.model import LanguageModel
 from gpt.objective import Objective
 from gpt.progress import Due, Progress, due_after_evaluation, due_at, is_finished, rescaled, scored
@@ -61,16 +62,16 @@ def train_step(
     grad_clip: float | None = None,
     stop: Callable[[], bool] = lambda: False,
     loss_scale: float = 1.0,
+    n_targets: float | None = None,
 ) -> tuple[float, float]:
     """One optimizer step: forward and backward for each micro-batch, clip, step. Returns loss and gradient norm.
 
+    `micro_batches` are those of this rank, and `n_targets` counts the targets of all ranks, None: there is one rank.
     When either is not finite, the weights stay as they were. `stop` is called before each micro-batch; once it returns
     true, Stopped is raised and nothing has changed. The loss is multiplied by `loss_scale`, so that small gradients do
     not vanish in float16, and the gradients are divided by it before they are used.
     """
-    ranks = machine.ranks
-    micro_batches = ranks.share(micro_batches)
-    n_targets = ranks.total(sum(batch.n_targets for batch in micro_batches))
+    n_targets = n_targets or sum(batch.n_targets for batch in micro_batches)
     total = torch.zeros((), device=machine.device)
     try:
         with machine.autocast():  # around all micro-batches: each trained weight is converted once
@@ -80,8 +81,7 @@ def train_step(
                 with torch.autocast(machine.device.type, enabled=False):
                     (loss * loss_scale).backward()
                 total += loss.detach()
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        ranks.add([total, *gradients])
+        gradients = machine.ranks.gradients(total, model.parameters())
         if loss_scale != 1.0:
             torch._foreach_mul_(gradients, 1 / loss_scale)
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -107,13 +107,14 @@ def unless(stop: Callable[[], bool], batches: Iterable[Batch], machine: Machine)
 def evaluate(
     model: LanguageModel,
     objective: Objective,
-    batches: Iterable[Batch],
+    batches: Sequence[Batch],
     machine: Machine,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """The objective's metrics of a model, without dropout. Raises Stopped when `stop` returns true before a batch."""
+    shared = Shared(batches, machine.ranks, lambda some: unless(stop, some, machine))
     with eval_mode(model), machine.autocast():
-        return objective.evaluate(model, unless(stop, batches, machine))
+        return objective.evaluate(model, shared)
 
 
 def fit(
@@ -133,7 +134,7 @@ def fit(
     with the weights as they were before the step, when a loss, also of an evaluation, or a gradient is not finite.
     """
     model.train()
-    ahead = ReadAhead(batches.train.step, machine.device)
+    ahead, ranks = ReadAhead(batches.train.step, machine.device), machine.ranks
     total_steps, clock = batches.total_steps, Clock(progress.tokens)
     try:
         while True:
@@ -160,27 +161,30 @@ def fit(
             optim.set_lr(optimizer, optim.lr_factor(cfg.schedule, step, total_steps))
             place = 0 if cfg.train.one_batch else step
             micro_batches = ahead.step(place)
+            own = [sum(batch.n_tokens for batch in micro_batches), sum(batch.n_targets for batch in micro_batches)]
+            n_tokens, n_targets = ranks.total(own, STEP)
+            if ranks.stops:
+                raise Stopped
             following = None if step + 1 == total_steps else 0 if cfg.train.one_batch else step + 1
             # Dropout draws from the global generator. Each step seeds it, so that whatever else draws from it between
             # steps (samples, evaluation) changes nothing, and a resumed run draws the same.
-            step_seed = int(np.random.SeedSequence([cfg.seed, step]).generate_state(1, np.uint64)[0])
+            step_seed = int(np.random.SeedSequence([cfg.seed, step, *ranks.seed]).generate_state(1, np.uint64)[0])
             scale = progress.loss_scale if machine.dtype == torch.float16 else 1.0
             while True:
                 torch.manual_seed(step_seed)
                 with ahead.preparing(following):
                     loss, grad_norm = train_step(
-                        model, optimizer, objective, micro_batches, machine, cfg.train.grad_clip, stop, scale
+                        model, optimizer, objective, micro_batches, machine, cfg.train.grad_clip, stop, scale, n_targets
                     )
                 if scale == 1.0 or not math.isfinite(loss) or math.isfinite(grad_norm):
                     break
                 scale /= 2  # the gradients were too large for float16: the step is taken again with smaller ones
             clock.seconds += time.perf_counter() - started
 
-            after = replace(progress, step=step + 1, tokens=progress.tokens + sum(b.n_tokens for b in micro_batches))
+            after = replace(progress, step=step + 1, tokens=progress.tokens + n_tokens)
             if machine.dtype == torch.float16:
                 after = rescaled(after, scale)
             if math.isfinite(loss) and math.isfinite(grad_norm):
-                n_targets = sum(batch.n_targets for batch in micro_batches)
                 loss_sum, loss_targets = progress.loss_sum + loss * n_targets, progress.loss_targets + n_targets
                 progress = replace(after, grad_norm=grad_norm, loss_sum=loss_sum, loss_targets=loss_targets)
                 continue

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from gpt.config.fields import section
 from gpt.config.schema import METRIC
+from gpt.machine.ranks import parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +33,11 @@ class Objective(Protocol):
         ...
 
     def evaluate(self, model: LanguageModel, batches: Iterable[Batch]) -> dict[str, float]:
-        """Metrics by name, over all batches. The model is in evaluation mode and there is no gradient."""
+        """Metrics by name, over all batches. The model is in evaluation mode and there is no gradient.
+
+        With several processes, each of them is asked, and gives the same answer; gpt/machine/ranks.py's `parts` lets
+        them share the work.
+        """
         ...
 
 
@@ -58,6 +63,7 @@ class NextToken:
         from gpt.loss import cross_entropy
 
         loss_sum, n_targets, nats, n_bytes = 0.0, 0, 0.0, 0
+        batches, total = parts(batches)
         for batch in batches:
             hidden, targets = scored_positions(model, batch)
             losses = cross_entropy(hidden, model.head, targets)
@@ -66,6 +72,7 @@ class NextToken:
             if batch.target_bytes is not None:
                 nats += losses[batch.target_bytes > 0].sum().item()
                 n_bytes += int(batch.target_bytes.sum())
+        loss_sum, n_targets, nats, n_bytes = total([loss_sum, n_targets, nats, n_bytes])
         loss = loss_sum / n_targets
         # e^709 is the largest float; NaN stays NaN
         metrics = {METRIC: loss, "val/perplexity": math.exp(loss if not loss > 700 else 700.0)}

@@ -26,6 +26,7 @@ SECTIONS = ("model", "data", "optimizer", "schedule", "objective", "finetune")  
 WHOLE = ("experiments", "debug")  # files that change several sections: with one of them, all is composed anew
 # What is of one start and not of the run. A job that is started alone is not halved with the others of its sweep.
 OF_A_START = ("out_dir", "resume", "allow_changed", "overrides", "dry_run", "report", "sweep.rungs", "sweep.pause_at")
+OF_A_START_BELOW = "parallel."
 LIMITS = ("train.max_steps", "train.max_epochs")  # the smaller one counts, and train.max_tokens only without them
 ABSENT = object()
 
@@ -115,6 +116,7 @@ def known(values: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run by full key, in the order of the schema. What this version does not know is left out; what
     the file lacks within a section is ABSENT."""
     keys = [key for key in valid_keys(TrainConfig, values) if key not in OF_A_START]
+    keys = [key for key in keys if not key.startswith(OF_A_START_BELOW)]
     found = {}
     for key in keys:
         *sections, name = key.split(".")

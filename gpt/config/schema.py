@@ -165,6 +165,15 @@ class TrainSection:
 
 
 @section
+class ParallelConfig:
+    """How several processes share a run, and how many seconds they wait for each other. See gpt/machine/ranks.py."""
+
+    name: Literal["auto", "ddp"]
+    step_timeout: Positive
+    start_timeout: Positive
+
+
+@section
 class SampleConfig:
     """How text is drawn from the model while it trains."""
 
@@ -230,6 +239,7 @@ class TrainConfig:
     init: InitConfig
     finetune: FinetuneConfig | None
     train: TrainSection
+    parallel: ParallelConfig
     sample: SampleConfig
     wandb: WandbConfig
     sweep: SweepConfig

@@ -146,15 +146,19 @@ class Cut:
 
 
 class TrainBatches:
-    """The training batches of every step of a run; iterate over nothing, ask for a step."""
+    """The training batches of every step of a run; iterate over nothing, ask for a step. `share` returns the part of a
+    step's rows that this process computes, where several do: maybe none."""
 
-    def __init__(self, split: Split, cfg: DataConfig, context_length: int, train: TrainSection, seed: int) -> None:
+    def __init__(
+        self, split: Split, cfg: DataConfig, context_length: int, train: TrainSection, seed: int,
+        share: Callable[[list], list] = list,
+    ) -> None:  # fmt: skip
         if cfg.kind == "text" and len(split.ids) <= context_length:
             raise UserError(
                 f"the text has {len(split.ids)} tokens to train on, no more than model.context_length {context_length}",
                 remedy="give more text or a shorter context",
             )
-        self.split, self.seed, self.context_length = split, seed, context_length
+        self.split, self.seed, self.context_length, self.share = split, seed, context_length, share
         self.segments = Cut(split, context_length, cfg.mask, cfg.overflow)
         self.is_text, self.overflow = cfg.kind == "text", cfg.overflow
         self.batching = "packed" if self.is_text else cfg.batching  # windows of text fill their rows in any case
@@ -166,8 +170,10 @@ class TrainBatches:
         self.tokens_in_step = slots if self.is_text else float(self.segments.lengths.sum()) / self.steps_per_epoch
 
     def step(self, step: int) -> list[Batch]:
-        """The micro-batches of optimizer step `step` (from 0)."""
-        rows = self._rows(step)
+        """The micro-batches of optimizer step `step` (from 0), of this process's share of its rows."""
+        rows = self.share(self._rows(step))
+        if not rows:
+            return []
         width = self.context_length if self.batching == "packed" else None
         if width:
             groups = [rows[i : i + self.micro_batch] for i in range(0, len(rows), self.micro_batch)]
@@ -187,9 +193,8 @@ class TrainBatches:
         """What training reads, and what became of documents that are longer than the context."""
         counts = self.segments.counts
         text = f"{count(counts['documents'], 'document')} as {count(counts['segments'], 'segment')} of at most "
-        text += (
-            f"{count(self.context_length, 'token')}, {count(self.steps_per_epoch, f'{self.batching} step')} an epoch"
-        )
+        steps = count(self.steps_per_epoch, f"{self.batching} step")
+        text += f"{count(self.context_length, 'token')}, {steps} an epoch"
         if counts["longer"]:
             text += f"; {count(counts['longer'], 'document')} longer than the context: {PAST_TENSE[self.overflow]}"
         if counts["unscored"]:
@@ -318,9 +323,10 @@ class Batches:
 
 
 def open_batches(
-    data: Prepared, cfg: TrainConfig, vocab_size: int, bytes_per_token: np.ndarray | None = None
-) -> Batches:
-    """The batches of a run, from prepared data. Raises UserError for data that does not suit it."""
+    data: Prepared, cfg: TrainConfig, vocab_size: int, bytes_per_token: np.ndarray | None = None,
+    share: Callable[[list], list] = list,
+) -> Batches:  # fmt: skip
+    """The batches of a run; `share` as in TrainBatches. Raises UserError for prepared data that does not suit it."""
     train, val = (Split.open(data.folder, name) for name in ("train", "val"))
     for split in (train, val):
         if (largest := token_files.largest_id(data.folder, split.name)) >= vocab_size:
@@ -329,7 +335,7 @@ def open_batches(
                 remedy="prepare the data with the model's tokenizer",
             )
     context_length = cfg.model.context_length
-    batches = TrainBatches(train, cfg.data, context_length, cfg.train, cfg.seed)
+    batches = TrainBatches(train, cfg.data, context_length, cfg.train, cfg.seed, share)
     validation = eval_batches(val, cfg.data, context_length, cfg.train, bytes_per_token)
     return Batches(batches, validation, data, *count_steps(cfg.train, batches))
 

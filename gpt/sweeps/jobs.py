@@ -46,7 +46,7 @@ NUMBERS = {
 # What has no part in what comes of a job, but for the last digits.
 VOLATILE = {
     "out_dir", "resume", "allow_changed", "overrides", "dry_run", "report", "evaluate_at_end", "wandb", "sweep",
-    "hydra", "threads",
+    "hydra", "threads", "parallel",
 }  # fmt: skip
 NOTICE = "data.card.notice"  # neither has this, which came later and is for readers
 

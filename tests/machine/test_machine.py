@@ -1,18 +1,11 @@
-"""One process computes all of a step."""
+"""What a run computes on."""
 
 import pytest
 import torch
 
-from gpt.machine.machine import Machine, Ranks
+from gpt.machine.machine import Machine
 
 CPU = torch.device("cpu")
-
-
-def test_one_process_has_all_micro_batches_and_its_sums_are_the_whole():
-    gradient = torch.ones(3)
-    ranks = Ranks()
-    ranks.add([gradient])
-    assert (ranks.share([1, 2, 3]), ranks.total(7)) == ([1, 2, 3], 7) and gradient.tolist() == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

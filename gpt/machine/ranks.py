@@ -1,0 +1,93 @@
+"""Shares a step between the processes of a run: the ranks. One process is the trivial case, and all that is here.
+
+gpt/loop.py and train.py ask a Ranks object and nothing else; gpt/machine/process_group.py has the one for several
+processes. What is defined here must cost one process nothing: no collective, and no import of torch.distributed.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+T = TypeVar("T")
+STEP, EVALUATION = "step", "evaluation"  # what ranks have a limited time for, see ParallelConfig.step_timeout
+
+
+class Ranks:
+    """One process, which computes all of a step; its sums are the whole."""
+
+    rank, count = 0, 1
+    seed: tuple[int, ...] = ()  # what the random numbers of a step depend on besides the run's seed and the step
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that writes, prints and saves."""
+        return self.rank == 0
+
+    def share(self, rows: list[T]) -> list[T]:
+        """This rank's part of the rows of a step, which may be none."""
+        return rows
+
+    def total(self, numbers: Sequence[float], of: str) -> list[float]:
+        """The sum over all ranks of each number; whole numbers stay whole. `of` is STEP or EVALUATION."""
+        return list(numbers)
+
+    def gradients(self, loss: "Tensor", parameters: Iterable["nn.Parameter"]) -> "list[Tensor]":
+        """The gradients of all ranks together, once all micro-batches are computed: each gradient becomes the sum over
+        the ranks, and so does `loss`. Returns the gradients of this rank's parameters."""
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+    def spread(self, tensors: Iterable["Tensor"]) -> None:
+        """Every rank gets the tensors of the first: its weights, before the first step."""
+
+    def first(self, work: Callable[[], T]) -> T:
+        """What `work()` returns, or the UserError that it raises, which the first rank alone calls: in all ranks. It
+        has to be something that JSON can hold. The others wait as long as the start of a run may take."""
+        return work()
+
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """What `work()` returns in this rank. The first one calls it before all others, which find what it has left
+        for them: downloads, files that are compiled."""
+        return work()
+
+    def check_same(self, values: Mapping[str, Any], what: str) -> None:
+        """Raises UserError in a rank that has others of these values by name than the first rank."""
+
+    def watch(self, wish: Callable[[], int]) -> None:
+        """From now on `wish()` says whether this rank is to stop, and why: 0 for no, else the number of a signal, or 1.
+        It is asked whenever ranks exchange something."""
+
+    def wish(self, own: Callable[[], int]) -> int:
+        """What the ranks agreed on when they last exchanged something: the largest of their wishes, so that all of them
+        stop at the same step. For one process what it wishes now."""
+        return own()
+
+    @property
+    def stops(self) -> bool:
+        """Whether the ranks have agreed to stop. One process asks for itself, before each micro-batch."""
+        return False
+
+
+ALONE = Ranks()
+
+
+class Shared:
+    """The batches of an evaluation, for ranks to share out; iterated over, all of them. See `parts`."""
+
+    def __init__(self, batches: Sequence[Any], ranks: Ranks, ready: Callable[[Iterable[Any]], Iterator[Any]]) -> None:
+        self.batches, self.ranks, self.ready = batches, ranks, ready
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.ready(self.batches)
+
+
+def parts(batches: Iterable[T]) -> tuple[Iterable[T], Callable[[Sequence[float]], list[float]]]:
+    """The batches that this rank evaluates, and what adds numbers up over all ranks. Where nothing is shared, those are
+    all batches, and the numbers as they are. An objective that does not call this evaluates all batches in each rank,
+    with the same result."""
+    if not isinstance(batches, Shared):
+        return batches, list
+    ranks = batches.ranks
+    part = batches.ready(batches.batches[ranks.rank :: ranks.count])
+    return part, lambda numbers: ranks.total(numbers, EVALUATION)
