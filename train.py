@@ -19,13 +19,14 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
     from gpt import finetune, loop, optim, prompts, sampling
     from gpt.machine import compilation, device
     from gpt.progress import describe_end, is_finished
-    from gpt.runs import interrupt, results, run as runs, run_log, saver  # isort: skip
+    from gpt.runs import interrupt, results, run as runs, run_log  # isort: skip
     from gpt.terminal import console
     from gpt.weights import loading
 
     with runs.opened(cfg) as run:
-        tokens = run.tokens
-        weights = None if run.checkpoint else loading.find(cfg.init, cfg.model, tokens.name, PROJECT_ROOT)
+        tokens, ranks = run.tokens, run.ranks
+        init = (cfg.init, cfg.model, tokens.name, PROJECT_ROOT)
+        weights = None if run.checkpoint else ranks.in_turn(loading.find, *init)
         machine = run.choose_machine()
         batches = run.open_batches(machine)
         questions = prompts.questions(cfg.data, cfg.sample.references, batches.data.folder)
@@ -38,7 +39,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
         optimizer = optim.build(model, cfg.optimizer, cfg.finetune)
         settings = run.settings(machine, batches, weights and weights.origin)
         progress = run.restore(model, optimizer, settings)
-        launch.save(cfg, run.directory / "config.yaml")
+        ranks.first(launch.save, cfg, run.directory / "config.yaml")
         if machine.environment["compile"]:
             compilation.compile_blocks(model, compilation.CACHE)
 
@@ -50,23 +51,25 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
         )
         if is_finished(progress, cfg.train, batches.total_steps):
             console.say(describe_end(progress, cfg.train, batches.total_steps, batches.budget) + f"\n{run.directory}")
-            if (run.directory / results.LAST_MODEL).exists():  # else the run was killed at its very end: see below
-                run_log.send_rest(cfg, run.directory, run.directory / results.LAST_MODEL, progress)
+            last_model = run.directory / results.LAST_MODEL
+            if ranks.first(last_model.exists):  # else the run was killed at its very end: see below
+                ranks.first(run_log.send_rest, cfg, run.directory, last_model, progress)
                 return progress.best
 
         with (
-            run_log.start(cfg, run.directory, progress.reported) as log,
+            run_log.start(cfg, run.directory, progress.reported, ranks.is_first) as log,
             device.memory_errors(),  # here too, so that W&B gets the exit code of the process
             console.ProgressBar(batches.total_steps, progress.step) as bar,
-            saver.Saver(run.directory, model, optimizer, run.identity, settings, cfg.train.keep_checkpoints) as saves,
-            interrupt.deferred(lambda: log.stop_requested) as stop,
+            run.saver(model, optimizer, settings) as saves,
+            interrupt.deferred(lambda: log.stop_requested, ranks) as stop,
         ):
             for event in loop.fit(model, optimizer, cfg.objective, batches, cfg, machine, progress, stop):
                 samples = []
                 if event.checkpoint_due:  # before what takes long
                     saves.save_first(event.unreported, event.best)
                 if event.sample_due:
-                    samples = sampling.preview(model, tokens, questions, run.identity.template, cfg, stop)
+                    template = run.identity.template
+                    samples = ranks.first(sampling.preview, model, tokens, questions, template, cfg, stop.wish)
                 if stop():  # what this event began is given up, and done again when the run goes on
                     progress = event.unreported
                     saves.save(progress)
@@ -78,7 +81,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
                 console.show_samples(samples)
                 progress = event.progress
                 if event.checkpoint_due and (path := saves.save(progress)):
-                    log.checkpoint(path, progress)
+                    ranks.first(log.checkpoint, path, progress)
                 if cfg.sweep.pauses_after(event.row):
                     break
             if stop.signal:
@@ -86,7 +89,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
             if not is_finished(progress, cfg.train, batches.total_steps):
                 console.say(f"{'stopped from the W&B dashboard' if stop() else 'paused'} after step {progress.step}")
             saves.save(progress, forgive=False)
-            log.finish(results.write(run, model, progress, batches.data.meta), progress)
+            ranks.first(lambda: log.finish(results.write(run, model, progress, batches.data.meta), progress))
         console.say(f"best val/loss {progress.best:.4f} at step {progress.best_step}; run directory:\n{run.directory}")
         return progress.best
 

@@ -5,6 +5,7 @@ in one line, with exit code 2, before torch is imported.
 """
 
 import errno
+import functools
 import gc
 import logging
 import os
@@ -32,7 +33,7 @@ from gpt.config.value_errors import find_errors, user_error_behind
 from gpt.errors import ENVIRONMENT, UserError, exit_code
 from gpt.files import atomic
 from gpt.files.paths import LAUNCH_ID, PROJECT_ROOT, absolute
-from gpt.machine import threads
+from gpt.machine import group_faults, rank_environment, threads
 from gpt.runs import interrupt
 from gpt.sweeps import callback, composition, dry_run, hydra_patches, jobs, plugins
 from gpt.terminal import console
@@ -60,7 +61,7 @@ setup_globals()  # Hydra's own resolvers, which --experimental-rerun would lack
 environment.install()
 OmegaConf.register_new_resolver("project_root", lambda: str(PROJECT_ROOT), replace=True)
 OmegaConf.register_new_resolver("absolute", lambda path: str(absolute(path)), replace=True)
-OmegaConf.register_new_resolver("launch_id", lambda: LAUNCH_ID, replace=True)
+OmegaConf.register_new_resolver("launch_id", lambda: launch_id(), replace=True)
 OmegaConf.register_new_resolver("job_id", lambda _root_: jobs.name_of(composition.identity(_root_)), replace=True)
 OmegaConf.register_new_resolver(
     "architecture",
@@ -69,6 +70,17 @@ OmegaConf.register_new_resolver(
 )  # conf/model/pretrained.yaml
 OmegaConf.register_new_resolver("choice", lambda group, _root_: choice(group, _root_), replace=True)
 OmegaConf.register_new_resolver("sweep_name", lambda name: name or LAUNCH_ID, replace=True)
+
+
+@functools.cache
+def launch_id() -> str:
+    """The name of this start, the same in all ranks of it."""
+    place = rank_environment.read()
+    if place.count == 1 and not place.has_agent:
+        return LAUNCH_ID
+    from gpt.machine import process_group  # here, because it takes the seconds that torch takes
+
+    return process_group.launch_id(LAUNCH_ID)
 
 
 def choice(group: str, root: DictConfig) -> str:
@@ -133,8 +145,13 @@ def to_dataclass(cfg: DictConfig, kind: type[T]) -> T:
 def evaluated(train: Callable[[schema.TrainConfig], T], cfg: schema.TrainConfig) -> T:
     """What `train` returns. A run that has come to its end is evaluated as evaluate_at_end says; what goes wrong then
     is a warning, as the run itself is complete."""
-    result = train(cfg)
+    try:
+        result = train(cfg)
+    except group_faults.GroupFault as fault:
+        fault.remedy = fault.remedy or (f"to go on: {resume_command(cfg)}" if fault.where else "")
+        raise
     is_finished = not cfg.dry_run and (Path(cfg.out_dir) / "last_model.pt").exists()
+    is_finished = is_finished and rank_environment.read().is_first
     for kind in cfg.evaluate_at_end if is_finished else ():
         values = {"checkpoint": cfg.out_dir, "evaluate": f"[{kind}]", "device": cfg.device}
         values |= {"threads": cfg.threads or "null", "wandb.mode": cfg.wandb.mode, "wandb.project": cfg.wandb.project}
@@ -174,7 +191,7 @@ def resume_command(cfg: schema.TrainConfig) -> str:
     """What to type to go on with a run, also with one job of a sweep: its config.yaml has the settings."""
     settings = schema.flatten(schema.as_dict(cfg))
     again = [f"{key}={text}" for key, text in settings.items() if run_settings.has_to_be_typed(key, text)]
-    return shlex.join(["python", str(PROJECT_ROOT / "train.py"), *again, f"out_dir={cfg.out_dir}"])
+    return shlex.join([*rank_environment.command(), str(PROJECT_ROOT / "train.py"), *again, f"out_dir={cfg.out_dir}"])
 
 
 def how_to_go_on(cfg: schema.TrainConfig) -> str:
@@ -192,7 +209,7 @@ def launch(main: Callable[[], Any], script: str) -> None:
         console.survive_closed_output()
         console.setup(all_to_stderr=script == "generate")
         code = run(main, script)
-        if code:
+        if code and rank_environment.is_first():
             callback.remove_unused()
         if callback.running():
             failed = callback.close(interrupted=code >= 128)
@@ -200,7 +217,7 @@ def launch(main: Callable[[], Any], script: str) -> None:
         interrupt.end_without_raising()
     except KeyboardInterrupt as error:
         code = report(error)
-    console.flush_and_exit(code)
+    console.flush_and_exit(code, at_once=code != 0 and group_faults.joined())
 
 
 def run(main: Callable[[], Any], script: str) -> int:
@@ -213,8 +230,9 @@ def run(main: Callable[[], Any], script: str) -> int:
 
 def report(error: BaseException) -> int:
     """Prints what has ended a script in one line. Returns the exit code."""
-    code, message = explain(error)
-    console.error(message)
+    code, message = group_faults.settle(error, *explain(error))
+    if message:
+        console.error(message)
     return code
 
 
@@ -224,13 +242,20 @@ def execute(main: Callable[[], Any], script: str) -> int:
         raise UserError(
             "no conf/", str(PROJECT_ROOT), "run the script in a clone of the repository, or pip install -e ."
         )
+    place = rank_environment.read()
+    if place.count > 1 and script != "train":
+        raise UserError(f"{script}.py is one process", f"WORLD_SIZE={place.count}", "start it without torchrun")
+    if not place.is_first:
+        console.setup(silent=True)
     try:
         sys.argv[1:] = arguments.prepare(sys.argv[1:], script)
         hydra_patches.take_unknown_keys(not arguments.only_shows(sys.argv[1:]))
         main()
     except callback.DryRun as request:
-        return dry_run.run(main, request)
+        return dry_run.run(main, request) if place.is_first else 0
     except callback.Report as request:
+        if not place.is_first:
+            return 0
         from gpt.sweeps import comparison  # here, because it imports numpy and more
 
         names = validated(composition.without_hydra(request.config), schema_of(script)).report

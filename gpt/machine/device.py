@@ -14,7 +14,8 @@ import torch
 
 from gpt.config.schema import TrainSection
 from gpt.errors import ENVIRONMENT, UserError
-from gpt.machine import free_memory
+from gpt.machine import free_memory, rank_environment
+from gpt.machine.rank_environment import RankEnvironment
 from gpt.terminal.console import count
 
 log = logging.getLogger(__name__)
@@ -83,21 +84,34 @@ def choose(
     `n_threads`, if it is given, goes before it.
     Raises UserError as `choose_device` and `choose_dtype` do.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":  # each of torchrun's processes would train the same run
-        raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: a run is one process", remedy="do without torchrun")
     keep_memory()
-    device = choose_device(recorded_or(name, recorded.get("device"), choose_device))
+    place = rank_environment.read()
+    device = of_rank(recorded_or(name, recorded.get("device"), choose_device), place)
     precision = recorded_or(cfg.dtype, recorded.get("dtype"), lambda d: choose_dtype(d, device))
     dtype = choose_dtype(precision, device)
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    threads = n_threads or recorded.get("threads")
+    before = recorded.get("threads") if recorded.get("world_size", 1) == place.count else None
+    threads = n_threads or before or rank_environment.cores_for_each()
     if device.type == "cpu" and isinstance(threads, int) and 0 < threads <= 1024:
         torch.set_num_threads(threads)
-    now = environment(device, "tf32" if precision == "tf32" else str(dtype).removeprefix("torch."))
+    now = environment(device, "tf32" if precision == "tf32" else str(dtype).removeprefix("torch."), place.count)
     changed = [f"{key} {recorded[key]} != {now[key]}" for key in now if recorded.get(key, now[key]) != now[key]]
     if changed:
         log.warning(f"not as before: {', '.join(changed)}; the run goes on, though not bit for bit as it would have")
     return device, dtype, now
+
+
+def of_rank(name: str, place: RankEnvironment) -> torch.device:
+    """As `choose_device`; of several ranks on a machine each has a GPU of its own."""
+    if place.count == 1:
+        return choose_device(name)
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={name} cannot be that of {place.count} ranks", remedy="use device=auto, cuda or cpu")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    device = choose_device(f"cuda:{place.local_rank}")
+    torch.cuda.set_device(device)  # where NCCL looks for it
+    return device
 
 
 def recorded_or(name: str, recorded: Any, choose: Callable[[str], Any]) -> str:
@@ -111,15 +125,15 @@ def recorded_or(name: str, recorded: Any, choose: Callable[[str], Any]) -> str:
     return recorded
 
 
-def environment(device: torch.device, precision: str) -> dict[str, Any]:
-    """What results depend on, to the last bit, besides the settings."""
+def environment(device: torch.device, precision: str, world_size: int = 1) -> dict[str, Any]:
+    """What results depend on, to the last bit, besides the settings; `world_size` counts the ranks."""
     on_gpu = device.type == "cuda"
     return {
         "device": device.type,
         "processor": torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "dtype": precision,
         "threads": torch.get_num_threads(),
-        "world_size": 1,
+        "world_size": world_size,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": str(torch.__version__),

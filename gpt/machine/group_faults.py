@@ -112,6 +112,11 @@ def join(faults: Faults) -> None:
     faults.introduce()
 
 
+def joined() -> bool:
+    """Whether this process is in a group."""
+    return _faults is not None
+
+
 def settle(error: BaseException, code: int, message: str) -> tuple[int, str]:
     """The exit code of a process that `error` ends, and what it is to print: nothing where another rank says it."""
     place = rank_environment.read()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpt.config.schema import TrainConfig
-from gpt.machine import free_memory
+from gpt.machine import free_memory, rank_environment
 from gpt.terminal import console
 
 if TYPE_CHECKING:  # torch takes seconds, and a script reads this file before it knows what to do
@@ -76,7 +76,8 @@ def micro_batch(
 
 def rows_that_fit(cfg: TrainConfig, vocab_size: int, device: "torch.device", dtype: "torch.dtype") -> int:
     """What "auto" means here and now."""
-    room = FREE_SHARE * free_memory.free(device) + free_memory.in_use(device)
+    n_sharing = rank_environment.read().local_count if device.type == "cpu" else 1  # ranks with one memory
+    room = FREE_SHARE * free_memory.free(device) / n_sharing + free_memory.in_use(device)
     return fitting_rows(cfg, vocab_size, device.type, dtype, int(room))
 
 

@@ -72,11 +72,11 @@ class ProcessGroup(Ranks):
             works = [dist.broadcast(tensor, 0, async_op=True) for tensor in tensors]
             self._wait(works, None, any(tensor.is_cuda for tensor in tensors))
 
-    def first(self, work: Callable[[], T]) -> T:
+    def first(self, work: Callable[..., T], *arguments: Any) -> T:
         answer, failure = None, None
         if self.rank == 0:
             try:
-                answer = json.dumps({"value": work()}).encode()
+                answer = json.dumps({"value": work(*arguments)}).encode()
             except UserError as error:
                 failure, answer = error, json.dumps({"error": error.args}).encode()
         value = json.loads(self._from_first(answer or b""))
@@ -86,11 +86,11 @@ class ProcessGroup(Ranks):
             raise UserError(*value["error"])
         return value["value"]
 
-    def in_turn(self, work: Callable[[], T]) -> T:
+    def in_turn(self, work: Callable[..., T], *arguments: Any) -> T:
         if self.rank == 0:
-            result = work()
+            result = work(*arguments)
         self._gather([])
-        return result if self.rank == 0 else work()
+        return result if self.rank == 0 else work(*arguments)
 
     def check_same(self, values: Mapping[str, Any], what: str) -> None:
         own = json.dumps(values, sort_keys=True, default=str)

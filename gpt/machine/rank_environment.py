@@ -69,6 +69,21 @@ def of_slurm() -> RankEnvironment:
     )
 
 
+def is_first() -> bool:
+    """Whether this process is the first rank, or alone; also where the environment is incomplete."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0" or read().is_first
+
+
+def command() -> list[str]:
+    """What starts Python here as this process was started, with as many ranks."""
+    place = read()
+    if not place.has_agent or place.count == 1:
+        return ["python"] if place.count == 1 else ["srun", "python"]
+    n_machines = -(-place.count // place.local_count)
+    machines = "--standalone" if n_machines == 1 else f"--nnodes={n_machines}"
+    return ["torchrun", machines, f"--nproc-per-node={place.local_count}"]
+
+
 def number(name: str, default: int | None = None) -> int:
     """A variable that has to be a number, which it is `default` without. Raises UserError."""
     text = os.environ.get(name, str(default))

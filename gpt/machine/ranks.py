@@ -41,15 +41,15 @@ class Ranks:
     def spread(self, tensors: Iterable["Tensor"]) -> None:
         """Every rank gets the tensors of the first: its weights, before the first step."""
 
-    def first(self, work: Callable[[], T]) -> T:
-        """What `work()` returns, or the UserError that it raises, which the first rank alone calls: in all ranks. It
-        has to be something that JSON can hold. The others wait as long as the start of a run may take."""
-        return work()
+    def first(self, work: Callable[..., T], *arguments: Any) -> T:
+        """What `work(*arguments)` returns, or the UserError that it raises, which the first rank alone calls: in all
+        ranks. It has to be something that JSON can hold. The others wait as long as the start of a run may take."""
+        return work(*arguments)
 
-    def in_turn(self, work: Callable[[], T]) -> T:
-        """What `work()` returns in this rank. The first one calls it before all others, which find what it has left
-        for them: downloads, files that are compiled."""
-        return work()
+    def in_turn(self, work: Callable[..., T], *arguments: Any) -> T:
+        """What `work(*arguments)` returns in this rank. The first one calls it before all others, which find what it
+        has left for them, such as downloads."""
+        return work(*arguments)
 
     def check_same(self, values: Mapping[str, Any], what: str) -> None:
         """Raises UserError in a rank that has others of these values by name than the first rank."""

@@ -2,37 +2,54 @@
 
 Where nothing can be lost they end the process at once, by raising Interrupted. Inside `deferred`, which is where a run
 trains, the first one only sets a flag that the run reads between micro-batches. The second one exits at once, wherever
-the process is by then: what handles the first is not disturbed.
+the process is by then: what handles the first is not disturbed. Ranks that share a run stop together, at the same step.
 """
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from gpt.errors import Interrupted
+from gpt.machine.ranks import ALONE, Ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 late: int | None = None  # the signal that came when a run had nothing left to stop: no other run begins after it
+AGAIN = 5.0  # seconds in which the same signal may come twice to a rank: from a cluster, and from torchrun
 SHOW_CURSOR = b"\x1b[?25h"  # the progress bar hides it
 
 
 class Stop:
-    """Returns whether a run is to stop: after a signal, or when `also` returns true."""
+    """Returns whether a run is to stop: after a signal to any of its ranks, or when `also` returns true in one."""
 
-    def __init__(self, also: Callable[[], bool]) -> None:
-        self.signal: int | None = None
-        self._also = also
+    def __init__(self, also: Callable[[], bool], ranks: Ranks = ALONE) -> None:
+        self.received: int | None = None  # by this process
+        self._time = 0.0
+        self._also, self._ranks = also, ranks
+        ranks.watch(self.wish)
 
     def __call__(self) -> bool:
-        return self.signal is not None or self._also()
+        return self._ranks.wish(self.wish) != 0
+
+    @property
+    def signal(self) -> int | None:
+        """The signal because of which the run is to stop."""
+        number = self._ranks.wish(self.wish)
+        return number if number in SIGNALS else None
+
+    def wish(self) -> int:
+        """Why this process would stop: the number of a signal, or 1; 0: it would not."""
+        return self.received or int(self._also())
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        is_repeated = self._ranks.count > 1 and time.monotonic() - self._time < AGAIN
+        if self.received is not None and not is_repeated:
             _exit(number, frame)
-        self.signal = number
+        if self.received is None:
+            self.received, self._time = number, time.monotonic()
 
 
 def end_at_once() -> None:
@@ -60,11 +77,11 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def deferred(also: Callable[[], bool] = lambda: False) -> Iterator[Stop]:
+def deferred(also: Callable[[], bool] = lambda: False, ranks: Ranks = ALONE) -> Iterator[Stop]:
     """Until the end of the `with` block a signal waits until the Stop is called; one that does not end the block with
     an exception is `late`. In another thread than the main one, where Python allows no handlers, only `also` counts."""
     global late
-    stop = Stop(also)
+    stop = Stop(also, ranks)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
@@ -73,7 +90,7 @@ def deferred(also: Callable[[], bool] = lambda: False) -> Iterator[Stop]:
         for number in SIGNALS:
             signal.signal(number, stop._receive)
         yield stop
-        late = late or stop.signal  # a run that has done its last step comes to its end
+        late = late or stop.received  # a run that has done its last step comes to its end
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

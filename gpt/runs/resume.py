@@ -83,6 +83,11 @@ def find(run_dir: Path, mode: str) -> Checkpoint | None:
     return None
 
 
+def reread(path: Path) -> Checkpoint:
+    """A checkpoint that another process has just found and verified. Raises UserError (3)."""
+    return Checkpoint(path, checkpoint.read_manifest(path), checkpoint.read_config(path))
+
+
 def restore(
     previous: Checkpoint | None,
     model: LanguageModel,

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from gpt import optim, tokenizer
-from gpt.config.schema import TrainConfig, as_dict
+from gpt.config.schema import TrainConfig, as_dict, flatten
 from gpt.data import batching, preparation, sources
 from gpt.data.batching import Batches
 from gpt.files import directory
 from gpt.files.paths import PROJECT_ROOT
-from gpt.machine import compilation, cost, device, memory
+from gpt.machine import compilation, cost, device, memory, rank_environment
 from gpt.machine.machine import Machine
+from gpt.machine.ranks import ALONE, Ranks
 from gpt.model import LanguageModel
 from gpt.progress import Progress
 from gpt.runs import origin, resume, saver
@@ -23,6 +24,9 @@ from gpt.terminal import console
 from gpt.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+
+# What machines of one run may have of their own.
+OWN = ("threads", "device", "overrides", "environment.processor", "environment.threads", "environment.system")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Run:
     directory: Path
     checkpoint: resume.Checkpoint | None
     tokens: Tokenizer
+    ranks: Ranks = ALONE
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -49,24 +54,36 @@ class Run:
         """Device, precision and rows of a micro-batch. Raises UserError for what is not there, or has no room."""
         cfg = self.cfg
         where, dtype, environment = device.choose(cfg.device, cfg.train, self.recorded, cfg.threads)
-        rows = memory.micro_batch(cfg, self.tokens.n_vocab, where, dtype, self.recorded)
-        saver.check_space(self.directory, cfg, self.tokens.n_vocab)
-        return Machine(where, dtype, environment | {"micro_batch": rows})
+        rows = self.ranks.first(lambda: memory.micro_batch(cfg, self.tokens.n_vocab, where, dtype, self.recorded))
+        self.ranks.first(lambda: saver.check_space(self.directory, cfg, self.tokens.n_vocab))
+        return Machine(where, dtype, environment | {"micro_batch": rows}, self.ranks)
 
     def open_batches(self, machine: Machine) -> Batches:
         """The batches of the run; data that is not prepared yet is. Raises UserError for data that does not suit it."""
         own = self.checkpoint.fingerprint if self.checkpoint else None
         is_typed = sources.path_is_typed(self.cfg.overrides, self.cfg.out_dir)
-        data = preparation.ensure(self.cfg.data, PROJECT_ROOT, is_typed, own)
+        opened = []
+
+        def prepare(fingerprint: str | None) -> str:
+            opened.append(preparation.ensure(self.cfg.data, PROJECT_ROOT, is_typed, fingerprint))
+            return opened[0].meta["fingerprint"]
+
+        fingerprint = self.ranks.first(lambda: prepare(own))
+        if not opened:  # by this rank
+            prepare(fingerprint)
         cfg = memory.with_micro_batch(self.cfg, machine.environment["micro_batch"])
-        batches = batching.open_batches(data, cfg, self.tokens.n_vocab, self.tokens.bytes_per_token())
+        n_vocab, n_bytes = self.tokens.n_vocab, self.tokens.bytes_per_token()
+        batches = batching.open_batches(opened[0], cfg, n_vocab, n_bytes, self.ranks.share)
         optim.check_schedule(cfg.schedule, batches.total_steps)
         return batches
 
     def decide_compilation(self, machine: Machine, batches: Batches) -> Machine:
         """The machine with the answer to train.compile=auto. Raises UserError (5) when it cannot compile and has to."""
         operations = cost.operations_to_compile(self.cfg, self.tokens.n_vocab, batches.total_steps, machine)
-        compiles = compilation.decide(self.cfg.train, self.recorded, machine, operations, compilation.CACHE)
+        cache = compilation.CACHE
+        compiles = self.ranks.first(
+            lambda: compilation.decide(self.cfg.train, self.recorded, machine, operations, cache)
+        )
         return replace(machine, environment=machine.environment | {"compile": compiles})
 
     def settings(self, machine: Machine, batches: Batches, weights: Any) -> dict[str, Any]:
@@ -75,23 +92,60 @@ class Run:
         settings = as_dict(self.cfg) | {"total_steps": batches.total_steps, "environment": machine.environment}
         settings["weights"] = self.checkpoint.config.get("weights") if self.checkpoint else weights
         settings["data"]["fingerprint"] = batches.data.meta["fingerprint"]
+        self.ranks.check_same(without_differences(settings), "its settings or its data are")
         return settings
+
+    def saver(self, model: LanguageModel, optimizer: optim.Optimizer, settings: dict[str, Any]) -> saver.Saver:
+        """What publishes the run's checkpoints."""
+        keep = self.cfg.train.keep_checkpoints
+        return saver.Saver(self.directory, model, optimizer, self.identity, settings, keep, self.ranks)
 
     def restore(self, model: LanguageModel, optimizer: optim.Optimizer, settings: dict[str, Any]) -> Progress:
         """Fills model and optimizer from the run's checkpoint. Raises UserError when they are not the run's."""
-        return resume.restore(self.checkpoint, model, optimizer, self.identity, settings, self.cfg.allow_changed)
+        allowed = self.cfg.allow_changed
+        progress = resume.restore(self.checkpoint, model, optimizer, self.identity, settings, allowed)
+        self.ranks.spread(model.state_dict().values())  # processors may draw the first weights differently
+        return progress
+
+
+def without_differences(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings in which all ranks have to be the same, by full key."""
+    return {key: value for key, value in flatten(settings).items() if key not in OWN}
+
+
+@contextlib.contextmanager
+def shared(cfg: TrainConfig) -> Iterator[Ranks]:
+    """The ranks of a run: those that torchrun or SLURM has started together, or this process alone."""
+    if rank_environment.read().count == 1:
+        yield ALONE
+        return
+    from gpt.machine import process_group  # here, as one process needs nothing of it
+
+    with process_group.opened(cfg.parallel) as ranks:
+        ranks.check_same(without_differences(as_dict(cfg)), "its settings are")
+        yield ranks
 
 
 @contextlib.contextmanager
 def opened(cfg: TrainConfig) -> Iterator[Run]:
-    """Locks the directory of a run, logs into it, and looks for a checkpoint to go on from. Raises UserError (3) for
-    checkpoints that cannot be used, (5) where nothing can be written, (6) when another process has it."""
+    """Locks the directory of a run, logs into it, and looks for a checkpoint to go on from. Of several ranks the first
+    does that, and the others go on from the same checkpoint. Raises UserError (3) for checkpoints that cannot be used,
+    (5) where nothing can be written, (6) when another process has it."""
     run_dir = Path(cfg.out_dir)
-    with directory.owned(run_dir), console.log_to(run_dir / "train.log"), device.memory_errors():
-        checkpoint = resume.find(run_dir, cfg.resume)
-        recorded = checkpoint and checkpoint.config.get("out_dir")
+    found: list[resume.Checkpoint | None] = []
+
+    def begin() -> str | None:
+        ended.enter_context(directory.owned(run_dir))
+        ended.enter_context(console.log_to(run_dir / "train.log"))
+        found.append(resume.find(run_dir, cfg.resume))
+        recorded = found[0] and found[0].config.get("out_dir")
         origin.settle(run_dir, recorded if isinstance(recorded, str) else None)
+        return str(found[0].path) if found[0] else None
+
+    with shared(cfg) as ranks, contextlib.ExitStack() as ended, device.memory_errors():
+        path = ranks.first(begin)
+        checkpoint = found[0] if found else path and resume.reread(Path(path))
         if checkpoint is None and cfg.init.from_ is None and cfg.finetune and cfg.finetune.name != "full":
             log.warning(f"finetune={cfg.finetune.name} trains a part of the weights, and all begin as random ones; "
                         "init.from names weights to begin with")  # fmt: skip
-        yield Run(cfg, run_dir, checkpoint, tokenizer.load(cfg.data.tokenizer))
+        yield Run(cfg, run_dir, checkpoint, tokenizer.load(cfg.data.tokenizer), ranks)

@@ -84,10 +84,27 @@ class RunLog:
         self._summarise(run)  # what W&B has may be of an evaluation that the run has gone back behind
 
 
+class NoLog:
+    """What a rank has that records nothing: the first one does."""
+
+    stop_requested = False
+
+    def event(self, row: dict[str, float | int], samples: list[dict[str, str]]) -> None:
+        """See RunLog, as for the other two."""
+
+    def checkpoint(self, path: Path, progress: Progress) -> None: ...
+
+    def finish(self, last_model: Path, progress: Progress) -> None: ...
+
+
 @contextlib.contextmanager
-def start(cfg: TrainConfig, run_dir: Path, reported: int) -> Iterator[RunLog]:
+def start(cfg: TrainConfig, run_dir: Path, reported: int, is_first: bool = True) -> Iterator[RunLog | NoLog]:
     """Opens the record of a run whose rows up to step `reported` are there (-1: a new run), and closes it whatever
-    happens. Rows of a larger step, which the run is about to write again, are dropped from the disk first."""
+    happens. Rows of a larger step, which the run is about to write again, are dropped from the disk first. Of several
+    ranks only the first has a record."""
+    if not is_first:
+        yield NoLog()
+        return
     record = RunLog(run_dir, cfg.wandb.log_model)
     rows, samples = record._metrics.drop_after(reported), record._samples.drop_after(reported)
     record._best = model_card.best_row(rows)

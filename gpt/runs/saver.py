@@ -9,6 +9,7 @@ from typing import Any
 from gpt.config.schema import TrainConfig
 from gpt.errors import ENVIRONMENT, NUMERICAL, UserError
 from gpt.files import atomic, directory
+from gpt.machine.ranks import ALONE, Ranks
 from gpt.machine.sizes import count_sizes, state_bytes
 from gpt.model import LanguageModel
 from gpt.optim import Optimizer
@@ -32,16 +33,17 @@ FAILURES = 3  # checkpoints in a row that could not be written, before the run e
 
 
 class Saver:
-    """Publishes the checkpoints of a run. That one cannot be written is forgiven, but not three times in a row.
+    """Publishes the checkpoints of a run. That one cannot be written is forgiven, but not three times in a row. All
+    ranks call it, and the first one writes.
 
     Used as a context manager; an error that stops the run for its numbers (4) then names the last good checkpoint.
     """
 
     def __init__(
         self, run_dir: Path, model: LanguageModel, optimizer: Optimizer, identity: Identity, config: dict[str, Any],
-        keep: int,
+        keep: int, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
-        self._folder, self._keep = run_dir / "checkpoints", keep
+        self._folder, self._keep, self._ranks = run_dir / "checkpoints", keep, ranks
         self._publish = lambda progress, best: publish(run_dir, model, optimizer, progress, identity, config, best=best)
         self._failures, self._failed_step = 0, -1
         self._saved: tuple[Progress, float | None, Path] | None = None  # what the newest checkpoint says
@@ -59,15 +61,22 @@ class Saver:
     def save_first(self, progress: Progress, best: float | None = None) -> None:
         """Publishes the checkpoint of a step whose evaluation or samples are still to come, marked with its validation
         loss if that is known to be the `best`. `save` follows; until then no older checkpoint is removed."""
+        self._ranks.first(lambda: self._save_first(progress, best))
+
+    def _save_first(self, progress: Progress, best: float | None) -> None:
         self._unconfirmed = self._write(progress, best, forgive=True)
 
     def save(self, progress: Progress, forgive: bool = True) -> Path | None:
         """The path of the checkpoint, or None with a warning. Raises UserError (5) for what is not forgiven."""
+        path = self._ranks.first(lambda: self._save(progress, forgive))
+        return Path(path) if path else None
+
+    def _save(self, progress: Progress, forgive: bool) -> str | None:
         best = progress.best if progress.best_step == progress.step else None
         if path := self._write(progress, best, forgive):
             self._unconfirmed = None
             prune(self._folder, self._keep, progress.step)
-        return path
+        return str(path) if path else None
 
     def _write(self, progress: Progress, best: float | None, forgive: bool) -> Path | None:
         """Publishes a checkpoint. Where that of this step is there, only what it says of itself is replaced."""

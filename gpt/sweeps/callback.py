@@ -29,6 +29,7 @@ from gpt.config.value_errors import find_errors
 from gpt.errors import UserError, one_line
 from gpt.files import directory
 from gpt.files.paths import absolute
+from gpt.machine import rank_environment
 from gpt.sweeps import composition, hydra_patches, jobs, plugins, workers
 from gpt.sweeps.jobs import Job
 from gpt.sweeps.selection import SelectingLauncher
@@ -81,6 +82,10 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         self.on_run_start(config)
         try:
+            if (n_ranks := rank_environment.read().count) > 1:
+                remedy = "let the sweep start ranks for each job: python train.py -m hydra/launcher=torchrun "
+                remedy += f"hydra.launcher.nproc_per_node={n_ranks} ..."
+                raise UserError("a sweep is one process", f"WORLD_SIZE={n_ranks}", remedy)
             plugins.check(config)
         except UserError as error:
             raise Refused(error) from None

@@ -75,13 +75,13 @@ class _LogFile(logging.FileHandler):
         log.warning(f"log file {self.baseFilename}: {sys.exc_info()[1]}; no more lines are written to it")
 
 
-def setup(quiet: bool = False, all_to_stderr: bool = False) -> None:
-    """Sends what this project logs to the terminal; `quiet`: only warnings, errors and what is announced;
-    `all_to_stderr`: ordinary lines too."""
+def setup(quiet: bool = False, all_to_stderr: bool = False, silent: bool = False) -> None:
+    """Sends what this project logs to the terminal; `quiet`: only warnings, errors and what is announced; `silent`:
+    only errors. With `all_to_stderr` ordinary lines go there too."""
     global _quiet, _all_to_stderr
-    _quiet, _all_to_stderr = quiet, all_to_stderr
+    _quiet, _all_to_stderr = quiet or silent, all_to_stderr
     logger = logging.getLogger("gpt")
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.ERROR if silent else logging.INFO)
     logger.propagate = False  # Hydra and wandb hang handlers of their own on the root logger
     if not any(isinstance(handler, _Terminal) for handler in logger.handlers):
         handler = _Terminal()
@@ -207,12 +207,12 @@ def _surviving(stream: TextIO | None, descriptor: int) -> TextIO:
     return io.TextIOWrapper(output, encoding=stream.encoding, errors="backslashreplace", line_buffering=True)
 
 
-def flush_and_exit(code: int) -> NoReturn:
-    """Leaves the process with exit code `code`."""
+def flush_and_exit(code: int, at_once: bool = False) -> NoReturn:
+    """Leaves the process with exit code `code`; `at_once`: without waiting for threads, which may be stuck."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    raise SystemExit(code)
+    (os._exit if at_once else sys.exit)(code)
 
 
 class ProgressBar:

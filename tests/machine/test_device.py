@@ -76,10 +76,27 @@ def test_a_record_of_nonsense_changes_nothing(nonsense):
     assert where.type == "cpu" and isinstance(dtype, torch.dtype) and now["threads"] == threads
 
 
-def test_a_start_by_torchrun_is_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="WORLD_SIZE=2: a run is one process") as caught:
-        device.choose("cpu", train_section(), {})
+RANKS = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+
+
+def test_each_rank_has_its_part_of_the_cores_and_a_run_that_had_another_number_of_ranks_says_so(monkeypatch, lines):
+    before = torch.get_num_threads()
+    _, _, alone = device.choose("cpu", train_section(), {}, 3)
+    for name, value in RANKS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(8), raising=False)
+    where, _, now = device.choose("auto" if not torch.cuda.is_available() else "cpu", train_section(), alone)
+    torch.set_num_threads(before)
+    assert (where.type, now["world_size"], now["threads"]) == ("cpu", 2, 4)
+    assert "threads 3 != 4, world_size 1 != 2" in lines()[-1]
+
+
+def test_no_rank_computes_on_the_gpu_of_another(monkeypatch):
+    for name, value in RANKS.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="device=cuda:0 cannot be that of 2 ranks; use device=auto") as caught:
+        device.choose("cuda:0", train_section(), {})
     assert caught.value.code == 2
 
 
