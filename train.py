@@ -24,9 +24,8 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
     from gpt.weights import loading
 
     with runs.opened(cfg) as run:
-        tokens, ranks = run.tokens, run.ranks
-        init = (cfg.init, cfg.model, tokens.name, PROJECT_ROOT)
-        weights = None if run.checkpoint else ranks.in_turn(loading.find, *init)
+        tokens, template, ranks = run.tokens, run.identity.template, run.ranks
+        weights = None if run.checkpoint else ranks.in_turn(loading.find, cfg.init, cfg.model, tokens.name, PROJECT_ROOT)
         machine = run.choose_machine()
         batches = run.open_batches(machine)
         questions = prompts.questions(cfg.data, cfg.sample.references, batches.data.folder)
@@ -51,9 +50,8 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
         )
         if is_finished(progress, cfg.train, batches.total_steps):
             console.say(describe_end(progress, cfg.train, batches.total_steps, batches.budget) + f"\n{run.directory}")
-            last_model = run.directory / results.LAST_MODEL
-            if ranks.first(last_model.exists):  # else the run was killed at its very end: see below
-                ranks.first(run_log.send_rest, cfg, run.directory, last_model, progress)
+            if ranks.first((run.directory / results.LAST_MODEL).exists):  # else the run was killed at its very end: see below
+                ranks.first(run_log.send_rest, cfg, run.directory, run.directory / results.LAST_MODEL, progress)
                 return progress.best
 
         with (
@@ -68,7 +66,6 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
                 if event.checkpoint_due:  # before what takes long
                     saves.save_first(event.unreported, event.best)
                 if event.sample_due:
-                    template = run.identity.template
                     samples = ranks.first(sampling.preview, model, tokens, questions, template, cfg, stop.wish)
                 if stop():  # what this event began is given up, and done again when the run goes on
                     progress = event.unreported
