@@ -25,7 +25,8 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
 
     with runs.opened(cfg) as run:
         tokens, template, ranks = run.tokens, run.identity.template, run.ranks
-        weights = None if run.checkpoint else ranks.in_turn(loading.find, cfg.init, cfg.model, tokens.name, PROJECT_ROOT)
+        is_new, init = run.checkpoint is None, (cfg.init, cfg.model, tokens.name, PROJECT_ROOT)
+        weights = ranks.in_turn(loading.find, *init) if is_new else None
         machine = run.choose_machine()
         batches = run.open_batches(machine)
         questions = prompts.questions(cfg.data, cfg.sample.references, batches.data.folder)
@@ -50,8 +51,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
         )
         if is_finished(progress, cfg.train, batches.total_steps):
             console.say(describe_end(progress, cfg.train, batches.total_steps, batches.budget) + f"\n{run.directory}")
-            if ranks.first((run.directory / results.LAST_MODEL).exists):  # else the run was killed at its very end: see below
-                ranks.first(run_log.send_rest, cfg, run.directory, run.directory / results.LAST_MODEL, progress)
+            if ranks.first(run_log.send_rest, cfg, run.directory, run.directory / results.LAST_MODEL, progress):
                 return progress.best
 
         with (

@@ -7,8 +7,20 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
-from conftest import ROOT
+import torch
+from conftest import ROOT, adamw_config, data_config, made_split, model_config, schedule_config, train_section
+
+from gpt import loop, optim
+from gpt.config.optimizers import MuonConfig, OptimizerConfig
+from gpt.config.schema import METRIC
+from gpt.data.batching import Batches, TrainBatches, eval_batches
+from gpt.machine.machine import Machine
+from gpt.machine.ranks import Ranks
+from gpt.model import GPT
+from gpt.objective import NEXT_TOKEN
+from gpt.progress import Progress
 
 LINES = """\
 import sys
@@ -93,3 +105,38 @@ def own_lines(output: str) -> list[str]:
     """What ranks have printed, without torchrun's report."""
     lines = output.splitlines()
     return [line for line in lines if line.startswith(("error:", "warning:", "interrupted", "rank ", "Traceback"))]
+
+
+def course(ranks: Ranks, optimizer: OptimizerConfig, dtype: torch.dtype, rows: int, steps: int = 50) -> list[float]:
+    """The losses of a few steps of a small model in `dtype`, the last validation loss, and the sum of its weights.
+
+    Documents are packed into `rows` rows a step, one at a time, some steps have fewer; gradients are clipped.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        torch.manual_seed(3)
+        model = GPT(model_config(tie_weights=False), 50)
+        train = train_section(tokens_per_step=16 * rows, micro_batch=1, max_steps=steps, log_every=1, eval_every=steps)
+        data, val = data_config(mask="all"), made_split([7, 19, 12, 30], seed=1, name="val")
+        read = TrainBatches(made_split([9, 17, 4, 12, 30, 2] * 3), data, 16, train, 3, ranks.share)
+        batches = Batches(read, eval_batches(val, data, 16, train), None, steps, "train.max_steps")
+        cfg = SimpleNamespace(train=train, schedule=schedule_config(), seed=0)
+        machine = Machine(torch.device("cpu"), ranks=ranks)
+        built = optim.build(model, optimizer)
+        rows_of_metrics = [
+            event.row for event in loop.fit(model, built, NEXT_TOKEN, batches, cfg, machine, Progress()) if event.row
+        ]
+        losses = [row["train/loss"] for row in rows_of_metrics if "train/loss" in row]
+        weights = sum(parameter.abs().sum().item() for parameter in model.parameters())
+        return [*losses, rows_of_metrics[-1][METRIC], rows_of_metrics[-1]["tokens"], weights]
+    finally:
+        torch.set_default_dtype(before)
+
+
+CASES = [
+    (adamw_config(lr=1e-2), torch.float64, 3),
+    (adamw_config(lr=1e-2), torch.float64, 1),  # of two ranks one has no row
+    (MuonConfig("muon", 1e-2, 0.1, 0.95, 3e-3, 0.9, 0.95, 1e-8), torch.float64, 3),
+    (adamw_config(lr=1e-2), torch.float32, 3),
+]

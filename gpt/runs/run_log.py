@@ -117,11 +117,15 @@ def start(cfg: TrainConfig, run_dir: Path, reported: int, is_first: bool = True)
                 file.append([])  # there may be room again
 
 
-def send_rest(cfg: TrainConfig, run_dir: Path, last_model: Path, progress: Progress) -> None:
-    """Sends what W&B lacks of a run that has come to its end, once W&B can be reached: rows and weights."""
+def send_rest(cfg: TrainConfig, run_dir: Path, last_model: Path, progress: Progress) -> bool:
+    """Sends what W&B lacks of a run that has come to its end, once W&B can be reached: rows and weights. Returns False
+    for one that was killed at its very end: it has its last model still to write."""
+    if not last_model.exists():
+        return False
     if wandb_description.is_incomplete(run_dir) and wandb_run.is_online(cfg.wandb.mode):
         with start(cfg, run_dir, progress.reported) as log:
             log.finish(last_model, progress)
+    return True
 
 
 def sweep_summary(
