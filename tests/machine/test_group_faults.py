@@ -1,6 +1,9 @@
 """Which rank has failed, and that it is said once."""
 
+import pytest
 from group import lines
+
+pytestmark = pytest.mark.exhaustive  # tests/test_parallel_runs.py kills ranks in every run of the tests
 
 DIES = """
 import os, signal
