@@ -247,6 +247,8 @@ def execute(main: Callable[[], Any], script: str) -> int:
         raise UserError(f"{script}.py is one process", f"WORLD_SIZE={place.count}", "start it without torchrun")
     if not place.is_first:
         console.setup(silent=True)
+        if arguments.only_shows(sys.argv[1:]):
+            return 0
     try:
         sys.argv[1:] = arguments.prepare(sys.argv[1:], script)
         hydra_patches.take_unknown_keys(not arguments.only_shows(sys.argv[1:]))

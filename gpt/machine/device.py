@@ -183,4 +183,5 @@ def memory_gb(device: torch.device) -> float:
 def describe(device: torch.device, environment: dict[str, Any]) -> str:
     """One phrase for the log: device, threads, precision, and whether the model is compiled."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else count(torch.get_num_threads(), "thread")
-    return f"{device} ({name}), {environment['dtype']}{', compiled' if environment.get('compile') else ''}"
+    ranks = f"{environment['world_size']} ranks with " if environment.get("world_size", 1) > 1 else ""
+    return f"{ranks}{device} ({name}), {environment['dtype']}{', compiled' if environment.get('compile') else ''}"

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 CAUSE, SAID, PRESENT, ABOUT = "cause", "said", "present", "about"  # keys of the store; the last two for each rank
 PATIENCE = 2.0  # seconds in which the cause of a broken exchange is looked for
 TAKEN = 60.0  # seconds in which the first rank says what another one has left; it may have to close W&B before
-ALONE = 5.0  # seconds in which torchrun ends the other ranks when one of them has failed before they met
+BEFORE = 5.0  # seconds in which torchrun ends the other ranks when one of them has failed before they met
 
 
 class GroupFault(UserError):
@@ -69,6 +69,12 @@ class Faults:
     def explain(self, what: str) -> GroupFault:
         """Why an exchange has failed: the error that a rank has left, else the rank that has gone or does not answer. A
         rank of this machine that was silent for too long is ended."""
+        try:
+            return self._explain(what)
+        except RuntimeError:  # the store is gone; without torchrun the first rank has kept it
+            return GroupFault("rank 0 has ended, or torchrun", rank=0)
+
+    def _explain(self, what: str) -> GroupFault:
         self.store.set(f"{PRESENT}/{self.rank}", "yes")
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
@@ -124,12 +130,13 @@ def settle(error: BaseException, code: int, message: str) -> tuple[int, str]:
         return code, message
     if _faults is None:
         if not place.is_first and not isinstance(error, Interrupted):
-            time.sleep(ALONE)  # the first rank most probably has the same error, and torchrun ends this one with it
+            time.sleep(BEFORE)  # the first rank most probably has the same error, and torchrun ends this one with it
         return code, "" if isinstance(error, Interrupted) and not place.is_first else _by(place.rank, message)
     try:
         return _settle(_faults, error, code, message)
-    except RuntimeError:  # the store has gone with whoever kept it
-        return code, _by(place.rank, message) if place.is_first or not isinstance(error, Interrupted) else ""
+    except RuntimeError:  # the store has gone with whoever kept it: torchrun, or the first rank that has said all
+        speaks = place.is_first or (place.rank == 1 and _fault_behind(error) is not None)
+        return code, message if speaks else ""
 
 
 def _settle(faults: Faults, error: BaseException, code: int, message: str) -> tuple[int, str]:

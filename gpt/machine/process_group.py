@@ -7,6 +7,8 @@ NCCL. Everything that ranks exchange has a limit of time, and carries along whet
 import contextlib
 import hashlib
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -38,6 +40,7 @@ class ProcessGroup(Ranks):
         self.rank, self.count = place.rank, place.count
         self.seed = () if place.is_first else (place.rank,)
         self._cfg, self._faults = cfg, faults
+        self._agent = os.getppid() if place.has_agent else None  # torchrun; without it nothing would end the ranks
         self._own_wish: Callable[[], int] = lambda: 0
         self._agreed = 0
         self._last = time.monotonic()  # when ranks last exchanged something
@@ -127,7 +130,9 @@ class ProcessGroup(Ranks):
 
     def _gather(self, numbers: Sequence[float], of: str | None = None) -> list[list[float]]:
         """The numbers of each rank, exact up to 2^53; with them, what each wishes."""
-        own = torch.tensor([self._own_wish(), *numbers], dtype=torch.float64)
+        is_orphan = self._agent is not None and os.getppid() != self._agent
+        wish = signal.SIGTERM if is_orphan else self._own_wish()
+        own = torch.tensor([wish, *numbers], dtype=torch.float64)
         parts = [torch.zeros_like(own) for _ in range(self.count)]
         with self._exchange():
             self._wait([dist.all_gather(parts, own, async_op=True)], of)
@@ -167,11 +172,12 @@ class ProcessGroup(Ranks):
     def _wait(self, works: Sequence[dist.Work], of: str | None, on_gpu: bool = False) -> None:
         """Until all is exchanged. Raises RuntimeError when that fails or takes too long, GroupFault when another rank
         has left an error."""
-        limit = self._limit(of)
+        limit, waited = self._limit(of), 0.0  # by its own count: a machine may have slept meanwhile
         for work in works:
             while not is_done(work, on_gpu):
-                if time.monotonic() - self._last > limit:
-                    raise RuntimeError(f"no answer for {limit:.0f} s")
+                waited += SLICE
+                if waited >= limit:
+                    raise RuntimeError(f"no answer for {waited:.0f} s")
                 if cause := self._faults.cause():
                     raise cause
         now = time.monotonic()
@@ -180,7 +186,7 @@ class ProcessGroup(Ranks):
         self._last = now
 
     def _limit(self, of: str | None) -> float:
-        """Seconds since the last exchange after which a rank is silent."""
+        """Seconds for which this rank waits for the others."""
         if of not in self._longest:
             return self._cfg.start_timeout
         return max(self._cfg.step_timeout, FACTOR * self._longest[of])

@@ -135,7 +135,7 @@ class SweepCallback(Callback):
 
     def _end_alone(self, config: DictConfig, job_return: JobReturn) -> None:
         """Records the end of a job that its folder alone has continued, with the settings by which it is known."""
-        if job_return.status != JobStatus.COMPLETED:
+        if job_return.status != JobStatus.COMPLETED or not rank_environment.is_first():
             return
         job = jobs.load(Path(config.hydra.runtime.output_dir))
         if job is not None and job.config == jobs.current(composition.identity(config)):

@@ -47,7 +47,7 @@ def test_the_groups_hold_what_the_readme_promises():
     "override",
     [
         f"{group}={name}"
-        for group in ("model", "data", "optimizer", "schedule", "finetune", "debug")
+        for group in ("model", "data", "optimizer", "schedule", "finetune", "parallel", "debug")
         for name in choices(group)
     ],
 )

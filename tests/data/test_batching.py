@@ -54,6 +54,21 @@ def epoch_pairs(batches, epoch=0):
     return sorted(pair for step in steps for batch in batches.step(step) for pair in pairs(batch))
 
 
+@pytest.mark.parametrize("batching", ["packed", "bucketed", "padded"])
+def test_the_rows_that_processes_share_are_together_those_of_one_and_some_may_have_none(batching):
+    split, train = made_split(LENGTHS), train_section(tokens_per_step=32, micro_batch=1)
+    whole = batches_of(split, batching, train=train, mask="all")
+    n = 4
+    shares = [lambda rows, r=r: rows[r * len(rows) // n : (r + 1) * len(rows) // n] for r in range(n)]
+    parts = [TrainBatches(split, data_config(batching=batching, mask="all"), 16, train, 0, share) for share in shares]
+    for step in range(2 * whole.steps_per_epoch):
+        computed = [part.step(step) for part in parts]
+        expected = sorted(pair for batch in whole.step(step) for pair in pairs(batch))
+        assert sorted(pair for batches in computed for batch in batches for pair in pairs(batch)) == expected
+        assert {part.documents(step) == whole.documents(step) for part in parts} == {True}
+    assert [] in computed
+
+
 def test_targets_are_inputs_shifted_by_one_and_prompts_are_not_scored():
     split = made_split([6], prompt=3)
     batch = collate(split.ids, Cut(split, 16, "response", "split"), [[0]])

@@ -68,6 +68,21 @@ def test_what_is_no_number_is_an_error(found):
         found(**TORCHRUN | {"WORLD_SIZE": "two"})
 
 
+def test_a_command_that_goes_on_starts_as_many_ranks_as_there_are(found):
+    assert rank_environment.is_first() and rank_environment.command() == ["python"]
+    found(**TORCHRUN, TORCHELASTIC_USE_AGENT_STORE="True")
+    assert rank_environment.command() == ["torchrun", "--nnodes=2", "--nproc-per-node=4"]
+    found(WORLD_SIZE="4", RANK="0")
+    assert rank_environment.command() == ["torchrun", "--standalone", "--nproc-per-node=4"]
+    assert rank_environment.is_first()
+
+
+def test_a_rank_whose_environment_is_incomplete_is_known_by_its_number(found):
+    with pytest.raises(UserError):
+        found(RANK="0", WORLD_SIZE="8")
+    assert rank_environment.is_first()
+
+
 def test_ranks_of_a_machine_share_its_cores_unless_their_user_says_otherwise(found, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(10), raising=False)
     found()

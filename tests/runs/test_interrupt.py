@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from gpt.errors import Interrupted
+from gpt.machine.ranks import Ranks
 from gpt.runs import interrupt
 
 
@@ -80,3 +81,38 @@ def test_a_second_signal_exits_at_once_whatever_hangs():
             process.wait(0.3)
         process.send_signal(signal.SIGTERM)
         assert process.wait(5) == 143
+
+
+class Pair(Ranks):
+    """Two ranks, of which the other one has been sent a signal, or none."""
+
+    count = 2
+
+    def __init__(self, other=0):
+        self.other = other
+
+    def watch(self, wish):
+        self.own = wish
+
+    def wish(self, own):
+        return max(own(), self.other)
+
+
+def test_a_signal_to_any_rank_stops_all_of_them_and_is_the_reason_in_each():
+    with interrupt.deferred(ranks=Pair(other=signal.SIGTERM)) as stop:
+        assert stop() and stop.signal == signal.SIGTERM and stop.received is None
+    assert interrupt.late is None
+    with interrupt.deferred(also=lambda: True, ranks=Pair()) as stop:
+        assert stop() and stop.signal is None and stop.wish() == 1
+
+
+def test_a_signal_that_a_cluster_and_torchrun_both_send_is_one(monkeypatch):
+    with interrupt.deferred(ranks=(ranks := Pair())) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # in one process this one would exit
+        assert stop.received == signal.SIGTERM == ranks.own()
+        ended = []
+        monkeypatch.setattr(interrupt, "_exit", lambda number, frame: ended.append(number))
+        stop._time -= interrupt.AGAIN
+        os.kill(os.getpid(), signal.SIGINT)
+        assert ended == [signal.SIGINT]

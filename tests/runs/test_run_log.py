@@ -459,8 +459,20 @@ def test_the_same_command_of_a_finished_run_sends_once_what_wandb_lacks(tmp_path
 
 def test_a_run_that_wandb_never_knew_is_not_sent_afterwards(run_dir, root):
     RowFile(run_dir / "metrics.jsonl").append([{"step": 0, "val/loss": 1.0}])
-    run_log.send_rest(config("online"), run_dir, run_dir / "last_model.pt", Progress(0, 1.0, 0, 0))
+    arguments = (config("online"), run_dir, run_dir / "last_model.pt", Progress(0, 1.0, 0, 0))
+    assert not run_log.send_rest(*arguments)  # it was killed at its very end
+    (run_dir / "last_model.pt").touch()
+    assert run_log.send_rest(*arguments)
     assert not root.exists() and not (run_dir / "wandb.json").exists()
+
+
+def test_a_rank_that_is_not_the_first_records_nothing(run_dir, root):
+    with run_log.start(config("offline"), run_dir, -1, is_first=False) as record:
+        record.event({"step": 0, "val/loss": 1.0}, [])
+        record.checkpoint(run_dir, Progress(0, 1.0, 0, 0))
+        record.finish(run_dir / "last_model.pt", Progress(0, 1.0, 0, 0))
+        assert not record.stop_requested
+    assert not root.exists() and not (run_dir / "metrics.jsonl").exists()
 
 
 def summarise(directory: Path, mode: str, losses: dict[float, float | None]) -> None:
