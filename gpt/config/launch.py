@@ -35,7 +35,7 @@ from gpt.files import atomic
 from gpt.files.paths import LAUNCH_ID, PROJECT_ROOT, absolute
 from gpt.machine import group_faults, rank_environment, threads
 from gpt.runs import interrupt
-from gpt.sweeps import callback, composition, dry_run, hydra_patches, jobs, plugins
+from gpt.sweeps import callback, composition, dry_run, hydra_patches, job_process, jobs, plugins
 from gpt.terminal import console
 from gpt.weights import locate
 
@@ -249,6 +249,8 @@ def execute(main: Callable[[], Any], script: str) -> int:
         console.setup(silent=True)
         if arguments.only_shows(sys.argv[1:]):
             return 0
+    if job := job_process.received(sys.argv[1:]):
+        return job_process.run(main.__wrapped__, job)
     try:
         sys.argv[1:] = arguments.prepare(sys.argv[1:], script)
         hydra_patches.take_unknown_keys(not arguments.only_shows(sys.argv[1:]))

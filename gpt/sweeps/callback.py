@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from gpt.config.schema import TrainConfig, WandbConfig
 from gpt.config.value_errors import find_errors
-from gpt.errors import UserError, one_line
+from gpt.errors import UserError
 from gpt.files import directory
 from gpt.files.paths import absolute
 from gpt.machine import rank_environment
@@ -104,7 +104,7 @@ class SweepCallback(Callback):
         if self._launched_by != _process():
             # joblib unblocks SIGINT in its processes. They get SIGTERM: a second signal would be too much.
             workers.prepare_process(leave_group="joblib" in str(config.hydra.launcher._target_))
-        if workers.is_ending():
+        if workers.is_ending() or workers.rank() != 0:
             return
         self._started = time.monotonic()
         job = _recorded(config)
@@ -116,22 +116,29 @@ class SweepCallback(Callback):
             self._end_alone(config, job_return)
             return
         result = job_return._return_value  # `return_value` raises the job's exception again
-        started = _recorded(config)
-        job = replace(started, seconds=round(started.seconds + time.monotonic() - self._started, 3))
-        if job_return.status == JobStatus.COMPLETED:
-            jobs.write(_ended(job, config))
-        elif isinstance(result, workers.Ended):
-            jobs.write(replace(job, status="interrupted") if started.status == "running" else started)
-        else:
-            where = str(_log_of(result, job.folder))
-            job = replace(job, status="failed", code=getattr(result, "code", 1), error=_explain(result), log=where)
-            jobs.write(job)
-            console.error(jobs.failure(job))
+        if workers.rank() == 0:
+            self._record_end(config, job_return.status == JobStatus.COMPLETED, result)
         if job_return.status != JobStatus.COMPLETED:
             # Recorded and reported. Hydra would report the first failure a second time, skip later batches of jobs, and
             # keep each exception, hence each model, until the sweep ends. A sweeper sees a job without a value.
             job_return.status, job_return._return_value = JobStatus.COMPLETED, None
             _release(result)
+
+    def _record_end(self, config: DictConfig, is_completed: bool, result: Any) -> None:
+        """`result`: the value that the job has returned, or what it has raised."""
+        started = _recorded(config)
+        job = replace(started, seconds=round(started.seconds + time.monotonic() - self._started, 3))
+        if is_completed:
+            jobs.write(_ended(job, config))
+        elif isinstance(result, workers.Ended):
+            jobs.write(replace(job, status="interrupted") if started.status == "running" else started)
+        else:
+            where = str(_log_of(result, job.folder))
+            job = replace(
+                job, status="failed", code=getattr(result, "code", 1), error=workers.explain(result), log=where
+            )
+            jobs.write(job)
+            console.error(jobs.failure(job))
 
     def _end_alone(self, config: DictConfig, job_return: JobReturn) -> None:
         """Records the end of a job that its folder alone has continued, with the settings by which it is known."""
@@ -222,11 +229,6 @@ def _ended(job: Job, config: DictConfig) -> Job:
     else:
         status = "paused" if pause_at is not None and progress.tokens >= pause_at else "stopped"
     return replace(job, status=status, fingerprint=settings["data"]["fingerprint"])
-
-
-def _explain(error: BaseException) -> str:
-    """What went wrong, in one line."""
-    return one_line(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
 
 
 def _log_of(error: BaseException, folder: Path) -> Path:

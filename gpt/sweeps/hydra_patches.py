@@ -1,8 +1,8 @@
 """Replaces functions of Hydra that sweeps need otherwise; tests/sweeps/test_hydra_patches.py names each of them.
 
-Replaced: Plugins.instantiate_launcher, JobReturn.return_value and ConfigLoaderImpl._apply_overrides_to_config. Besides,
-the loader of a sweep gets another repository of YAML files, and what plugins register under the name of a file of conf/
-is removed.
+Replaced: Plugins.instantiate_launcher, Plugins.is_in_toplevel_plugins_module, JobReturn.return_value and
+ConfigLoaderImpl._apply_overrides_to_config. Besides, the loader of a sweep gets another repository of YAML files, and
+what plugins register under the name of a file of conf/ is removed.
 """
 
 import copy
@@ -24,11 +24,14 @@ from omegaconf import DictConfig
 
 from gpt.files.paths import PROJECT_ROOT
 from gpt.sweeps import workers
+from gpt.sweeps.torchrun import TorchrunLauncher
 
 Wrap = Callable[[Launcher, Callable[..., Any]], Launcher]
 
 HYDRAS_INSTANTIATE_LAUNCHER = Plugins.instantiate_launcher
+HYDRAS_IS_PLUGIN = Plugins.is_in_toplevel_plugins_module
 HYDRAS_APPLY_OVERRIDES = ConfigLoaderImpl._apply_overrides_to_config
+LAUNCHERS = {f"{launcher.__module__}.{launcher.__name__}": launcher for launcher in (TorchrunLauncher,)}
 _wrap: Wrap | None = None
 _takes_unknown_keys = False
 
@@ -36,6 +39,9 @@ _takes_unknown_keys = False
 def install() -> None:
     """Makes the changes, in each process that composes a job. Once is as good as twice."""
     Plugins.instantiate_launcher = _instantiate_launcher
+    Plugins.is_in_toplevel_plugins_module = staticmethod(_is_plugin)
+    for launcher in LAUNCHERS.values():
+        Plugins.instance().register(launcher)
     JobReturn.return_value = property(_value_or_raise, JobReturn.return_value.fset)
     ConfigLoaderImpl._apply_overrides_to_config = staticmethod(_apply_overrides)
     _prefer_files_of_conf()
@@ -116,6 +122,11 @@ def _instantiate_launcher(self: Plugins, *, task_function: Callable[..., Any], *
         return HYDRAS_INSTANTIATE_LAUNCHER(self, task_function=task_function, **others)
     alone = functools.partial(workers.run_isolated, task_function)
     return wrap(HYDRAS_INSTANTIATE_LAUNCHER(self, task_function=alone, **others), task_function)
+
+
+def _is_plugin(name: str) -> bool:
+    """Hydra takes plugins from packages below `hydra_plugins` alone; this project's launchers are no such package."""
+    return name in LAUNCHERS or HYDRAS_IS_PLUGIN(name)
 
 
 def _value_or_raise(job: JobReturn) -> Any:

@@ -12,6 +12,9 @@ from omegaconf import DictConfig
 
 from gpt.errors import ENVIRONMENT, USAGE, UserError, one_line
 
+# The least value of each that is not null. Optuna divides by one of the first two.
+NUMBERS = {"sweeper.n_trials": 1, "sweeper.n_jobs": 1, "launcher.nproc_per_node": 1, "launcher.max_restarts": 0}
+
 _choices: dict[str, str] = {}  # of this process's sweep: "hydra/sweeper=optuna" by slot
 
 
@@ -25,10 +28,11 @@ def check(config: DictConfig) -> None:
             missing.append(f"{_choices[slot]}: not installed: pip install -r requirements-sweeps.txt")
     if missing:
         raise UserError("; ".join(missing))
-    for key in ("n_trials", "n_jobs"):  # Optuna divides by one of them
-        number = config.hydra.sweeper.get(key, 1)
-        if not isinstance(number, int) or number < 1:
-            raise UserError(f"hydra.sweeper.{key}={number}: a whole number from 1 on")
+    for key, least in NUMBERS.items():
+        slot, _, name = key.partition(".")
+        number = config.hydra[slot].get(name)
+        if number is not None and (type(number) is not int or number < least):
+            raise UserError(f"hydra.{key}={number}: a whole number from {least} on")
 
 
 def silence() -> None:

@@ -25,6 +25,7 @@ from gpt.files.directory import SWEEP, cannot_write, owned
 from gpt.files.paths import PROJECT_ROOT
 from gpt.runs import origin, wandb_description, wandb_run
 from gpt.sweeps import composition, halving, jobs, workers
+from gpt.sweeps.group_launcher import GroupLauncher
 from gpt.sweeps.jobs import Job
 from gpt.terminal import console
 
@@ -121,7 +122,8 @@ class SelectingLauncher(Launcher):
         if not due:
             return
         pause = [] if rung is None else [f"sweep.pause_at={rung}"]
-        with workers.launching(self._config, len(due)):
+        end = self._launcher.end if isinstance(self._launcher, GroupLauncher) else None
+        with workers.launching(self._config, len(due), end):
             self._launcher.launch([[*one.overrides, *pause] for one in due], initial_job_idx=0)
 
     def _send_rest(self, ended: list[Planned]) -> None:

@@ -68,15 +68,26 @@ def is_ending() -> bool:
     return _is_ending or interrupt.late is not None
 
 
+def rank() -> int:
+    """The number of this process in the group that runs its job. The first one, 0, records what comes of it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def explain(error: BaseException) -> str:
+    """What has gone wrong with a job, in one line."""
+    return one_line(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+
+
 def are_elsewhere(config: DictConfig) -> bool:
     """Whether jobs may run on another machine than this one."""
     return "submitit" in str(config.hydra.launcher._target_)
 
 
 @contextlib.contextmanager
-def launching(config: DictConfig, n_jobs: int) -> Iterator[None]:
+def launching(config: DictConfig, n_jobs: int, end: Callable[[], None] | None = None) -> Iterator[None]:
     """What the processes of a launcher need: the way to this project, their share of the processor, and a word when
-    they shall end. Raises Interrupted when they had to end, and UserError when one of them has died."""
+    they shall end, which is SIGTERM to all children of this process unless `end` does it. Raises Interrupted when they
+    had to end, and UserError when one of them has died."""
     launcher = str(config.hydra.launcher._target_)
     if launcher.endswith("BasicLauncher"):
         yield
@@ -84,7 +95,7 @@ def launching(config: DictConfig, n_jobs: int) -> Iterator[None]:
     variables = {"PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))}
     if "joblib" in launcher and "OMP_NUM_THREADS" not in os.environ:
         variables["OMP_NUM_THREADS"] = str(threads_each(config.hydra.launcher.n_jobs, n_jobs))
-    with _environment(variables), _passing_on_signals() as received:
+    with _environment(variables), _passing_on_signals(end or _end_children) as received:
         try:
             yield
         except Exception as error:
@@ -139,10 +150,10 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _passing_on_signals() -> Iterator[list[int]]:
-    """The first SIGINT or SIGTERM goes on to all children, as SIGTERM, and is in the list; a second one ends this
-    process at once. A terminal's Ctrl-C reaches no child: SIGINT is blocked here, which they inherit. In Windows, where
-    none is blocked, it reaches all of them, and nothing is passed on."""
+def _passing_on_signals(end: Callable[[], None]) -> Iterator[list[int]]:
+    """The first SIGINT or SIGTERM calls `end`, and is in the list; a second one ends this process at once. A terminal's
+    Ctrl-C reaches no child: SIGINT is blocked here, which they inherit. In Windows, where none is blocked, it reaches
+    all of them, and nothing is passed on."""
     received: list[int] = []
     if not hasattr(signal, "pthread_sigmask"):
         yield received
@@ -159,9 +170,7 @@ def _passing_on_signals() -> Iterator[list[int]]:
             if received:
                 os._exit(128 + number)
             received.append(number)
-            for child in _children():
-                with contextlib.suppress(OSError):
-                    os.kill(child, signal.SIGTERM)
+            end()
 
     # Whichever thread gets a signal (those of OpenBLAS and OpenMP do), and whatever this one waits for, the number is
     # written to the pipe at once.
@@ -181,6 +190,12 @@ def _passing_on_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
         os.close(arrivals)
         os.close(arrived)
+
+
+def _end_children() -> None:
+    for child in _children():
+        with contextlib.suppress(OSError):
+            os.kill(child, signal.SIGTERM)
 
 
 def _children() -> list[int]:

@@ -22,7 +22,6 @@ from omegaconf import OmegaConf
 from test_conf import loaded
 from wandb_server import Server
 
-from gpt.errors import UserError
 from gpt.sweeps import callback, jobs
 from train import train
 
@@ -350,11 +349,6 @@ def test_no_sweep_runs_in_a_process_that_did_not_start_one():
     assert not callback.running()
     with pytest.raises(RuntimeError):
         callback.close(interrupted=False)
-
-
-def test_user_errors_keep_their_text_and_bugs_name_their_type():
-    assert callback._explain(UserError("what", "where", "remedy")) == "what (where); remedy"
-    assert callback._explain(KeyError("key")) == "KeyError: 'key'"
 
 
 @pytest.mark.parametrize("kind", ["run", "sweep"])

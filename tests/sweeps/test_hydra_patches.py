@@ -150,6 +150,7 @@ REPLACED = {  # what gpt/sweeps/hydra_patches.py replaces or builds on, and its 
     "Plugins.instantiate_launcher": (
         hydra_patches.HYDRAS_INSTANTIATE_LAUNCHER, ["self", "hydra_context", "task_function", "config"],
     ),
+    "Plugins.is_in_toplevel_plugins_module": (hydra_patches.HYDRAS_IS_PLUGIN, ["clazz"]),
     "ConfigLoaderImpl._apply_overrides_to_config": (hydra_patches.HYDRAS_APPLY_OVERRIDES, ["overrides", "cfg"]),
     "JobReturn.return_value": (JobReturn.return_value.fset, ["self", "value"]),
     "ConfigRepository": (ConfigRepository, ["config_search_path"]),
@@ -166,6 +167,14 @@ def test_hydra_still_has_each_function_that_is_replaced(name):
     function, parameters = REPLACED[name]
     found = list(inspect.signature(function).parameters)
     assert found == parameters, f"Hydra has changed {name} to {found}: read gpt/sweeps/hydra_patches.py"
+
+
+@pytest.mark.parametrize("name", hydra_patches.LAUNCHERS)
+def test_launchers_of_this_project_are_plugins_and_nothing_else_of_it_is(name):
+    assert Plugins.instance().class_name_to_class[name].__module__.startswith("gpt.sweeps.")
+    assert Plugins.is_in_toplevel_plugins_module(name)
+    assert Plugins.is_in_toplevel_plugins_module("hydra_plugins.theirs.Launcher")
+    assert not Plugins.is_in_toplevel_plugins_module("gpt.sweeps.selection.SelectingLauncher")
 
 
 PROGRAM = """

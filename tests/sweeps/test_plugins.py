@@ -3,6 +3,7 @@
 The tests marked exhaustive start train.py with the real plugins, if requirements-sweeps.txt is installed.
 """
 
+import inspect
 import os
 import re
 import subprocess
@@ -14,8 +15,9 @@ from hydra import compose, initialize_config_dir
 from launcher import launcher
 from omegaconf import OmegaConf
 
+import gpt.config.launch  # noqa: F401 - the resolvers that conf/train.yaml uses
 from gpt.config import arguments
-from gpt.sweeps import jobs
+from gpt.sweeps import hydra_patches, jobs
 
 HYDRA = ROOT / "conf" / "hydra"
 CHOICES = [
@@ -37,7 +39,9 @@ def composed(*overrides):
 
 
 def test_there_are_the_choices_that_the_readme_promises():
-    assert {f"hydra/launcher={name}" for name in ("joblib", "submitit_local", "submitit_slurm")} <= {*CHOICES}
+    assert {f"hydra/launcher={name}" for name in ("joblib", "submitit_local", "submitit_slurm", "torchrun")} <= {
+        *CHOICES
+    }
     assert "hydra/sweeper=optuna" in CHOICES
 
 
@@ -47,7 +51,7 @@ def test_each_choice_composes_without_its_plugin(choice):
     cfg = composed(*sampler, choice)
     slot = choice.split("=")[0].split("/")[1]
     values = OmegaConf.to_container(cfg.hydra[slot], resolve=True)
-    assert values["_target_"].startswith("hydra_plugins.") and None not in values and "???" not in values.values()
+    assert values["_target_"].startswith(("hydra_plugins.", "gpt.sweeps.")) and "???" not in values.values()
     folder = values.get("submitit_folder")
     assert folder in (None, str(ROOT / "outputs" / "sweeps" / "x" / ".submitit" / "%j"))
 
@@ -62,7 +66,14 @@ def test_resources_are_plain_keys():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("choice", [choice for choice in CHOICES if "sampler" not in choice])
+@pytest.mark.parametrize("name", ["torchrun"])
+def test_each_launcher_of_this_project_takes_what_its_file_says(name):
+    values = dict(composed(f"hydra/launcher={name}").hydra.launcher)
+    launcher = hydra_patches.LAUNCHERS[values.pop("_target_")]
+    assert list(inspect.signature(launcher).parameters) == list(values)
+
+
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if PLUGINS.keys() & {*re.split("[=_]", choice)}])
 def test_each_plugin_takes_what_its_file_says(choice):
     slot, name = choice.split("=")
     plugin = pytest.importorskip(PLUGINS[name.partition("_")[0]] + ".config", reason="requirements-sweeps.txt")
@@ -165,18 +176,24 @@ def sweep(data, tmp_path):
     """Runs small jobs with the plugin that a choice needs, from another directory."""
 
     def run(choice, *arguments):
-        plugin = PLUGINS[re.split("[=_]", choice)[1]]
-        pytest.importorskip(plugin, reason="requirements-sweeps.txt is not installed")
+        plugin = re.split("[=_]", choice)[1]
+        pytest.importorskip(PLUGINS.get(plugin, "torch"), reason="requirements-sweeps.txt is not installed")
         result = train(choice, *SMALL, f"data.prepared_dir={data}", *arguments, cwd=tmp_path, OMP_NUM_THREADS="1")
         return result, jobs.read(tmp_path / "sweep")
 
     return run
 
 
+AT_ONCE = [
+    ["hydra/launcher=joblib"], ["hydra/launcher=submitit_local"],
+    ["hydra/launcher=torchrun", "hydra.launcher.nproc_per_node=1", "hydra.launcher.n_jobs=2"],
+]  # fmt: skip
+
+
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("choice", ["hydra/launcher=joblib", "hydra/launcher=submitit_local"])
+@pytest.mark.parametrize("choice", AT_ONCE)
 def test_jobs_at_once_are_the_jobs_one_after_the_other(choice, sweep, data, tmp_path):
-    result, found = sweep(choice, "seed=1,2")
+    result, found = sweep(*choice, "seed=1,2")
     assert result.returncode == 0, result
     assert [job.status for job in found] == ["completed"] * 2 and found[0].val_loss != found[1].val_loss
     (tmp_path / "one").mkdir()
@@ -188,9 +205,9 @@ def test_jobs_at_once_are_the_jobs_one_after_the_other(choice, sweep, data, tmp_
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("choice", ["hydra/launcher=joblib", "hydra/launcher=submitit_local"])
+@pytest.mark.parametrize("choice", AT_ONCE)
 def test_a_job_that_fails_leaves_the_others_at_once_alone(choice, sweep):
-    result, found = sweep(choice, "optimizer.lr=1e-3,1e9", "train.max_skipped=0")
+    result, found = sweep(*choice, "optimizer.lr=1e-3,1e9", "train.max_skipped=0")
     assert result.returncode == 1 and [job.status for job in found] == ["completed", "failed"], result
     assert found[1].code == 4 and found[1].error in result.stdout + result.stderr
 

@@ -279,3 +279,8 @@ def test_a_job_that_has_saved_and_says_that_it_was_interrupted_ends_a_launchers_
     with pytest.raises(workers.Ended) as caught:
         workers.run_isolated(task, CFG)
     assert str(caught.value.__cause__) == "interrupted by SIGTERM: saved"
+
+
+def test_user_errors_keep_their_text_and_bugs_name_their_type():
+    assert workers.explain(UserError("what", "where", "remedy")) == "what (where); remedy"
+    assert workers.explain(KeyError("key")) == "KeyError: 'key'"
