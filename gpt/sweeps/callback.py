@@ -6,6 +6,7 @@ in the process in which it runs, and gpt/config/launch.py's `launch` calls `clos
 """
 
 import os
+import signal
 import socket
 import time
 import traceback
@@ -26,11 +27,11 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from gpt.config.schema import TrainConfig, WandbConfig
 from gpt.config.value_errors import find_errors
-from gpt.errors import UserError
+from gpt.errors import Interrupted, UserError
 from gpt.files import directory
 from gpt.files.paths import absolute
-from gpt.machine import rank_environment
-from gpt.sweeps import composition, hydra_patches, jobs, plugins, workers
+from gpt.machine import group_faults, rank_environment
+from gpt.sweeps import composition, hydra_patches, jobs, plugins, submitit_tasks, workers
 from gpt.sweeps.jobs import Job
 from gpt.sweeps.selection import SelectingLauncher
 from gpt.terminal import console
@@ -102,9 +103,12 @@ class SweepCallback(Callback):
         if config.hydra.mode != RunMode.MULTIRUN:
             return
         if self._launched_by != _process():
+            launcher = str(config.hydra.launcher._target_)
+            if "submitit" in launcher:
+                submitit_tasks.prepare()
             # joblib unblocks SIGINT in its processes. They get SIGTERM: a second signal would be too much.
-            workers.prepare_process(leave_group="joblib" in str(config.hydra.launcher._target_))
-        if workers.is_ending() or workers.rank() != 0:
+            workers.prepare_process(leave_group="joblib" in launcher)
+        if workers.is_ending() or not rank_environment.read().is_first:
             return
         self._started = time.monotonic()
         job = _recorded(config)
@@ -115,28 +119,29 @@ class SweepCallback(Callback):
         if config.hydra.mode != RunMode.MULTIRUN:
             self._end_alone(config, job_return)
             return
-        result = job_return._return_value  # `return_value` raises the job's exception again
-        if workers.rank() == 0:
-            self._record_end(config, job_return.status == JobStatus.COMPLETED, result)
-        if job_return.status != JobStatus.COMPLETED:
+        error = job_return._return_value  # `return_value` raises the job's exception again
+        failure = _failure(error) if job_return.status != JobStatus.COMPLETED else None
+        if rank_environment.read().is_first:
+            self._record_end(config, error, failure)
+        if failure is not None:
             # Recorded and reported. Hydra would report the first failure a second time, skip later batches of jobs, and
             # keep each exception, hence each model, until the sweep ends. A sweeper sees a job without a value.
             job_return.status, job_return._return_value = JobStatus.COMPLETED, None
-            _release(result)
+            if isinstance(error, workers.Ended):
+                submitit_tasks.queue_again()
+            _release(error)
 
-    def _record_end(self, config: DictConfig, is_completed: bool, result: Any) -> None:
-        """`result`: the value that the job has returned, or what it has raised."""
+    def _record_end(self, config: DictConfig, error: Any, failure: tuple[int, str] | None) -> None:
+        """`failure`: the exit code and the line for the `error` of a job that has not come to its end."""
         started = _recorded(config)
         job = replace(started, seconds=round(started.seconds + time.monotonic() - self._started, 3))
-        if is_completed:
+        if failure is None:
             jobs.write(_ended(job, config))
-        elif isinstance(result, workers.Ended):
+        elif isinstance(error, workers.Ended) and failure[0] >= 128:
             jobs.write(replace(job, status="interrupted") if started.status == "running" else started)
         else:
-            where = str(_log_of(result, job.folder))
-            job = replace(
-                job, status="failed", code=getattr(result, "code", 1), error=workers.explain(result), log=where
-            )
+            where, (code, message) = str(_log_of(error, job.folder)), failure
+            job = replace(job, status="failed", code=code, error=message, log=where)
             jobs.write(job)
             console.error(jobs.failure(job))
 
@@ -231,8 +236,15 @@ def _ended(job: Job, config: DictConfig) -> Job:
     return replace(job, status=status, fingerprint=settings["data"]["fingerprint"])
 
 
+def _failure(error: BaseException) -> tuple[int, str]:
+    """Exit code and line for what has ended a job. Of several ranks, the one whose fault it is knows both."""
+    if isinstance(error, workers.Ended):
+        error = error.__cause__ or Interrupted(signal.SIGTERM)
+    return group_faults.settle(error, getattr(error, "code", 1), workers.explain(error))
+
+
 def _log_of(error: BaseException, folder: Path) -> Path:
-    if not isinstance(error, UserError):
+    if not isinstance(error, UserError | workers.Ended):
         return console.save_traceback(error, folder / "traceback.txt")
     return folder / "train.log" if (folder / "train.log").exists() else folder
 

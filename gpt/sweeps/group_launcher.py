@@ -100,14 +100,12 @@ def report(before: jobs.Job | None, folder: Path, outcome: Outcome) -> None:
     job = jobs.load(folder)
     if job is None or job.status in ("completed", "stopped", "paused"):
         return
-    has_begun, log = job != before, str(folder / LOG)
-    is_recorded = has_begun and job.status == "failed"
-    if outcome.fault is not None:  # the first one: what the others have noticed is that one of them had gone
-        fault, log = outcome.fault, job.log if is_recorded else log
-        jobs.write(job := replace(job, status="failed", error=fault.error, code=fault.code, log=log))
-    elif not has_begun:
+    has_begun, fault, log = job != before, outcome.fault, str(folder / LOG)
+    if not has_begun and fault is None:
         what = "its processes ended before it began"
         jobs.write(job := replace(job, status="failed", error=what, code=1, log=log))
-    elif not is_recorded:
-        jobs.write(job := replace(job, status="interrupted"))
+    elif not has_begun or job.status != "failed":  # nothing is recorded of this start
+        status = "interrupted" if fault is None else "failed"
+        error, code = (fault.error, fault.code) if fault else (None, None)
+        jobs.write(job := replace(job, status=status, error=error, code=code, log=log))
     console.error(jobs.failure(job))

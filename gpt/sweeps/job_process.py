@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from gpt.errors import UserError, exit_code
 from gpt.files import atomic
+from gpt.machine import rank_environment
 from gpt.sweeps import workers
 
 FLAG = "--job"  # the first argument of such a process; the second is the file
@@ -55,7 +56,8 @@ def received(arguments: Sequence[str]) -> Path | None:
 def run(task: Callable[[DictConfig], Any], path: Path) -> int:
     """Runs the job, whose end the callbacks record. Returns the exit code that it would have had alone."""
     assignment: Assignment = pickle.loads(path.read_bytes())
-    note = path.with_name(f"fault-{workers.rank()}.json")
+    rank = rank_environment.read().rank
+    note = path.with_name(f"fault-{rank}.json")
     note.unlink(missing_ok=True)  # of before torchrun has started all processes again
     codes = []
 
@@ -67,7 +69,7 @@ def run(task: Callable[[DictConfig], Any], path: Path) -> int:
             codes.append(128 + signal.SIGTERM if is_end else exit_code(error))
             if not is_end:
                 atomic.write(note, json.dumps({"error": workers.explain(error), "code": codes[0]}))
-            if not is_end and not isinstance(error, UserError) and workers.rank() != 0:
+            if not is_end and not isinstance(error, UserError) and rank != 0:
                 traceback.print_exc()  # that of the first process is saved when its end is recorded
             raise
 

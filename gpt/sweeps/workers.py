@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from gpt.errors import Interrupted, UserError, one_line
 from gpt.files.paths import PROJECT_ROOT
+from gpt.machine import rank_environment
 from gpt.runs import interrupt
 from gpt.terminal import console
 
@@ -60,17 +61,12 @@ def prepare_process(leave_group: bool = False) -> None:
     if leave_group and hasattr(os, "setpgid"):
         with contextlib.suppress(OSError):
             os.setpgid(0, 0)
-    console.setup(quiet=True)
+    console.setup(quiet=True, silent=not rank_environment.read().is_first)
 
 
 def is_ending() -> bool:
     """Whether no further job is to begin in this process."""
     return _is_ending or interrupt.late is not None
-
-
-def rank() -> int:
-    """The number of this process in the group that runs its job. The first one, 0, records what comes of it."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def explain(error: BaseException) -> str:

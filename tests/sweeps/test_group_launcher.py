@@ -115,10 +115,10 @@ RUNNING, FAILED = (
     ("before", "now", "fault", "expected"),
     [
         (NEW, NEW, None, ("failed", "its processes ended before it began", 1, "torchrun.log")),
-        (NEW, RUNNING, None, ("interrupted", None, None, None)),  # killed
+        (NEW, RUNNING, None, ("interrupted", None, None, "torchrun.log")),  # killed
         (FAILED, FAILED, None, ("failed", "its processes ended before it began", 1, "torchrun.log")),
         (NEW, FAILED, None, ("failed", "lost one", 1, "train.log")),
-        (NEW, FAILED, Fault("no memory", 5), ("failed", "no memory", 5, "train.log")),  # in another process
+        (NEW, FAILED, Fault("no memory", 5), ("failed", "lost one", 1, "train.log")),
         (NEW, RUNNING, Fault("no memory", 5), ("failed", "no memory", 5, "torchrun.log")),
         (NEW, replace(RUNNING, status="interrupted"), Fault("x", 4), ("failed", "x", 4, "torchrun.log")),
     ],

@@ -56,7 +56,7 @@ def run(rank, error=None):
             raise error
 
     (folder / "sweep" / "one" / "job.json").unlink(missing_ok=True)
-    os.environ["RANK"] = str(rank)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     code = job_process.run(task, folder / "job")
     job = jobs.load(folder / "sweep" / "one")
     fault = job_process.first_fault(folder)
