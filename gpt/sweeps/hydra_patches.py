@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 
 from gpt.files.paths import PROJECT_ROOT
 from gpt.sweeps import workers
+from gpt.sweeps.ray_cluster import RayLauncher
 from gpt.sweeps.torchrun import TorchrunLauncher
 
 Wrap = Callable[[Launcher, Callable[..., Any]], Launcher]
@@ -31,7 +32,7 @@ Wrap = Callable[[Launcher, Callable[..., Any]], Launcher]
 HYDRAS_INSTANTIATE_LAUNCHER = Plugins.instantiate_launcher
 HYDRAS_IS_PLUGIN = Plugins.is_in_toplevel_plugins_module
 HYDRAS_APPLY_OVERRIDES = ConfigLoaderImpl._apply_overrides_to_config
-LAUNCHERS = {f"{launcher.__module__}.{launcher.__name__}": launcher for launcher in (TorchrunLauncher,)}
+LAUNCHERS = {f"{launcher.__module__}.{launcher.__name__}": launcher for launcher in (TorchrunLauncher, RayLauncher)}
 _wrap: Wrap | None = None
 _takes_unknown_keys = False
 

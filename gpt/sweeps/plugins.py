@@ -6,6 +6,7 @@ requirements-sweeps.txt has those that conf/hydra/launcher/ and conf/hydra/sweep
 import logging
 import sys
 import traceback
+from importlib.util import find_spec
 
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
@@ -13,7 +14,8 @@ from omegaconf import DictConfig
 from gpt.errors import ENVIRONMENT, USAGE, UserError, one_line
 
 # The least value of each that is not null. Optuna divides by one of the first two.
-NUMBERS = {"sweeper.n_trials": 1, "sweeper.n_jobs": 1, "launcher.nproc_per_node": 1, "launcher.max_restarts": 0}
+NUMBERS = {"sweeper.n_trials": 1, "sweeper.n_jobs": 1, "launcher.nproc_per_node": 1, "launcher.max_restarts": 0,
+           "launcher.cpus_per_process": 1, "launcher.gpus_per_process": 0}  # fmt: skip
 
 _choices: dict[str, str] = {}  # of this process's sweep: "hydra/sweeper=optuna" by slot
 
@@ -26,6 +28,8 @@ def check(config: DictConfig) -> None:
         _choices[slot] = f"hydra/{slot}={config.hydra.runtime.choices.get(f'hydra/{slot}')}"
         if str(config.hydra[slot]._target_) not in installed:
             missing.append(f"{_choices[slot]}: not installed: pip install -r requirements-sweeps.txt")
+    if _choices["launcher"] == "hydra/launcher=ray" and find_spec("ray") is None:
+        missing.append("hydra/launcher=ray: not installed: pip install -r requirements-ray.txt")
     if missing:
         raise UserError("; ".join(missing))
     for key, least in NUMBERS.items():

@@ -76,7 +76,7 @@ def explain(error: BaseException) -> str:
 
 def are_elsewhere(config: DictConfig) -> bool:
     """Whether jobs may run on another machine than this one."""
-    return "submitit" in str(config.hydra.launcher._target_)
+    return any(name in str(config.hydra.launcher._target_) for name in ("submitit", "ray_cluster"))
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def composed(*overrides):
 
 
 def test_there_are_the_choices_that_the_readme_promises():
-    assert {f"hydra/launcher={name}" for name in ("joblib", "submitit_local", "submitit_slurm", "torchrun")} <= {
+    assert {f"hydra/launcher={name}" for name in ("joblib", "submitit_local", "submitit_slurm", "torchrun", "ray")} <= {
         *CHOICES
     }
     assert "hydra/sweeper=optuna" in CHOICES
@@ -66,7 +66,7 @@ def test_resources_are_plain_keys():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["torchrun"])
+@pytest.mark.parametrize("name", ["torchrun", "ray"])
 def test_each_launcher_of_this_project_takes_what_its_file_says(name):
     values = dict(composed(f"hydra/launcher={name}").hydra.launcher)
     launcher = hydra_patches.LAUNCHERS[values.pop("_target_")]
