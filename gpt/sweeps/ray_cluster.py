@@ -57,7 +57,7 @@ class RayLauncher(GroupLauncher):
                     self._address, runtime_env={"env_vars": variables}, log_to_driver=False, include_dashboard=False,
                     logging_level="ERROR",
                 )  # fmt: skip
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except Exception as error:  # which is what Ray raises when its own processes do not come up
                 what = f"hydra/launcher=ray: {one_line(error, 200)}"
                 raise UserError(what, self._address or "", "see hydra.launcher.address", ENVIRONMENT) from error
         needed = self._needed()

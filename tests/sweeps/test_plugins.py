@@ -205,6 +205,23 @@ def test_jobs_at_once_are_the_jobs_one_after_the_other(choice, sweep, data, tmp_
 
 
 @pytest.mark.exhaustive
+def test_a_job_of_two_ranks_is_the_same_job_with_the_same_loss_but_for_rounding(sweep, data, tmp_path):
+    group = ["hydra/launcher=torchrun", "hydra.launcher.nproc_per_node=2"]
+    result, found = sweep(*group, "seed=1", "train.dtype=float32")
+    assert result.returncode == 0 and result.stderr == "", result
+    (tmp_path / "one").mkdir()
+    one = train(
+        *SMALL, f"data.prepared_dir={data}", "seed=1", "train.dtype=float32", cwd=tmp_path / "one", OMP_NUM_THREADS="1"
+    )
+    assert one.returncode == 0, one
+    alone = jobs.read(tmp_path / "one" / "sweep")
+    assert [job.id for job in alone] == [job.id for job in found]
+    assert found[0].val_loss == pytest.approx(alone[0].val_loss, rel=1e-5)
+    again, _ = sweep(*group, "seed=1", "train.dtype=float32")
+    assert again.returncode == 0 and "1 job: 1 done" in again.stdout, again
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("choice", AT_ONCE)
 def test_a_job_that_fails_leaves_the_others_at_once_alone(choice, sweep):
     result, found = sweep(*choice, "optimizer.lr=1e-3,1e9", "train.max_skipped=0")
