@@ -5,8 +5,9 @@ import inspect
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from gpt.config.optimizers import AdamWConfig, MuonConfig, OptimizerConfig
 from gpt.config.schema import FinetuneConfig, ScheduleConfig
 from gpt.errors import UserError
+from gpt.files.tensor_files import copy_rows
+from gpt.files.tensor_shards import Parts, first_rows, is_sharded, joined, on_cpu, own_rows, parts_of, shape_of
 from gpt.finetune import lr_scales
 from gpt.model import LanguageModel
 from gpt.terminal.console import count
@@ -71,6 +74,60 @@ def build_torch(
     return without_compiler_hooks(kind)(groups, **settings)
 
 
+class ShardedMuon(Muon):
+    """Muon for matrices that are sharded: every rank has some rows of each.
+
+    Momentum is a matter of rows, an update is not: it takes the whole matrix. So each rank gathers one of as many
+    matrices as there are ranks, turns it into the update, and sends every rank its rows of that. Nobody computes what
+    another does, or holds more than one matrix.
+    """
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            matrices = [p for p in group["params"] if p.grad is not None]
+            n_ranks = matrices[0].device_mesh.size() if matrices else 1
+            for start in range(0, len(matrices), n_ranks):
+                self._step(matrices[start : start + n_ranks], group)
+
+    def _step(self, matrices: list[Any], group: dict[str, Any]) -> None:
+        """A step for at most one matrix of each rank: rank r computes the update of the one numbered r."""
+        import torch.distributed as dist
+
+        mesh, rows = matrices[0].device_mesh, []
+        for matrix in matrices:
+            gradient, state = matrix.grad, self.state[matrix]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            momentum = own_rows(state["momentum_buffer"]).lerp_(own_rows(gradient), 1 - group["momentum"])
+            nesterov = group["nesterov"]
+            rows.append(own_rows(gradient).lerp(momentum, group["momentum"]) if nesterov else momentum)
+        # numbers that this rank has of each one's matrix, and that each has of this rank's
+        here = [part.numel() for part in rows] + [0] * (mesh.size() - len(rows))
+        there = [0] * mesh.size()
+        own = matrices[mesh.get_local_rank()] if mesh.get_local_rank() < len(matrices) else None
+        if own is not None:
+            there = [own.shape[1] * (last - first) for first, last in pairwise(first_rows(own))]
+        sent = torch.cat([part.flatten() for part in rows])
+        gathered = sent.new_empty(sum(there))
+        dist.all_to_all_single(gathered, sent, there, here, group=mesh.get_group())
+        if own is not None:
+            gathered = self._update(gathered.view(own.shape), group).flatten()
+        dist.all_to_all_single(sent, gathered, here, there, group=mesh.get_group())
+        for matrix, update in zip(matrices, sent.split(here[: len(rows)]), strict=True):
+            own_rows(matrix).mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view_as(own_rows(matrix)))
+
+    @staticmethod
+    def _update(gradient: Tensor, group: dict[str, Any]) -> Tensor:
+        """What a step of Muon without momentum or decay adds to a matrix."""
+        matrix = nn.Parameter(torch.zeros_like(gradient))
+        matrix.grad = gradient
+        alone = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+        same = ("lr", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")
+        Muon([matrix], **{key: group[key] for key in same}, **alone).step()
+        return matrix.detach()
+
+
 class MuonWithAdamW:
     """Muon for the matrices inside the blocks, AdamW for everything else, under the interface of one optimizer.
 
@@ -84,7 +141,8 @@ class MuonWithAdamW:
         others = [(name, p) for name, p in named if p not in inside]
         self.parts: dict[str, torch.optim.Optimizer] = {}
         if groups := scaled_groups(matrices, cfg.lr, cfg.weight_decay, scale):
-            self.parts["muon"] = Muon(groups, momentum=cfg.momentum)
+            kind = ShardedMuon if any(map(is_sharded, inside)) else Muon
+            self.parts["muon"] = kind(groups, momentum=cfg.momentum)
         if groups := scaled_groups(others, cfg.adamw_lr, cfg.weight_decay, scale):
             self.parts["adamw"] = AdamW(groups, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
 
@@ -126,16 +184,16 @@ def parts(optimizer: Optimizer) -> dict[str, torch.optim.Optimizer]:
     return {type(optimizer).__name__.lower(): optimizer}
 
 
-def state_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+def state_tensors(optimizer: Optimizer, is_first: bool = True) -> dict[str, Tensor]:
     """An optimizer's state, as {"adamw.0.exp_avg": tensor}: part, number of the parameter in the order of its groups,
-    name. Learning rates and the like are settings and not in it."""
-    return flatten_state({name: part.state_dict() for name, part in parts(optimizer).items()})
+    name; `on_cpu`. Learning rates and the like are settings and not in it."""
+    return on_cpu(flatten_state({name: part.state_dict() for name, part in parts(optimizer).items()}), is_first)
 
 
 def flatten_state(state_dicts: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
     """The state in torch's state_dict of each part, under names as in `state_tensors`; what is no tensor as JSON."""
     return {
-        f"{part}.{number}.{name}": value.detach().cpu().contiguous()
+        f"{part}.{number}.{name}": value
         if isinstance(value, Tensor)
         else torch.tensor([JSON, *json.dumps(value).encode()], dtype=torch.uint8)
         for part, state_dict in state_dicts.items()
@@ -144,19 +202,26 @@ def flatten_state(state_dicts: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
     }
 
 
-def restored(tensor: Tensor, parameter: Tensor) -> Any:
+def restored(tensor: Tensor | Parts, parameter: Tensor) -> Any:
     """A value as it was before `flatten_state`: a tensor of any shape that comes of its parameter's dimensions, a copy,
-    as it may be a view of a file; or what was in JSON. Raises ValueError for another shape."""
-    if tensor.dtype == torch.uint8 and tensor.dim() == 1 and tensor.numel() and tensor[0] == JSON:
-        return json.loads(bytes(tensor[1:].tolist()))
-    shape, own = tensor.shape, parameter.shape
-    is_as_large = tensor.dim() > 0 and tensor.numel() == parameter.numel() and shape != own  # turned, for example
+    as it may be a view of a file, and sharded as its parameter; or what was in JSON. Raises ValueError for another
+    shape."""
+    first, shape, own = parts_of(tensor)[0], shape_of(tensor), list(parameter.shape)
+    if first.dtype == torch.uint8 and first.dim() == 1 and first.numel() and first[0] == JSON:
+        return json.loads(bytes(first[1:].tolist()))
+    is_as_large = shape and math.prod(shape) == parameter.numel() and shape != own  # turned, for example
     if is_as_large or not set(shape) <= {1, *own}:
-        raise ValueError(f"{list(shape)} for a weight {list(own)}")
-    return tensor.clone()
+        raise ValueError(f"{shape} for a weight {own}")
+    if not is_sharded(parameter) or not shape:
+        return joined(tensor)
+    if shape != own:
+        raise ValueError(f"{shape} for a sharded weight {own}")
+    rows = torch.empty_like(parameter.detach(), dtype=first.dtype)
+    copy_rows(parts_of(tensor), rows)
+    return rows
 
 
-def load_state_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_state_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor | Parts]) -> None:
     """Restores an optimizer's state from what `state_tensors` gave; its settings stay.
 
     Raises ValueError for tensors of another kind of optimizer or of other shapes.

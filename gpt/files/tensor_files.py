@@ -8,6 +8,7 @@ import mmap
 import sys
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from gpt.errors import CHECKPOINT, UserError, unusable
+from gpt.files.tensor_shards import Parts, first_row, on_cpu, own_rows, parts_of, shape_of
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -75,15 +77,15 @@ def forget(tensor: Tensor) -> None:
             ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """All weights by name, on the CPU."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+def weights_of(model: nn.Module, is_first: bool = True) -> dict[str, Tensor]:
+    """All weights by name, `on_cpu`."""
+    return on_cpu(model.state_dict(), is_first)
 
 
 PIECE = 2**24  # bytes copied at a time
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor | Parts], path: Path) -> None:
     """Copies weights mapped from `path` into a model. Raises UserError (3) naming the first that does not fit."""
     own = model.state_dict()
     for name in sorted(own.keys() | weights.keys()):
@@ -91,7 +93,18 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
         if in_file != wanted:
             raise unusable(path, f"tensor {name}: {in_file} in the file, {wanted} in the model")
     for name, tensor in weights.items():
-        copy(tensor, own[name])
+        copy_rows(parts_of(tensor), own[name])
+
+
+def copy_rows(parts: Parts, target: Tensor) -> None:
+    """Copies a tensor mapped from files; of a sharded one, only the rows that this process has."""
+    rows, wanted = own_rows(target), first_row(target)
+    start = 0
+    for part in parts:
+        first, last = max(start, wanted), min(start + len(part), wanted + len(rows))
+        if first < last:
+            copy(part[first - start : last - start], rows[first - wanted : last - wanted])
+        start += len(part)
 
 
 @torch.no_grad()
@@ -107,6 +120,8 @@ def copy(source: Tensor, target: Tensor) -> None:
             forget(piece)
 
 
-def describe(tensor: Tensor | None) -> str:
+def describe(tensor: Tensor | Parts | None) -> str:
     """Shape and type of a tensor, for comparison and for people."""
-    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" if tensor is not None else "missing"
+    if tensor is None:
+        return "missing"
+    return f"{shape_of(tensor)} {str(parts_of(tensor)[0].dtype).removeprefix('torch.')}"
