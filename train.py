@@ -33,10 +33,10 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
         machine = run.decide_compilation(machine, batches)
 
         torch.manual_seed(cfg.seed)
-        model = loading.build(cfg.model, tokens.n_vocab, weights).to(machine.device)
+        model = loading.build(cfg.model, tokens.n_vocab, weights)
         model.gradient_checkpointing = cfg.train.gradient_checkpointing
         finetune.prepare(model, cfg.finetune, cfg.seed)
-        optimizer = optim.build(model, cfg.optimizer, cfg.finetune)
+        optimizer = optim.build(ranks.place(model, machine.device, machine.dtype), cfg.optimizer, cfg.finetune)
         settings = run.settings(machine, batches, weights and weights.origin)
         progress = run.restore(model, optimizer, settings)
         ranks.first(launch.save, cfg, run.directory / "config.yaml")
@@ -66,7 +66,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
                 if event.checkpoint_due:  # before what takes long
                     saves.save_first(event.unreported, event.best)
                 if event.sample_due:
-                    samples = ranks.first(sampling.preview, model, tokens, questions, template, cfg, stop.wish)
+                    samples = ranks.with_model(sampling.preview, model, tokens, questions, template, cfg, stop.wish)
                 if stop():  # what this event began is given up, and done again when the run goes on
                     progress = event.unreported
                     saves.save(progress)

@@ -71,20 +71,20 @@ def train_step(
     true, Stopped is raised and nothing has changed. The loss is multiplied by `loss_scale`, so that small gradients do
     not vanish in float16, and the gradients are divided by it before they are used.
     """
-    n_targets = n_targets or sum(batch.n_targets for batch in micro_batches)
+    ranks, n_targets = machine.ranks, n_targets or sum(batch.n_targets for batch in micro_batches)
     total = torch.zeros((), device=machine.device)
     try:
-        with machine.autocast():  # around all micro-batches: each trained weight is converted once
-            for batch in unless(stop, micro_batches, machine):
+        with ranks.computing(model), machine.autocast():  # one for all micro-batches: each weight is converted once
+            for batch in unless(stop, ranks.each(micro_batches), machine):
                 loss_sum, _ = objective.loss(model, batch)
                 loss = loss_sum / n_targets
                 with torch.autocast(machine.device.type, enabled=False):
                     (loss * loss_scale).backward()
                 total += loss.detach()
-        gradients = machine.ranks.gradients(total, model.parameters())
+        gradients = ranks.gradients(total, model.parameters())
         if loss_scale != 1.0:
             torch._foreach_mul_(gradients, 1 / loss_scale)
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = ranks.norm(gradients)
         mean_loss, grad_norm = torch.stack([total, norm]).tolist()  # the only wait for the GPU in a step
         if math.isfinite(mean_loss) and math.isfinite(grad_norm):
             if grad_clip is not None and grad_norm > grad_clip:
@@ -113,7 +113,7 @@ def evaluate(
 ) -> dict[str, float]:
     """The objective's metrics of a model, without dropout. Raises Stopped when `stop` returns true before a batch."""
     shared = Shared(batches, machine.ranks, lambda some: unless(stop, some, machine))
-    with eval_mode(model), machine.autocast():
+    with eval_mode(model), machine.ranks.computing(model), machine.autocast():
         return objective.evaluate(model, shared)
 
 

@@ -213,7 +213,7 @@ def restored(tensor: Tensor | Parts, parameter: Tensor) -> Any:
     if is_as_large or not set(shape) <= {1, *own}:
         raise ValueError(f"{shape} for a weight {own}")
     if not is_sharded(parameter) or not shape:
-        return joined(tensor)
+        return first.clone() if len(parts_of(tensor)) == 1 else joined(tensor)
     if shape != own:
         raise ValueError(f"{shape} for a sharded weight {own}")
     rows = torch.empty_like(parameter.detach(), dtype=first.dtype)

@@ -22,6 +22,7 @@ from gpt.model import GPT
 from gpt.objective import NEXT_TOKEN
 from gpt.progress import Progress
 
+SHARDED = ", __import__('gpt.machine.sharding', fromlist=['']).ShardedGroup"
 LINES = """\
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
@@ -29,7 +30,7 @@ import torch
 torch.set_num_threads(1)
 from gpt.config.schema import ParallelConfig
 from gpt.machine import process_group
-with process_group.opened(ParallelConfig("ddp", {limit}, 60.0)) as ranks:
+with process_group.opened(ParallelConfig("ddp", {limit}, 60.0){kind}) as ranks:
 """
 
 
@@ -70,11 +71,14 @@ def run(n: int, *arguments: str, options: Sequence[str] = (), **changes: str) ->
     return finish(start(n, *arguments, options=options, **changes))
 
 
-def lines(folder: Path, n: int, body: str, limit: float = 20.0, after: str = "") -> tuple[int, str]:
+def lines(
+    folder: Path, n: int, body: str, limit: float = 20.0, after: str = "", sharded: bool = False
+) -> tuple[int, str]:  # fmt: skip
     """Runs a few lines of Python in `n` ranks, in which `ranks` is the group, and `after` outside of it."""
     indented = "".join(f"    {line}\n" for line in body.strip().splitlines())
     script = folder / "lines.py"
-    script.write_text(LINES.format(root=str(ROOT), tests=str(ROOT / "tests"), limit=limit) + indented + after)
+    start = LINES.format(root=str(ROOT), tests=str(ROOT / "tests"), limit=limit, kind=SHARDED if sharded else "")
+    script.write_text(start + indented + after)
     return run(n, str(script))
 
 

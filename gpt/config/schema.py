@@ -168,7 +168,7 @@ class TrainSection:
 class ParallelConfig:
     """How several processes share a run, and how many seconds they wait for each other. See gpt/machine/ranks.py."""
 
-    name: Literal["auto", "ddp"]
+    name: Literal["auto", "ddp", "fsdp"]
     step_timeout: Positive
     start_timeout: Positive
 

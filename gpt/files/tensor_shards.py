@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Tensors = dict[str, Tensor]
 Parts = tuple[Tensor, ...]  # one below the other they are a tensor
 
 
@@ -47,19 +48,31 @@ def parts_of(tensor: Tensor | Parts) -> Parts:
     return tensor if isinstance(tensor, tuple) else (tensor,)
 
 
-def shape_of(tensor: Tensor | Parts) -> list[int]:
-    """The shape of the whole."""
-    first, *others = parts_of(tensor)
-    return [len(first) + sum(map(len, others)), *first.shape[1:]] if first.dim() else []
+def shape_of(tensor: Tensor | Parts) -> list:
+    """Of the parts together, one below the other; of each where they do not fit so."""
+    shapes = [list(part.shape) for part in parts_of(tensor)]
+    if len(shapes) == 1:
+        return shapes[0]
+    fits = all(shapes) and all(one[1:] == shapes[0][1:] for one in shapes)
+    return [sum(one[0] for one in shapes), *shapes[0][1:]] if fits else shapes
+
+
+def cut(parts: Parts, n_rows: int) -> Parts:
+    """The first rows of a tensor, at most so many."""
+    kept = []
+    for part in parts:
+        kept.append(part[:n_rows] if part.dim() else part)
+        n_rows -= len(kept[-1]) if part.dim() else 0
+    return tuple(kept)
 
 
 def joined(tensor: Tensor | Parts) -> Tensor:
-    """A copy in one part."""
+    """The tensor in one part, of parts that fit; several are copied."""
     parts = parts_of(tensor)
-    return torch.cat(parts) if len(parts) > 1 else parts[0].clone()
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def on_cpu(tensors: dict[str, Tensor], is_first: bool = True) -> dict[str, Tensor]:
+def on_cpu(tensors: Tensors, is_first: bool = True) -> Tensors:
     """What this process writes of some tensors, on the CPU: its own rows, and where it `is_first` what every process
     has."""
     return {

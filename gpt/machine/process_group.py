@@ -89,6 +89,16 @@ class ProcessGroup(Ranks):
             raise UserError(*value["error"])
         return value["value"]
 
+    def gather(self, value: Any) -> list[Any]:
+        own = json.dumps(value).encode()
+        lengths = [int(length) for (length,) in self._gather([len(own)])]
+        buffer = torch.zeros(max(lengths), dtype=torch.uint8)
+        buffer[: len(own)] = torch.frombuffer(bytearray(own), dtype=torch.uint8)
+        parts = [torch.zeros_like(buffer) for _ in range(self.count)]
+        with self._exchange():
+            self._wait([dist.all_gather(parts, buffer, async_op=True)], None)
+        return [json.loads(part[:n].numpy().tobytes()) for part, n in zip(parts, lengths, strict=True)]
+
     def in_turn(self, work: Callable[..., T], *arguments: Any) -> T:
         if self.rank == 0:
             result = work(*arguments)
@@ -209,7 +219,7 @@ def is_done(work: dist.Work, on_gpu: bool) -> bool:
 
 
 @contextlib.contextmanager
-def opened(cfg: ParallelConfig) -> Iterator[ProcessGroup]:
+def opened(cfg: ParallelConfig, kind: type[ProcessGroup] = ProcessGroup) -> Iterator[ProcessGroup]:
     """The group of all ranks, until the end of the `with` block. Raises UserError (5) when they do not meet."""
     place = rank_environment.read()
     try:
@@ -226,7 +236,7 @@ def opened(cfg: ParallelConfig) -> Iterator[ProcessGroup]:
         what = f"the {place.count} ranks do not meet: {' '.join(str(error).split())[:200]}"
         where, remedy = f"{place.address}:{place.port}", "check that all ranks are started and reach that address"
         raise UserError(what, where, remedy, ENVIRONMENT) from error
-    yield ProcessGroup(place, cfg, faults)
+    yield kind(place, cfg, faults)
     dist.destroy_process_group()  # not after an error: it would wait for what is under way
 
 

@@ -5,10 +5,16 @@ processes. What is defined here must cost one process nothing: no collective, an
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
+
+    from gpt.model import LanguageModel
+
+    M = TypeVar("M", bound=LanguageModel)
 
 T = TypeVar("T")
 STEP, EVALUATION = "step", "evaluation"  # what ranks have a limited time for, see ParallelConfig.step_timeout
@@ -18,6 +24,7 @@ class Ranks:
     """One process, which computes all of a step; its sums are the whole."""
 
     rank, count = 0, 1
+    is_sharded = False  # whether each rank has only some rows of the weights: then all have to compute at once
     seed: tuple[int, ...] = ()  # what the random numbers of a step depend on besides the run's seed and the step
 
     @property
@@ -38,6 +45,33 @@ class Ranks:
         the ranks, and so does `loss`. Returns the gradients of this rank's parameters."""
         return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
+    def each(self, micro_batches: list[T]) -> Iterable[T]:
+        """The micro-batches of a step that this rank computes, and for their backward passes what they need."""
+        return micro_batches
+
+    def even(self, batches: Sequence[T], n: int) -> Sequence[T]:
+        """The batches of an evaluation that this rank computes, of which a rank has at most `n`."""
+        return batches
+
+    def norm(self, gradients: "list[Tensor]") -> "Tensor":
+        """The norm of all gradients together, those of other ranks included where they are sharded."""
+        from torch.nn.utils import get_total_norm
+
+        return get_total_norm(gradients)
+
+    def place(self, model: "M", device: "torch.device", dtype: "torch.dtype") -> "M":
+        """A model that is on the CPU, on its device. Its trained parameters are chosen; its optimizer comes later."""
+        return model.to(device)
+
+    def with_model(self, work: Callable[..., T], model: "nn.Module", *arguments: Any) -> T:
+        """What `work(model, *arguments)` returns, for the first rank to record: what is as `first` returns it. The last
+        argument says whether to stop. Where the model is sharded, all ranks call it, and stop together."""
+        return self.first(work, model, *arguments)
+
+    def computing(self, model: "nn.Module") -> AbstractContextManager[None]:
+        """What a model computes in: the passes of a step, of an evaluation, or of drawing samples."""
+        return nullcontext()
+
     def spread(self, tensors: Iterable["Tensor"]) -> None:
         """Every rank gets the tensors of the first: its weights, before the first step."""
 
@@ -45,6 +79,10 @@ class Ranks:
         """What `work(*arguments)` returns, or the UserError that it raises, which the first rank alone calls: in all
         ranks. It has to be something that JSON can hold. The others wait as long as the start of a run may take."""
         return work(*arguments)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of each rank, in all of them. It has to be something that JSON can hold."""
+        return [value]
 
     def in_turn(self, work: Callable[..., T], *arguments: Any) -> T:
         """What `work(*arguments)` returns in this rank. The first one calls it before all others, which find what it
@@ -89,5 +127,6 @@ def parts(batches: Iterable[T]) -> tuple[Iterable[T], Callable[[Sequence[float]]
     if not isinstance(batches, Shared):
         return batches, list
     ranks = batches.ranks
-    part = batches.ready(batches.batches[ranks.rank :: ranks.count])
+    most = -(-len(batches.batches) // ranks.count)
+    part = batches.ready(ranks.even(batches.batches[ranks.rank :: ranks.count], most))
     return part, lambda numbers: ranks.total(numbers, EVALUATION)

@@ -28,7 +28,10 @@ from gpt.files import atomic, hub_names
 from gpt.files.json_file import read_object
 from gpt.files.paths import PROJECT_ROOT, absolute
 from gpt.files.tensor_files import read_safetensors
+from gpt.files.tensor_shards import is_sharded, joined
 from gpt.model import LanguageModel
+from gpt.runs.checkpoint import read_parts
+from gpt.runs.manifest import read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +60,12 @@ class Adapter:
     base: str | None  # the model that it is for, as whoever trained it called that
 
 
-def save(directory: Path, model: LanguageModel, cfg: LoRAConfig, base: str | None, revision: str | None = None) -> None:
-    """Writes the adapters of a model; `base` is the model that they are for, `revision` its commit on the hub. Raises
-    UserError (5)."""
+def save(
+    directory: Path, model: LanguageModel, cfg: LoRAConfig, base: str | None, revision: str | None = None,
+    checkpoint: Path | None = None,
+) -> None:  # fmt: skip
+    """Writes the adapters of a model; `base` is the model that they are for, `revision` its commit on the hub. Those of
+    a model that is sharded are taken from its checkpoint. Raises UserError (5)."""
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -76,7 +82,11 @@ def save(directory: Path, model: LanguageModel, cfg: LoRAConfig, base: str | Non
         "inference_mode": True,
     }
     tensors = {}
-    for name, tensor in lora.adapters(model).items():
+    adapters = lora.adapters(model)
+    if any(map(is_sharded, adapters.values())):
+        parts = read_parts(checkpoint, read_manifest(checkpoint).weights)
+        adapters = {name: joined(parts[name]) for name in adapters}
+    for name, tensor in adapters.items():
         layer, _, letter = name.rpartition(".lora_")
         tensors[f"base_model.model.transformer.{layer}.lora_{letter.upper()}.weight"] = tensor.cpu().contiguous()
     try:

@@ -8,6 +8,7 @@ from gpt.files.jsonl import read_rows
 from gpt.model import LanguageModel
 from gpt.progress import Progress
 from gpt.runs import model_card, model_file, peft_adapter
+from gpt.runs.checkpoint import listed
 from gpt.runs.model_file import LAST_MODEL
 from gpt.runs.run import Run
 from gpt.terminal import figures
@@ -20,10 +21,11 @@ def write(run: Run, model: LanguageModel, progress: Progress, data: dict[str, An
     model cannot be written.
     """
     cfg, identity, path = run.cfg, run.identity, run.directory / LAST_MODEL
-    model_file.save_model(path, model, identity, progress.step)
+    newest = next(reversed(listed(run.directory / "checkpoints")), None)  # where the weights are, if they are sharded
+    model_file.save_model(path, model, identity, progress.step, newest)
     if identity.lora and cfg.model.family == "gpt2":  # peft puts adapters into a model of transformers
         adapter = run.directory / "adapter"
-        peft_adapter.save(adapter, model, identity.lora, cfg.init.from_, cfg.init.revision)
+        peft_adapter.save(adapter, model, identity.lora, cfg.init.from_, cfg.init.revision, newest)
         if cfg.init.from_ and identity.tokenizer == "gpt2" and not peft_adapter.can_load(cfg.init.from_):
             peft_adapter.say_how(adapter, cfg.init.from_)
     rows = read_rows(run.directory / "metrics.jsonl")

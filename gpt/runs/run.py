@@ -121,7 +121,11 @@ def shared(cfg: TrainConfig) -> Iterator[Ranks]:
         return
     from gpt.machine import process_group  # here, as one process needs nothing of it
 
-    with process_group.opened(cfg.parallel) as ranks:
+    kind = process_group.ProcessGroup
+    if cfg.parallel.name == "fsdp":
+        from gpt.machine.sharding import ShardedGroup as kind
+
+    with process_group.opened(cfg.parallel, kind) as ranks:
         ranks.check_same(without_differences(as_dict(cfg)), "its settings are")
         yield ranks
 

@@ -34,7 +34,7 @@ FAILURES = 3  # checkpoints in a row that could not be written, before the run e
 
 class Saver:
     """Publishes the checkpoints of a run. That one cannot be written is forgiven, but not three times in a row. All
-    ranks call it, and the first one writes.
+    ranks call it; the first one writes, or all of them where the model is sharded.
 
     Used as a context manager; an error that stops the run for its numbers (4) then names the last good checkpoint.
     """
@@ -43,8 +43,12 @@ class Saver:
         self, run_dir: Path, model: LanguageModel, optimizer: Optimizer, identity: Identity, config: dict[str, Any],
         keep: int, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
-        self._folder, self._keep, self._ranks = run_dir / "checkpoints", keep, ranks
-        self._publish = lambda progress, best: publish(run_dir, model, optimizer, progress, identity, config, best=best)
+        self._folder, self._keep = run_dir / "checkpoints", keep
+        # The ranks of which the first decides and writes for all, and those that decide and write together.
+        self._led, self._joined = (ALONE, ranks) if ranks.is_sharded else (ranks, ALONE)
+        self._publish = lambda progress, best: publish(
+            run_dir, model, optimizer, progress, identity, config, best=best, ranks=self._joined
+        )
         self._failures, self._failed_step = 0, -1
         self._saved: tuple[Progress, float | None, Path] | None = None  # what the newest checkpoint says
         self._unconfirmed: Path | None = None  # no evaluation, or none of its samples, is on record yet
@@ -54,28 +58,28 @@ class Saver:
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, UserError) and error.code == NUMERICAL:
-            if self._unconfirmed:  # its evaluation is not finite
+            if self._unconfirmed and self._joined.is_first:  # its evaluation is not finite
                 remove(self._unconfirmed)
             error.remedy = "; ".join(filter(None, [error.remedy, f"last good checkpoint: {self.newest()}"]))
 
     def save_first(self, progress: Progress, best: float | None = None) -> None:
         """Publishes the checkpoint of a step whose evaluation or samples are still to come, marked with its validation
         loss if that is known to be the `best`. `save` follows; until then no older checkpoint is removed."""
-        self._ranks.first(lambda: self._save_first(progress, best))
+        self._led.first(lambda: self._save_first(progress, best))
 
     def _save_first(self, progress: Progress, best: float | None) -> None:
         self._unconfirmed = self._write(progress, best, forgive=True)
 
     def save(self, progress: Progress, forgive: bool = True) -> Path | None:
         """The path of the checkpoint, or None with a warning. Raises UserError (5) for what is not forgiven."""
-        path = self._ranks.first(lambda: self._save(progress, forgive))
+        path = self._led.first(lambda: self._save(progress, forgive))
         return Path(path) if path else None
 
     def _save(self, progress: Progress, forgive: bool) -> str | None:
         best = progress.best if progress.best_step == progress.step else None
         if path := self._write(progress, best, forgive):
             self._unconfirmed = None
-            prune(self._folder, self._keep, progress.step)
+            self._joined.first(prune, self._folder, self._keep, progress.step)
         return str(path) if path else None
 
     def _write(self, progress: Progress, best: float | None, forgive: bool) -> Path | None:
@@ -87,16 +91,14 @@ class Saver:
         path = self._folder / f"step_{progress.step:08d}"
         try:
             if self._saved and self._saved[0].step == progress.step:
-                mark(path, progress, best)
-            elif not (
-                is_valid(path) and read_manifest(path).progress == progress
-            ):  # the run ended before its next step
+                self._joined.first(mark, path, progress, best)
+            elif not self._joined.first(is_of, path, progress):
                 path = self._publish(progress, best)
         except UserError as error:
             self._failures, self._failed_step = self._failures + 1, progress.step
             if error.code != ENVIRONMENT or self._failures == FAILURES or not forgive:
                 raise
-            n_valid = sum(map(is_valid, listed(self._folder)))
+            n_valid = self._joined.first(lambda: sum(map(is_valid, listed(self._folder))))
             log.warning(f"{error.what}; training continues, {n_valid} valid checkpoints")
             return None
         self._failures, self._saved = 0, (progress, best, path)
@@ -107,6 +109,11 @@ class Saver:
         return next((path.name for path in reversed(listed(self._folder)) if is_valid(path)), "none")
 
 
+def is_of(path: Path, progress: Progress) -> bool:
+    """Whether a checkpoint of this very progress is there: the run ended before its next step."""
+    return is_valid(path) and read_manifest(path).progress == progress
+
+
 def mark(path: Path, progress: Progress, best: float | None) -> None:
     """Replaces, atomically, what a checkpoint says of itself at the same step: its progress, and the validation loss if
     it is the best. Raises UserError (5), with the checkpoint as it was, when the disk refuses."""
@@ -115,7 +122,7 @@ def mark(path: Path, progress: Progress, best: float | None) -> None:
         manifest = {"content": content, "sha256": hash_json(content)}
         atomic.write(path / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     except OSError as error:
-        raise not_written(path.parent.parent, progress.step, [], error) from error
+        raise not_written(path.parent.parent, progress.step, 0, error) from error
 
 
 def check_space(run_dir: Path, cfg: TrainConfig, vocab_size: int) -> None:

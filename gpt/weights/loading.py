@@ -14,13 +14,13 @@ from gpt.config.families import GPT2Config, ModelConfig, model_class
 from gpt.config.schema import InitConfig
 from gpt.errors import CHECKPOINT, UserError, one_line, unusable
 from gpt.files.tensor_files import copy
+from gpt.files.tensor_shards import Parts, cut, shape_of
 from gpt.machine.sizes import NotDrawn
 from gpt.model import LanguageModel
 from gpt.runs.checkpoint import Identity
 from gpt.runs.model_file import Loaded
 from gpt.terminal.console import escape
 from gpt.weights import adapters, locate, tensor_names
-from gpt.weights.tensor_names import Parts
 from gpt.weights.weight_files import Adapters, Weights, same
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def fit(
         log.info(f"{shape.vocab_size - n_vocab} rows of the embedding are beyond the vocabulary, and left out")
     for name, rows in (("wte.weight", n_vocab), ("lm_head.weight", n_vocab), ("wpe.weight", cfg.context_length)):
         if name in tensors:
-            tensors[name] = tuple(part[:rows] if part.dim() else part for part in tensors[name])
+            tensors[name] = cut(tensors[name], rows)
     without = tensor_names.missing_biases(tensors, list(wanted))
     if without:
         log.info(f"{len(without)} biases that the weights do not have are 0 at first")
@@ -154,7 +154,7 @@ def fit(
         tensors["lm_head.weight"] = embedding
     differs = any(getattr(cfg, key, None) != getattr(shape, key) for key in ("n_layer", "n_head", "n_embd", "gelu"))
     remedy = remedy if differs else ""
-    check_shapes(path, {name: tensor_names.shape(parts) for name, parts in tensors.items()}, wanted, remedy)
+    check_shapes(path, {name: shape_of(parts) for name, parts in tensors.items()}, wanted, remedy)
     stated_by = weights.identity.model if weights.identity else shape
     for key in shape.stated:
         in_model, in_file = getattr(cfg, key, None), getattr(stated_by, key)

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-Parts = tuple[Tensor, ...]
-Tensors = dict[str, Tensor]
+from gpt.files.tensor_shards import Parts, Tensors
 
 # What torch.compile, FSDP, checkpointing of activations, data parallelism and peft put between the words of a name.
 WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_?module|base_layer)\.")
@@ -130,15 +129,6 @@ def turn(tensor: Tensor) -> Tensor:
     if tensor.dim() == 3 and tensor.shape[0] == 1:
         tensor = tensor[0]
     return tensor.T if tensor.dim() == 2 else tensor
-
-
-def shape(parts: Parts) -> list:
-    """Of the parts together, one below the other; of each where they do not fit so."""
-    shapes = [list(part.shape) for part in parts]
-    if len(parts) == 1:
-        return shapes[0]
-    fits = all(shapes) and all(one[1:] == shapes[0][1:] for one in shapes)
-    return [sum(one[0] for one in shapes), *shapes[0][1:]] if fits else shapes
 
 
 def missing_biases(tensors: dict[str, Parts], wanted: list[str]) -> list[str]:

@@ -3,7 +3,7 @@ those of gpt/model.py. Nothing is copied, and nothing in a file is executed.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from gpt.errors import CHECKPOINT, UserError, unusable
 from gpt.files import hub
 from gpt.files.atomic import sha256
 from gpt.files.tensor_files import forget, read_safetensors, read_torch
+from gpt.files.tensor_shards import Parts, joined, shape_of
 from gpt.runs import model_file
-from gpt.runs.checkpoint import WEIGHTS, Identity
+from gpt.runs.manifest import Identity
 from gpt.terminal.console import escape
 from gpt.weights import tensor_names, tf_bundle
 from gpt.weights.source import Architecture, Source, read_json
-from gpt.weights.tensor_names import Parts, Recognised
+from gpt.weights.tensor_names import Recognised
 
 WRAPPED = ("model", "model_state_dict", "state_dict", "weights")  # where training programs keep the weights in a file
 NANOGPT = "model_args"  # where nanoGPT keeps the shape of the model; its "config" is of the training program
@@ -90,12 +91,15 @@ def read(source: Source) -> Weights:
     return Weights(path, files, about, stated or architecture_of(recognised, settings, path), parts)
 
 
-def of_this_project(identity: Identity, step: int, tensors: dict[str, Tensor], path: Path) -> Weights:
-    """A model of this project."""
+def of_this_project(
+    identity: Identity, step: int, tensors: dict[str, Parts], files: list[Path], path: Path
+) -> Weights:  # fmt: skip
+    """A model of this project, whose tensors are in these files."""
     m = identity.model
-    check_types(tensors, path)
+    for number in range(max(map(len, tensors.values()), default=0)):
+        check_types({name: parts[number] for name, parts in tensors.items() if number < len(parts)}, path)
     suffixes = lora.SUFFIXES if identity.lora else ()
-    parts = {name: (tensor,) for name, tensor in tensors.items() if not name.endswith(suffixes)}
+    parts = {name: tensor for name, tensor in tensors.items() if not name.endswith(suffixes)}
     adapters: Adapters = {}
     if identity.lora:
         halves = {name: tensor for name, tensor in tensors.items() if name.endswith(suffixes)}
@@ -107,7 +111,6 @@ def of_this_project(identity: Identity, step: int, tensors: dict[str, Tensor], p
         m.n_layer, m.n_head, m.n_embd, m.context_length, identity.vocab_size, m.tie_weights, getattr(m, "gelu", None),
         stated,
     )  # fmt: skip
-    files = [path / WEIGHTS] if path.is_dir() else [path]
     return Weights(path, files, "a model of this project", shape, parts, identity, step, adapters)
 
 
@@ -207,7 +210,9 @@ def check_types(tensors: dict[str, Tensor], path: Path) -> None:
             raise unusable(path, f"tensor {escape(name)} is of {tensor.dtype}, and no floating-point numbers")
 
 
-def pair_adapters(tensors: dict[str, Tensor], weights: dict[str, Parts], cfg: LoRAConfig, path: Path) -> Adapters:
+def pair_adapters(
+    tensors: Mapping[str, Tensor | Parts], weights: dict[str, Parts], cfg: LoRAConfig, path: Path
+) -> Adapters:  # fmt: skip
     """A and B of each layer in the file `path`, under the name of the weight that they change.
 
     Raises UserError (3) where one of them is missing, or does not fit the weight: the product of two small ones could
@@ -218,11 +223,11 @@ def pair_adapters(tensors: dict[str, Tensor], weights: dict[str, Parts], cfg: Lo
         if a is None or b is None:
             raise unusable(path, f"adapter {escape(layer)}: one half is missing")
         weight = f"{layer}.weight"
-        shape = tensor_names.shape(weights[weight]) if weight in weights else []
-        if len(shape) != 2 or [list(a.shape), list(b.shape)] != [[cfg.rank, shape[1]], [shape[0], cfg.rank]]:
-            what = f"adapter {escape(layer)}: A {list(a.shape)} and B {list(b.shape)}, rank {cfg.rank}"
+        shape = shape_of(weights[weight]) if weight in weights else []
+        if len(shape) != 2 or [shape_of(a), shape_of(b)] != [[cfg.rank, shape[1]], [shape[0], cfg.rank]]:
+            what = f"adapter {escape(layer)}: A {shape_of(a)} and B {shape_of(b)}, rank {cfg.rank}"
             raise unusable(path, f"{what}, do not fit the weight, which is {shape or 'missing'}")
-        adapters[weight] = a, b, cfg.alpha / cfg.rank
+        adapters[weight] = joined(a), joined(b), cfg.alpha / cfg.rank
     return adapters
 
 
@@ -230,7 +235,7 @@ def architecture_of(recognised: Recognised, settings: dict[str, Any], path: Path
     """The architecture that shapes tell, and what they do not, by the settings in the file or else by what is usual:
     the number of heads by the width of GPT-2's, the GELU by the layout. Raises UserError (3) for a variant of GPT-2."""
     parts = recognised.parts
-    sizes = {name: tensor_names.shape(parts[name]) if name in parts else [] for name in ("wte.weight", "wpe.weight")}
+    sizes = {name: shape_of(parts[name]) if name in parts else [] for name in ("wte.weight", "wpe.weight")}
     if [len(size) for size in sizes.values()] != [2, 2] or any(0 in size for size in sizes.values()):
         raise unusable(path, "no embeddings of tokens and positions")
     [n_vocab, n_embd], [n_positions, _] = sizes.values()
@@ -256,7 +261,7 @@ def architecture_of(recognised: Recognised, settings: dict[str, Any], path: Path
 
 def same(a: Parts, b: Parts) -> bool:
     """Whether two matrices are equal, without having both in memory."""
-    if tensor_names.shape(a) != tensor_names.shape(b) or len(a) + len(b) > 2 or not a[0].dim():
+    if shape_of(a) != shape_of(b) or len(a) + len(b) > 2 or not a[0].dim():
         return False
     for rows in zip(a[0].split(4096), b[0].split(4096), strict=True):
         if not torch.equal(*rows):

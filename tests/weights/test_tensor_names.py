@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import model_config
 
+from gpt.files.tensor_shards import shape_of
 from gpt.model import GPT
 from gpt.weights import tensor_names
 
@@ -86,7 +87,7 @@ def test_every_layout_is_recognised_with_every_wrapping_and_becomes_ours(about, 
     assert found.prefix == prefix.removesuffix("transformer.")
     for name, tensor in joined(parts).items():
         assert torch.equal(tensor, expected[name]), name
-        assert tensor_names.shape(parts[name]) == list(expected[name].shape)
+        assert shape_of(parts[name]) == list(expected[name].shape)
 
 
 @pytest.mark.parametrize("about", WRITERS)
@@ -151,15 +152,6 @@ def test_a_tied_pair_of_which_only_the_head_is_there_is_the_embedding(about):
     tensors["out_head.weight" if "book" in about else "lm_head.weight"] = tensors.pop(embedding)
     found = tensor_names.recognise({f"model.{name}": tensor for name, tensor in tensors.items()})
     assert found.parts.keys() == ours().keys() and found.missing == []
-
-
-@pytest.mark.parametrize(
-    ("shapes", "expected"),
-    [([(3, 4)], [3, 4]), ([()], []), ([(3, 4), (2, 4)], [5, 4]), ([(3,), (2,)], [5]),
-     ([(3, 4), (3, 5)], [[3, 4], [3, 5]]), ([(3, 4), ()], [[3, 4], []]), ([(3, 4), (3,)], [[3, 4], [3]])],
-)  # fmt: skip
-def test_the_shape_of_parts_is_that_of_the_whole_where_they_fit_below_each_other(shapes, expected):
-    assert tensor_names.shape(tuple(torch.ones(shape) for shape in shapes)) == expected
 
 
 def test_biases_count_as_left_out_only_where_a_model_is_made_without_them():

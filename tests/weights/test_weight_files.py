@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt.errors import UserError
-from gpt.weights import locate, tensor_names, weight_files
+from gpt.weights import locate, weight_files
 
 GOLDEN = ROOT / "tests" / "golden" / "tensorflow"
 N_VOCAB = 257  # that of our tokenizer of bytes
@@ -645,4 +645,4 @@ def test_hashes_are_those_of_the_files(tmp_path):
 def test_nothing_is_copied_to_be_compared():
     a = torch.randn(10_000, 3)
     assert weight_files.same((a,), (a.clone(),)) and not weight_files.same((a,), (a + 1,))
-    assert not weight_files.same((a,), (a[1:],)) and tensor_names.shape((a, a)) == [20_000, 3]
+    assert not weight_files.same((a,), (a[1:],))
