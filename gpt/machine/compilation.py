@@ -50,6 +50,8 @@ def decide(
     compiling is wanted and this machine lacks what it takes, or fails at it with files in `cache` (None: not tried).
     """
     wanted, lacking = cfg.compile, missing(machine.device)
+    if machine.ranks.is_sharded:
+        lacking = "parallel=fsdp gathers weights in the midst of what would be compiled"
     if wanted == "auto":
         if isinstance(recorded.get("compile"), bool):
             wanted = recorded["compile"] and not lacking
