@@ -245,6 +245,8 @@ def execute(main: Callable[[], Any], script: str) -> int:
     place = rank_environment.read()
     if place.count > 1 and script != "train":
         raise UserError(f"{script}.py is one process", f"WORLD_SIZE={place.count}", "start it without torchrun")
+    if place.count > 1:  # what torch prints of a connection that breaks off is twenty lines, and is said in one
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if not place.is_first:
         console.setup(silent=True)
         if arguments.only_shows(sys.argv[1:]):
