@@ -19,14 +19,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from gpt.sweeps import job_process, jobs
-from gpt.sweeps.process_group import Outcome, Shape
+from gpt.sweeps.local_group import Outcome, Shape
 from gpt.terminal import console
 
 LOG = "torchrun.log"  # in a job's folder
 
 
 class Group(Protocol):
-    """A ProcessGroup, or one that is elsewhere."""
+    """A LocalGroup, or one that is elsewhere."""
 
     def run(self, job: bytes, shape: Shape, log: Path) -> Outcome | None: ...
 

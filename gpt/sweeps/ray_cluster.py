@@ -11,17 +11,17 @@ from typing import Any
 
 from gpt.errors import ENVIRONMENT, UserError, one_line
 from gpt.sweeps.group_launcher import GroupLauncher
-from gpt.sweeps.process_group import Outcome, ProcessGroup, Shape
+from gpt.sweeps.local_group import LocalGroup, Outcome, Shape
 
 
 class RemoteGroup:
-    """A ProcessGroup in an actor, which is a process of Ray's on the machine that has room for the job."""
+    """A LocalGroup in an actor, which is a process of Ray's on the machine that has room for the job."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
     def run(self, job: bytes, shape: Shape, log: Path) -> Outcome | None:
-        """As that of ProcessGroup; an outcome without a fault where the machine is lost."""
+        """As that of LocalGroup; an outcome without a fault where the machine is lost."""
         import ray
 
         try:
@@ -78,7 +78,7 @@ class RayLauncher(GroupLauncher):
         needed = self._needed()
         # Two threads: one waits for the processes, the other may have to end them.
         options = {"num_cpus": needed["CPU"], "num_gpus": needed["GPU"], "max_concurrency": 2}
-        return RemoteGroup(ray.remote(ProcessGroup).options(**options).remote())
+        return RemoteGroup(ray.remote(LocalGroup).options(**options).remote())
 
     def _needed(self) -> dict[str, int]:
         """By a job, in Ray's words."""

@@ -5,7 +5,7 @@ import os
 from gpt.errors import UserError
 from gpt.sweeps import workers
 from gpt.sweeps.group_launcher import GroupLauncher
-from gpt.sweeps.process_group import ProcessGroup, Shape
+from gpt.sweeps.local_group import LocalGroup, Shape
 
 
 class TorchrunLauncher(GroupLauncher):
@@ -27,8 +27,8 @@ class TorchrunLauncher(GroupLauncher):
             raise UserError(what, remedy="lower one of them, or set device=cpu")
         return [self._shape(CUDA_VISIBLE_DEVICES=",".join(gpus[i * each : (i + 1) * each])) for i in range(at_once)]
 
-    def open(self, shape: Shape) -> ProcessGroup:
-        return ProcessGroup()
+    def open(self, shape: Shape) -> LocalGroup:
+        return LocalGroup()
 
     def _shape(self, **variables: str) -> Shape:
         return Shape(self._n_processes, self._max_restarts, variables)

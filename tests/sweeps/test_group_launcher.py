@@ -13,7 +13,7 @@ from gpt.sweeps import hydra_patches, jobs
 from gpt.sweeps.group_launcher import GroupLauncher, report
 from gpt.sweeps.job_process import Fault
 from gpt.sweeps.jobs import Job
-from gpt.sweeps.process_group import Outcome, Shape
+from gpt.sweeps.local_group import Outcome, Shape
 
 SHAPES = [Shape(2, 0, {"PLACE": "a"}), Shape(2, 0, {"PLACE": "b"})]
 

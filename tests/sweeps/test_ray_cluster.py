@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from gpt.errors import UserError
 from gpt.sweeps import jobs
-from gpt.sweeps.process_group import Shape
+from gpt.sweeps.local_group import Shape
 from gpt.sweeps.ray_cluster import RayLauncher
 
 ray = pytest.importorskip("ray", reason="requirements-ray.txt is not installed")

@@ -33,7 +33,7 @@ class Outcome:
     fault: Fault | None  # that one of its processes has noted before the others did
 
 
-class ProcessGroup:
+class LocalGroup:
     """The processes of one job. `run` and `end` are called by different threads."""
 
     def __init__(self) -> None:
