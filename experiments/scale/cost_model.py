@@ -41,7 +41,7 @@ class Cluster:
     in_machine: int = 8
     nvlink: float = 370e9  # NCCL in a ring, of a line rate of 450e9: NVIDIA/nccl-tests issue 212
     infiniband: float = 46e9  # one port of 400 Gbit/s for each GPU, "46 to 48": NVIDIA/nccl-tests issue 290
-    nvlink_hop: float = 3.4e-6  # NCCL's src/graph/tuning.cc, ring, protocol "simple"
+    nvlink_hop: float = 3.4e-6  # newer NCCL's src/graph/tuning.cc: a ring, protocol "simple"
     infiniband_hop: float = 14e-6  # the same place, network
     tcp_hop: float = 30e-6  # gloo between two processes: assumed
 
@@ -80,7 +80,6 @@ class Model:
     parameters: int
     low: int  # of the parameters, those that FSDP gathers in bfloat16: linear layers of blocks
     blocks: int
-    context: int
 
     @classmethod
     def ask(cls, name: str) -> "Model":
@@ -96,7 +95,6 @@ class Model:
             model.n_parameters(),
             sum(weight.numel() for layer in layers for weight in layer.parameters()),
             len(model.blocks),
-            cfg.model.context_length,
         )
 
 
