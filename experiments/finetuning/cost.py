@@ -18,12 +18,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hydra import compose, initialize_config_dir
-
 from gpt import finetune, loop, optim
-from gpt.config import launch, schema
+from gpt.config import launch
 from gpt.data.batching import Batch
-from gpt.files import paths
 from gpt.machine import device, free_memory
 from gpt.machine.machine import Machine
 from gpt.model import GPT
@@ -41,9 +38,7 @@ METHODS = {
 
 def measure(method: str, context: int, rows: int, dropout: float, steps: int) -> None:
     """In a process of its own: prints trained parameters, peak memory in bytes and seconds of a step."""
-    with initialize_config_dir(str(paths.PROJECT_ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", ["model=small", *METHODS[method], "overrides=[]", "out_dir=x"])
-    cfg = launch.to_dataclass(cfg, schema.TrainConfig)
+    cfg = launch.compose(["model=small", *METHODS[method]])
     device.keep_memory()
     shape = dataclasses.replace(cfg.model, context_length=context, dropout=dropout)
     model = GPT(shape, 50257).train()

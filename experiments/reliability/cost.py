@@ -17,11 +17,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from hydra import compose, initialize_config_dir
 
 from gpt import optim
-from gpt.config import launch, schema
-from gpt.files import paths
+from gpt.config import launch
 from gpt.model import GPT
 from gpt.progress import Progress
 from gpt.runs import checkpoint
@@ -30,9 +28,7 @@ ROUNDS = 9
 
 
 def main(model_name: str, folder: str) -> None:
-    with initialize_config_dir(str(paths.PROJECT_ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", [f"model={model_name}", "overrides=[]", "out_dir=x"])
-    cfg = launch.to_dataclass(cfg, schema.TrainConfig)
+    cfg = launch.compose([f"model={model_name}"])
     torch.manual_seed(0)
     model = GPT(cfg.model, 50257)
     optimizer = optim.build(model, cfg.optimizer)

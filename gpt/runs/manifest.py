@@ -24,7 +24,7 @@ FORMAT, SHARDED = 5, 6  # the second has the weights and the state in a file for
 WEIGHTS, STATE, CONFIG, MANIFEST = "model.safetensors", "state.safetensors", "config.json", "manifest.json"
 STATE_1 = "state.pt"  # optimizer and progress in format 1
 OF = re.compile(r"\.\d+-of-(\d{1,6})\.safetensors$")  # what the name of a rank's file ends with
-LARGEST_MANIFEST = 2**20  # bytes; they have about 2,000, and 250 more for each rank
+LARGEST_MANIFEST = 2**24  # bytes; they have about 2,000, and 330 more for each rank
 
 
 @dataclass(frozen=True)
