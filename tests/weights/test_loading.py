@@ -608,7 +608,8 @@ def test_loading_takes_hardly_more_memory_than_the_weights(tmp_path, name, recor
     assert result.returncode == 0, result.stderr
     more, size = map(int, result.stdout.split())
     record_property("count", f"memory of loading {name}: {more / size:.3f} x the {size / 1e6:.0f} MB of the weights")
-    assert size > 70e6 and 0.9 * size < more < 1.2 * size
+    pages = 16e6  # of files that are mapped: Linux 6.18 maps larger pieces than older kernels around each that is read
+    assert size > 70e6 and 0.9 * size < more < 1.1 * size + pages
 
 
 def test_adapters_that_are_not_merged_are_refused_with_what_to_do_in_peft(tmp_path):
