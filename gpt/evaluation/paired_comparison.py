@@ -36,7 +36,7 @@ class Comparison:
     n: int  # questions in common
     figures: dict[str, dict[str, Figure]]  # by entry and name
     differences: list[tuple[str, str, str, Difference]]  # name of the figure, first, second
-    correlations: dict[str, Figure]  # of val/loss and each figure, over models; empty for too few
+    correlations: dict[str, Figure]  # of val/loss and each figure, over models; empty for too few, and on different data
 
 
 def compare(kind: str, settings: Any, found: Sequence[tuple[str, Result]], count: int, seed: int) -> Comparison:
@@ -67,7 +67,9 @@ def compare(kind: str, settings: Any, found: Sequence[tuple[str, Result]], count
          statistics.difference([m[name] for m in a.measures], [m[name] for m in b.measures], count, seed, weights))
         for a, b in itertools.combinations(entries.values(), 2) for name in names
     ]  # fmt: skip
-    pairs = [(result.val_loss, result.figures["model"]) for _, result in found if result.val_loss is not None]
+    is_same_loss = len({result.identity.get("training") for _, result in found}) == 1  # val/loss is that of one data
+    evaluated = [result for _, result in found if result.val_loss is not None and is_same_loss]
+    pairs = [(result.val_loss, result.figures["model"]) for result in evaluated]
     correlations = {}
     for name in names:
         figure = statistics.rank_correlation([(loss, own[name].value) for loss, own in pairs], count, seed)
