@@ -23,10 +23,10 @@ FILE = "config.yaml"
 LARGEST = 2**20  # bytes; they have about 3,000
 GROUP, CHOICE = "run", "settings"  # under which Hydra knows what was read
 SECTIONS = ("model", "data", "optimizer", "schedule", "objective", "finetune")  # each chosen as a file of conf/
+PARALLEL = "parallel"  # so is this one; a run from before it has none, and goes on with the file that is the default
 WHOLE = ("experiments", "debug")  # files that change several sections: with one of them, all is composed anew
 # What is of one start and not of the run. A job that is started alone is not halved with the others of its sweep.
 OF_A_START = ("out_dir", "resume", "allow_changed", "overrides", "dry_run", "report", "sweep.rungs", "sweep.pause_at")
-OF_A_START_BELOW = "parallel."
 LIMITS = ("train.max_steps", "train.max_epochs")  # the smaller one counts, and train.max_tokens only without them
 ABSENT = object()
 
@@ -50,7 +50,7 @@ def choices(arguments: list[str]) -> list[str]:
     if not isinstance(out_dir, str) or "${" in out_dir or not is_run(Path(out_dir)):
         return []
     path = Path(out_dir, FILE)
-    groups = [name for name in SECTIONS if name in typed and not isinstance(typed[name].value(), dict)]
+    groups = [name for name in (*SECTIONS, PARALLEL) if name in typed and not isinstance(typed[name].value(), dict)]
     values = read(path)
     settings = {key: value for key, value in known(values).items() if key.split(".")[0] not in groups}
     check(path, settings, [*groups, *typed])
@@ -116,7 +116,6 @@ def known(values: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run by full key, in the order of the schema. What this version does not know is left out; what
     the file lacks within a section is ABSENT."""
     keys = [key for key in valid_keys(TrainConfig, values) if key not in OF_A_START]
-    keys = [key for key in keys if not key.startswith(OF_A_START_BELOW)]
     found = {}
     for key in keys:
         *sections, name = key.split(".")

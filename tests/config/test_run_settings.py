@@ -51,6 +51,18 @@ def test_the_folder_alone_gives_all_settings_and_a_typed_value_or_group_changes_
     assert other.schedule.name == "linear" and other.train == started(f"out_dir={run_dir}").train
 
 
+def test_processes_share_a_run_as_before_unless_another_way_is_typed(run_dir):
+    """Its folder alone goes on with fsdp: with ddp, a model may not fit."""
+    changed(run_dir, parallel={"name": "fsdp", "step_timeout": 7.0})
+    again, other = (started(f"out_dir={run_dir}", *typed).parallel for typed in ([], ["parallel=ddp"]))
+    assert (again.name, again.step_timeout) == ("fsdp", 7.0)
+    assert (other.name, other.step_timeout) == ("ddp", 20.0)
+    assert started(f"out_dir={run_dir}", "parallel.step_timeout=5").parallel.step_timeout == 5
+    changed(run_dir, parallel=None)  # as before there was such a section
+    assert started(f"out_dir={run_dir}").parallel.name == "auto"
+    assert started(f"out_dir={run_dir}", "parallel=fsdp").parallel.name == "fsdp"
+
+
 def test_what_is_of_one_start_is_not_taken_over(run_dir):
     changed(
         run_dir,
