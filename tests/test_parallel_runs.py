@@ -163,6 +163,26 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
         assert all(a[key] == pytest.approx(b[key], rel=1e-4) for key in b if key not in TIMING)
 
 
+@pytest.mark.exhaustive
+def test_a_run_of_two_ranks_goes_on_sharded_and_then_as_one_process(tmp_path):
+    """First with ddp, then with fsdp: the same rows, and the losses of one undisturbed process."""
+    group = Group(tmp_path, 2, *LONGER, "model.dropout=0.0")
+    _, whole = Run(tmp_path / "alone", *LONGER, "model.dropout=0.0").undisturbed()
+    for parallel, step in (("ddp", 15), ("fsdp", 35)):
+        torchrun = start(2, "train.py", *group.typed, f"parallel={parallel}")
+        wait_for(lambda step=step: group.is_at(step))
+        os.kill(torchrun.pid, signal.SIGTERM)
+        code, output = finish(torchrun)
+        assert code != 0 and "interrupted by SIGTERM: step_000000" in output, output
+        newest = max((group.directory / "checkpoints").iterdir())
+        assert (newest / "model.2-of-2.safetensors").exists() == (parallel == "fsdp")
+    Run(tmp_path, *LONGER, "model.dropout=0.0")()
+    ours, theirs = group.rows()[0], whole[0]
+    assert [row["tokens"] for row in ours] == [row["tokens"] for row in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert all(a[key] == pytest.approx(b[key], rel=1e-4) for key in b if key not in TIMING)
+
+
 def disturbed(group, number, rank):
     """Sends a signal at step 15 to a rank or, None, to torchrun: seconds until the end, exit code, output."""
     group.fresh()
