@@ -76,7 +76,9 @@ class ShardedGroup(ProcessGroup):
 
     @contextlib.contextmanager
     def computing(self, model: nn.Module) -> Iterator[None]:
-        """Afterwards each rank has its rows only, also of what a pass without backward has left whole."""
+        """Afterwards each rank has its rows only, also of what a pass without backward has left whole. The limit of
+        what torch waits for becomes that of a step."""
+        self._group.set_timeout(timedelta(seconds=self._limit(STEP)))
         try:
             yield
         except RuntimeError as error:

@@ -58,11 +58,28 @@ answer["largest group"] = 4 * 64 * (4099 + 16)
 if ranks.is_first:
     print("answer " + json.dumps(answer), flush=True)
 """
+# The second step takes both ranks 4 s, in the third one of them takes 8: that is more than the limit, and less than
+# three times the longest step.
+SLOW = """
+import time
+many = Trained(ranks)
+block = many.model.blocks[0]
+forward, waits = block.forward, [0.0]
+def slow(*arguments, **more):
+    time.sleep(waits[0])
+    waits[0] = 0.0
+    return forward(*arguments, **more)
+block.forward = slow
+for number, waits[0] in enumerate((0.0, 4.0, 8.0 * ranks.rank)):
+    many.step(number)
+if ranks.is_first:
+    print("answer " + json.dumps(number), flush=True)
+"""
 IMPORTS = "import json\nfrom gpt.files import tensor_shards as shards\nfrom sharded_model import Trained\n"
 
 
-def answers(folder, n, body):
-    code, output = lines(folder, n, body, sharded=True)
+def answers(folder, n, body, limit=20.0):
+    code, output = lines(folder, n, body, limit=limit, sharded=True)
     assert code == 0, output
     return [json.loads(line.removeprefix("answer ")) for line in output.splitlines() if line.startswith("answer ")]
 
@@ -106,3 +123,8 @@ def test_four_ranks_keep_a_quarter_each_and_at_most_two_copies_of_the_largest_gr
     assert peak <= 0.30 * (one + weights) + 2 * group  # one process has its gradients too
     share, peaks = many / one, (peak - 2 * group) / (one + weights)
     record_property("count", f"4 ranks: {share:.3f} x the state of one process, at the peak {peaks:.3f} x and 2 groups")
+
+
+@pytest.mark.exhaustive
+def test_a_rank_may_take_three_times_as_long_as_the_longest_step_so_far(tmp_path):
+    assert answers(tmp_path, 2, IMPORTS + SLOW, limit=4.0) == [2]
