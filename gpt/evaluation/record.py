@@ -111,8 +111,8 @@ class Record:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of <name>.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The rows of <name>.jsonl. Texts may have separators of lines such as U+2028, at which `splitlines` would part."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def differing(before: Any, now: Any, key: str = "") -> str:

@@ -30,6 +30,15 @@ def test_rows_come_in_the_order_of_the_units_and_the_partial_file_goes(tmp_path)
     assert record.from_json(content["figures"]) == FIGURES
 
 
+def test_rows_with_any_separator_of_lines_in_their_texts_are_read_as_they_were_written(tmp_path):
+    rows = [{"answer": "a\u2028b\u0085c\u2029d\x0be\r\nf"}, {"answer": ""}]
+    own = Record(tmp_path, "loss", IDENTITY)
+    own.add(0, [0, 1], rows)
+    own = Record(tmp_path, "loss", IDENTITY)
+    own.publish(own.rows(), {"figures": record.as_json(FIGURES), "remarks": [], "notice": ""})
+    assert record.read_rows(own.rows_path) == rows
+
+
 def test_batches_are_kept_for_the_same_evaluation_only_and_a_torn_line_is_left_out(tmp_path):
     own = Record(tmp_path, "loss", IDENTITY)
     own.add(0, [0], [{"nats": 1.0}])
