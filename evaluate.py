@@ -32,8 +32,8 @@ def evaluate(cfg: EvaluateConfig, typed: Sequence[str] = ()) -> None:
                 result = running.evaluate(kind, settings, task, cfg)
                 running.show(result)
                 found.append((label_of[name], result))
-    for folder in dict.fromkeys(result.path.parent for _, result in found):
-        running.mirror([result for _, result in found if result.path.parent == folder], cfg)
+    for of in dict.fromkeys((result.path.parent, result.subject) for _, result in found):
+        running.mirror([result for _, result in found if (result.path.parent, result.subject) == of], cfg)
     if cfg.checkpoints == "all":
         running.draw([result for _, result in found])
     if cfg.compare:

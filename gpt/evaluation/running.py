@@ -34,10 +34,7 @@ class Result:
     figures: dict[str, dict[str, Figure]]
     headline: str  # the name of the figure that stands for all
     remarks: list[str]
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return record.read_rows(self.path.with_suffix(".jsonl"))
+    rows: list[dict[str, Any]]  # another model with the same name may replace the files before they are compared
 
 
 def evaluate(kind: str, settings: Any, task: Task, cfg: EvaluateConfig) -> Result:
@@ -84,6 +81,7 @@ def evaluate(kind: str, settings: Any, task: Task, cfg: EvaluateConfig) -> Resul
         scored,
         content["headline"],
         content["remarks"],
+        record.read_rows(own.rows_path),
     )
 
 

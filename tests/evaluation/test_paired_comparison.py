@@ -3,12 +3,14 @@
 import json
 
 import pytest
+import torch
 from conftest import sweep_job
 from made_run import make, settings
 
 import evaluate
 from gpt.errors import UserError
 from gpt.evaluation import subject
+from gpt.runs import checkpoint, model_file
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +31,22 @@ def test_two_runs_are_compared_in_pairs_on_all_figures_and_a_run_with_itself_is_
     assert of_loss[(runs[0], runs[1])]["value"] == pytest.approx(values[0] - values[1])
     assert "choice: 9 questions that all have answered" in printed
     assert "not distinguishable with 9 questions" in printed
+
+
+def test_two_files_of_one_name_are_compared_each_by_its_own_results(tmp_path):
+    places = []
+    for seed in (1, 2):
+        run = make(tmp_path, f"run{seed}", seed)
+        loaded = subject.load(str(run), settings("loss"), torch.device("cpu"))
+        identity = checkpoint.read_manifest(loaded.path).identity
+        places.append(tmp_path / str(seed) / "ckpt.pt")
+        places[-1].parent.mkdir()
+        model_file.save_model(places[-1], loaded.model, identity, 3)
+    (tmp_path / "asked.jsonl").write_text('{"question": "a", "answer": "b c"}\n{"question": "d", "answer": "e f"}\n')
+    evaluate.evaluate(settings("loss", compare=list(map(str, places)), file=str(tmp_path / "asked.jsonl")))
+    content = json.loads((subject.ELSEWHERE / "comparison" / "loss.json").read_text())
+    values = [figures["loss"]["value"] for figures in content["figures"].values()]
+    assert len(values) == 2 and values[0] != values[1]
 
 
 def test_other_questions_are_refused(tmp_path):
