@@ -51,6 +51,9 @@ def compare(kind: str, settings: Any, found: Sequence[tuple[str, Result]], count
                 "give all of them the same: data=... or file=...",
             )  # fmt: skip
     rows = [{row["id"]: row for row in result.rows} for _, result in found]
+    if kind == "loss" and any(own.keys() != rows[0].keys() for own in rows):
+        remedy = "give models with contexts of one length, or data of several documents"
+        raise UserError("not the same windows of one document", first.identity["questions"]["source"], remedy)
     shared = [name for name in rows[0] if all(name in own for own in rows)]
     if not shared:
         raise UserError("no question that all models have answered", kind, "their contexts are too short")

@@ -2,9 +2,10 @@
 
 import json
 
+import made_run
 import pytest
 import torch
-from conftest import sweep_job
+from conftest import model_config, sweep_job
 from made_run import make, settings
 
 import evaluate
@@ -47,6 +48,17 @@ def test_two_files_of_one_name_are_compared_each_by_its_own_results(tmp_path):
     content = json.loads((subject.ELSEWHERE / "comparison" / "loss.json").read_text())
     values = [figures["loss"]["value"] for figures in content["figures"].values()]
     assert len(values) == 2 and values[0] != values[1]
+
+
+def test_a_text_is_not_compared_by_windows_that_differ(tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("It rains every day here. " * 20)
+    runs = [str(make(tmp_path, "a")), str(make(tmp_path, "b", 1))]
+    cfg = settings("loss", compare=runs, file=str(tmp_path / "text.txt"))
+    evaluate.evaluate(cfg)
+    monkeypatch.setattr(made_run, "MODEL", model_config(context_length=48, n_embd=32))
+    cfg.compare.append(str(make(tmp_path, "c")))
+    with pytest.raises(UserError, match=r"not the same windows of one document \(text.txt\); give"):
+        evaluate.evaluate(cfg)
 
 
 def test_other_questions_are_refused(tmp_path):

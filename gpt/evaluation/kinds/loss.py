@@ -41,10 +41,11 @@ class Evaluation(Kind):
         return scoring.score(task.model, split, segments, units, task.tokens.bytes_per_token())
 
     def finish(self, task: Task, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """A row for each document, or for each window of a single one: there is nothing else to resample."""
+        """A row for each question or document, or for each window of a text that is one document: there is nothing else
+        to resample."""
         split, segments = self._windows(task)
         document = np.searchsorted(split.documents[:, 2], segments.end)
-        units = (document if len(split.documents) > 1 else np.arange(len(rows))).tolist()
+        units = (np.arange(len(rows)) if _is_text(task.part) else document).tolist()
         merged: dict[int, dict[str, Any]] = {}
         for unit, row, unigram in zip(units, rows, self._unigram(task, split, segments), strict=True):
             row = row if unigram is None else row | {UNIGRAM: unigram}
@@ -53,6 +54,8 @@ class Evaluation(Kind):
                 sums[key] += value
         counts = self._words(task, split, list(merged.values()))
         names = task.part.ids or list(map(str, range(len(counts))))
+        if _is_text(task.part):  # a model with another context has other windows
+            names = [f"tokens {a}-{b}" for a, b in zip(segments.scored_from, segments.end, strict=True)]
         return [{"id": names[unit]} | merged[unit] | {"words": counts[unit]} for unit in sorted(merged)]
 
     def measures(self, rows: list[dict[str, Any]]) -> dict[str, dict[str, Measure]]:
@@ -76,7 +79,7 @@ class Evaluation(Kind):
 
     def remarks(self, task: Task, rows: list[dict[str, Any]], figures: dict[str, dict[str, Figure]]) -> list[str]:
         sums = {key: sum(row[key] for row in rows) for key in ("tokens", "bytes", "words")}
-        what = "documents" if len(task.part.split.documents) > 1 else "windows of one document"
+        what = "windows of one document" if _is_text(task.part) else "documents"
         said = f"{sums['tokens']:,} targets, each once; {sums['bytes']:,} bytes and {sums['words']:,} words of text; "
         said += f"intervals: over {len(rows):,} {what}"
         below = UNIGRAM in figures and figures["model"]["loss"].value >= figures[UNIGRAM]["loss"].value
@@ -108,10 +111,15 @@ class Evaluation(Kind):
         ids = [split.ids[start:end] for start, _, end in split.documents]
         texts = [task.tokens.decode(own[own != task.tokens.eos].tolist()) for own in ids]
         counts = [len(re.split(r"\s+", text)) for text in texts]
-        if len(counts) > 1:
+        if not _is_text(part):
             return counts
         ends = np.cumsum([row["bytes"] for row in merged])
         return np.diff(np.round(ends / max(1, ends[-1]) * counts[0]).astype(int), prepend=0).tolist()
+
+
+def _is_text(part: Any) -> bool:
+    """Whether windows are all there is to count: the text is one document and has no questions."""
+    return not part.questions and len(part.split.documents) == 1
 
 
 def with_end_of_text(split: Any, eos: int) -> Any:

@@ -119,6 +119,15 @@ def test_a_row_for_each_document_and_the_frequencies_of_training_tokens_as_a_bas
     assert "the model is no better than the frequencies of training tokens alone" in found.remarks  # it is random
 
 
+def test_one_question_whose_answer_takes_several_windows_is_one_row(run_dir, tmp_path):
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(f'{{"question": "{q}", "answer": "{"rest and water " * 20}"}}\n' for q in "ab"))
+    both = result(settings("loss", checkpoint=str(run_dir), file=str(path)))
+    one = result(settings("loss", checkpoint=str(run_dir), file=str(path), n_questions=1))
+    assert one.rows[0]["nats"] == pytest.approx(both.rows[0]["nats"], rel=1e-5)
+    assert one.rows[0]["tokens"] == 301 and len(one.rows) == 1 and one.figures["model"]["loss"].low is None
+
+
 def test_weights_from_elsewhere_leave_their_results_in_outputs(foreign, tmp_path, capsys):
     path, _ = foreign
     evaluate.evaluate(settings("loss", checkpoint=str(path), file=text_file(tmp_path, TEXT), resamples=100))
