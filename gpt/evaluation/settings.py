@@ -34,7 +34,7 @@ class EvaluateConfig:
     file: Text | None
     n_questions: Count | None
     template: TemplateName | None
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)] | None
     batch_size: Count
     resamples: Annotated[Count, Field(ge=100)]
     seed: Seed

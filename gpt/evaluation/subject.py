@@ -84,8 +84,13 @@ def names(cfg: EvaluateConfig) -> list[str]:
     if bool(cfg.checkpoint) == bool(cfg.compare):
         remedy = "checkpoint=outputs/runs/mine, or compare=[outputs/runs/a,outputs/runs/b]"
         raise UserError("exactly one of checkpoint and compare is needed", remedy=remedy)
+    if cfg.compare and cfg.checkpoints == "all":
+        raise UserError("checkpoints=all is of one run, not of several", remedy="leave it out, or give checkpoint=")
     if cfg.compare:
-        return [place for name in cfg.compare for place in _jobs(name)]
+        found: dict[Path, str] = {}  # the same twice, however it is written, would count as two seeds
+        for place in (place for name in cfg.compare for place in _jobs(name)):
+            found.setdefault((PROJECT_ROOT / place).resolve(), place)
+        return list(found.values())
     name = named_runs.resolve(str(cfg.checkpoint))
     if cfg.checkpoints == "best":
         return [name]

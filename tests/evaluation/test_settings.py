@@ -19,7 +19,9 @@ def test_only_what_is_chosen_is_evaluated():
     assert settings("choice").chosen.keys() == {"choice"}
 
 
-@pytest.mark.parametrize("change", [{"part": "all"}, {"batch_size": 0}, {"resamples": 10}, {"name": "a/b"}])
+@pytest.mark.parametrize(
+    "change", [{"part": "all"}, {"batch_size": 0}, {"resamples": 10}, {"name": "a/b"}, {"name": 101 * "x"}]
+)
 def test_wrong_values_are_refused(change):
     with pytest.raises(ValidationError):
         settings("loss", **change)

@@ -61,6 +61,14 @@ def test_one_of_checkpoint_and_compare_is_needed_and_a_sweep_stands_for_its_jobs
     assert found == [str(tmp_path / "a"), str(tmp_path / "b"), "gpt2"]
 
 
+def test_the_same_model_is_compared_once_however_it_is_written_and_not_by_all_checkpoints(run_dir, tmp_path):
+    (tmp_path / "link").symlink_to(run_dir)
+    same = [str(run_dir), "gpt2", f"{run_dir}/", str(tmp_path / "link"), "gpt2"]
+    assert subject.names(settings("loss", compare=same)) == [str(run_dir), "gpt2"]
+    with pytest.raises(UserError, match="checkpoints=all is of one run"):
+        subject.names(settings("loss", compare=same, checkpoints="all"))
+
+
 def test_all_checkpoints_of_a_run_are_named_in_order_and_of_anything_else_there_are_none(run_dir):
     every = subject.names(settings("loss", checkpoint=str(run_dir), checkpoints="all"))
     assert [name[-1] for name in every] == ["3", "6"]

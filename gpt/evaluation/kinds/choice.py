@@ -117,7 +117,8 @@ class Evaluation(Kind):
             n_texts = len(set(texts))
             if n_texts <= self.distractors:
                 what = f"{n_texts} different answers are too few for {self.distractors} wrong ones beside the right one"
-                raise UserError(what, part.source, f"set evaluate.choice.distractors={max(1, n_texts - 1)}")
+                fewer = f"set evaluate.choice.distractors={n_texts - 1}"
+                raise UserError(what, part.source, fewer if n_texts > 1 else "give questions with different answers")
             return [self._drawn(task, i, texts) for i in range(len(part.questions))]
 
         return task.cached("options", choose)

@@ -82,3 +82,6 @@ def test_too_few_different_answers_are_refused_with_how_many_there_can_be(run_di
         result(settings("choice", checkpoint=str(run_dir), file=str(path)), "choice")
     found = result(settings("choice", checkpoint=str(run_dir), file=str(path), choice={"distractors": 1}), "choice")
     assert "wrong answers: 3 of any question" in found.remarks
+    path.write_text('{"question": "a", "answer": "x"}\n')
+    with pytest.raises(UserError, match=r"1 different answers are too few.*give questions with different answers"):
+        result(settings("choice", checkpoint=str(run_dir), file=str(path)), "choice")
