@@ -121,5 +121,10 @@ def test_a_rank_correlation_is_spearmans_and_needs_four_models():
         n_resamples=500, method="percentile", rng=2,
     ).confidence_interval  # fmt: skip
     assert (own.low, own.high) == pytest.approx((distribution.low, distribution.high), abs=0.1)
+    few = list(zip(losses[:8], scores[:8], strict=True))  # the models of a resample are ranked among themselves
+    drawn = rng.integers(8, size=(2000, 8))
+    again = [stats.spearmanr(np.array(few)[which]).statistic for which in drawn if len(set(which)) > 1]
+    own = statistics.rank_correlation(few, 10_000, 1)
+    assert (own.low, own.high) == pytest.approx(tuple(np.percentile(again, [2.5, 97.5])), abs=0.05)
     assert statistics.rank_correlation([(1.0, 2.0)] * 3, 100, 0) is None
     assert statistics.rank_correlation([(1.0, 2.0), (2.0, 2.0), (3.0, 2.0), (4.0, 2.0)], 100, 0) is None
