@@ -36,7 +36,7 @@ class Comparison:
     n: int  # questions in common
     figures: dict[str, dict[str, Figure]]  # by entry and name
     differences: list[tuple[str, str, str, Difference]]  # name of the figure, first, second
-    correlations: dict[str, Figure]  # of val/loss and each figure, over models; empty for too few, and on different data
+    correlations: dict[str, Figure]  # of val/loss and each figure over models, of which enough have the same data
 
 
 def compare(kind: str, settings: Any, found: Sequence[tuple[str, Result]], count: int, seed: int) -> Comparison:

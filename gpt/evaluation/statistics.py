@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 POWER = 0.8  # with which the number of questions that is named would show a difference
 MIN_QUESTIONS = 2  # of one alone nothing is known about others
 FEW = 30  # questions: of fewer, an interval of the bootstrap holds the truth less often than it says
-MIN_MODELS = 4  # of fewer, a rank correlation says nothing
+MIN_MODELS = 5  # of fewer, not even a perfect rank correlation is more than chance: of 4, its p is 2 / 4! = 0.083
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,9 @@ class Difference:
 
     @property
     def is_distinguishable(self) -> bool:
-        return self.figure.low is not None and (self.figure.low > 0 or self.figure.high < 0)
+        """Whether the interval leaves out 0 and, of what is right or wrong, McNemar's test agrees."""
+        is_outside = self.figure.low is not None and (self.figure.low > 0 or self.figure.high < 0)
+        return is_outside and self.p is not None and self.p < 1 - CONFIDENCE
 
     def __str__(self) -> str:
         if self.is_distinguishable:

@@ -78,6 +78,13 @@ def test_mcnemar_is_the_exact_binomial_test_of_the_questions_that_one_alone_has_
     assert of_both.p == pytest.approx(2 * tail)
 
 
+def test_what_is_right_or_wrong_is_told_apart_only_where_mcnemars_test_agrees():
+    first, second = np.array([1] * 5 + [0] * 15), np.zeros(20)
+    of_both = difference([mean(first, True)], [mean(second, True)], 2000, 0)
+    assert of_both.figure.low > 0 and of_both.p == pytest.approx(2 / 2**5)  # 0.0625
+    assert not of_both.is_distinguishable and "not distinguishable with 20 questions" in str(of_both)
+
+
 def test_the_number_of_questions_that_is_named_shows_the_difference_in_four_of_five_samples():
     n = needed(0.5, 1.0 / math.sqrt(20), 20)  # a difference of half a standard deviation, seen with 20 questions
     assert n == math.ceil((stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) ** 2 / 0.25) == 32
@@ -110,7 +117,7 @@ def test_a_measure_over_some_questions_takes_their_parts():
     assert statistics.p_text(0.0001) == "p < 0.001" and statistics.p_text(0.0123) == "p 0.012"
 
 
-def test_a_rank_correlation_is_spearmans_and_needs_four_models():
+def test_a_rank_correlation_is_spearmans_and_needs_five_models():
     rng = np.random.default_rng(0)
     losses = rng.normal(size=30)
     scores = -losses + rng.normal(size=30)
@@ -126,5 +133,7 @@ def test_a_rank_correlation_is_spearmans_and_needs_four_models():
     again = [stats.spearmanr(np.array(few)[which]).statistic for which in drawn if len(set(which)) > 1]
     own = statistics.rank_correlation(few, 10_000, 1)
     assert (own.low, own.high) == pytest.approx(tuple(np.percentile(again, [2.5, 97.5])), abs=0.05)
-    assert statistics.rank_correlation([(1.0, 2.0)] * 3, 100, 0) is None
-    assert statistics.rank_correlation([(1.0, 2.0), (2.0, 2.0), (3.0, 2.0), (4.0, 2.0)], 100, 0) is None
+    perfect = [(float(i), float(i)) for i in range(5)]
+    assert statistics.rank_correlation(perfect, 100, 0).value == pytest.approx(1.0)
+    assert statistics.rank_correlation(perfect[:4], 100, 0) is None  # one of 24 orders is as good by chance
+    assert statistics.rank_correlation([(i, 2.0) for i, _ in perfect], 100, 0) is None
