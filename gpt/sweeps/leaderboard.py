@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gpt.config.schema import METRIC
+from gpt.evaluation.statistics import rank_correlation
 from gpt.sweeps.jobs import Job, as_text, describe, grouped, read, varied_keys
 from gpt.terminal.console import escape
 
 MOST_IN_NAME = 4  # settings in a sentence
+RESAMPLES, SEED = 10_000, 0  # of the interval of a rank correlation
 # Settings that change which tokens are scored, or what a token is, and what then still can be compared.
 SCORED = {
     "data.mask": "the losses are those of different tokens",
@@ -76,6 +79,11 @@ class Results:
     predictions: list[str]
     failures: list[str]  # jobs that have failed, or are not done
     command: str  # goes on with the sweep, as typed in a shell; empty: these are single runs
+
+    @functools.cached_property
+    def agreement(self) -> list[str]:
+        """See below: 10,000 resamples for each score, and three places that show them."""
+        return agreement(self.jobs)
 
     @property
     def title(self) -> str:
@@ -283,3 +291,25 @@ def caveats(jobs: Sequence[Job]) -> list[str]:
             "more tokens are an advantage of their own."
         )
     return sentences
+
+
+def agreement(jobs: Iterable[Job]) -> list[str]:
+    """Whether the lowest val/loss also has the best scores: the rank correlation of both over the completed jobs, a
+    sentence for each score; none for jobs on different data."""
+    ended = [job for job in jobs if is_result(job)]
+    if len(fingerprints(ended)) > 1:
+        return []
+    said = []
+    for name in dict.fromkeys(name for job in ended for name in job.scores):
+        pairs = [(job.val_loss, job.scores[name]) for job in ended if name in job.scores]
+        figure = rank_correlation(pairs, RESAMPLES, SEED)
+        if figure is None:
+            continue
+        if figure.low is not None and figure.high < 0:
+            meaning = f"a lower loss goes with a higher {name}"
+        elif figure.low is not None and figure.low > 0:
+            meaning = f"a lower loss goes with a lower {name}"
+        else:
+            meaning = "the loss does not tell which job has the best"
+        said.append(f"Rank correlation of {METRIC} and {name} over {len(pairs)} jobs: {figure}; {meaning}.")
+    return said

@@ -20,7 +20,7 @@ from gpt.config.data import DISCLAIMER
 from gpt.config.schema import METRIC
 from gpt.files import atomic
 from gpt.files.paths import PROJECT_ROOT
-from gpt.sweeps import agreement, chart, tables
+from gpt.sweeps import chart, tables
 from gpt.sweeps.chart import Curve
 from gpt.sweeps.jobs import STATUSES, Job, as_text, describe, generate_command, override_key, varied_keys
 from gpt.sweeps.leaderboard import Entry, Results, is_result
@@ -55,7 +55,6 @@ def write(sweep: Results) -> Path:
         styled=styled,
         result_columns=tables.result_columns(entries),
         scores=tables.score_names(entries),
-        agreement=agreement.sentences(jobs),
         keys=tables.setting_keys(entries),
         varied=varied,
         numbers_of=lambda jobs: " ".join(str(numbers[job.folder]) for job in jobs),

@@ -11,7 +11,7 @@ from gpt.errors import UserError
 from gpt.files import atomic
 from gpt.files.paths import PROJECT_ROOT
 from gpt.runs import run_log
-from gpt.sweeps import agreement, jobs, leaderboard, prediction, report, tables
+from gpt.sweeps import jobs, leaderboard, prediction, report, tables
 from gpt.sweeps.leaderboard import Results
 from gpt.terminal import console, figures
 
@@ -77,7 +77,7 @@ def show(results: Results) -> None:
 
 def say(results: Results) -> None:
     """The sentences about the jobs, where the best one is, and how to generate text from it."""
-    for text in [results.verdict, *results.caveats, *agreement.sentences(results.jobs), *results.predictions]:
+    for text in [results.verdict, *results.caveats, *results.agreement, *results.predictions]:
         print(console.wrapped(console.escape(text)))
     if best := results.best:
         print(f"best job: {console.escape(str(best.folder))}")

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gpt.config.schema import METRIC
-from gpt.sweeps import agreement
 from gpt.sweeps.jobs import Job, as_text, generate_command, is_number, varied_keys
 from gpt.sweeps.leaderboard import Entry, Results, mean_text
 from gpt.terminal.console import escape
@@ -120,7 +119,7 @@ def markdown(sweep: Results) -> str:
         parts.append(
             f"The best job is in {_plain(best.id)}. To generate text from it:\n\n    {escape(generate_command(best))}"
         )
-    sections = {"Not comparable": sweep.caveats, "Loss and scores": agreement.sentences(sweep.jobs)}
+    sections = {"Not comparable": sweep.caveats, "Loss and scores": sweep.agreement}
     sections |= {"Predicted best": sweep.predictions, "Failures": sweep.failures}
     for name, sentences in sections.items():
         if sentences:
