@@ -20,7 +20,7 @@ from gpt.data.read_ahead import ReadAhead
 from gpt.errors import NUMERICAL, UserError
 from gpt.machine.device import memory_gb
 from gpt.machine.machine import Machine
-from gpt.machine.ranks import STEP, Shared
+from gpt.machine.ranks import COUNTS, Shared
 from gpt.model import LanguageModel
 from gpt.objective import Objective
 from gpt.progress import Due, Progress, due_after_evaluation, due_at, is_finished, rescaled, scored
@@ -162,7 +162,7 @@ def fit(
             place = 0 if cfg.train.one_batch else step
             micro_batches = ahead.step(place)
             own = [sum(batch.n_tokens for batch in micro_batches), sum(batch.n_targets for batch in micro_batches)]
-            n_tokens, n_targets = ranks.total(own, STEP)
+            n_tokens, n_targets = ranks.total(own, COUNTS)
             if ranks.stops:
                 raise Stopped
             following = None if step + 1 == total_steps else 0 if cfg.train.one_batch else step + 1

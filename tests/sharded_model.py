@@ -10,7 +10,7 @@ from gpt.config.schema import LoRAConfig
 from gpt.data.batching import Batch
 from gpt.loop import evaluate, train_step
 from gpt.machine.machine import Machine
-from gpt.machine.ranks import ALONE, STEP, Ranks
+from gpt.machine.ranks import ALONE, COUNTS, Ranks
 from gpt.model import GPT
 from gpt.objective import NEXT_TOKEN
 from gpt.runs.manifest import Identity
@@ -44,7 +44,7 @@ class Trained:
     def step(self, number: int) -> tuple[float, float]:
         rows = self.machine.ranks.share(rows_of(number))
         own = [batch.n_targets for batch in rows]
-        (n_targets,) = self.machine.ranks.total([sum(own)], STEP)
+        (n_targets,) = self.machine.ranks.total([sum(own)], COUNTS)
         return train_step(
             self.model, self.optimizer, NEXT_TOKEN, rows, self.machine, grad_clip=0.5, n_targets=n_targets
         )  # fmt: skip

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 CAUSE, SAID, PRESENT, ABOUT = "cause", "said", "present", "about"  # keys of the store; the last two for each rank
 PATIENCE = 2.0  # seconds in which the cause of a broken exchange is looked for
 TAKEN = 60.0  # seconds in which the first rank says what another one has left; it may have to close W&B before
+BLOCKED = 2.0  # the same where it may be waiting inside of torch, which only the end of the other's connection ends
 BEFORE = 5.0  # seconds in which torchrun ends the other ranks when one of them has failed before they met
 
 
@@ -44,6 +45,7 @@ class Faults:
     store: "Store"
     rank: int
     count: int
+    taken: float = TAKEN
 
     def introduce(self) -> None:
         """Tells the others where this rank runs."""
@@ -151,9 +153,9 @@ def _settle(faults: Faults, error: BaseException, code: int, message: str) -> tu
         return code, message
     is_signal = isinstance(error, Interrupted) and fault is None
     is_mine = not is_signal and faults.leave(code, message)
-    first_has_gone = fault is not None and fault.rank == 0
+    is_gone = (fault is not None and fault.rank == 0) or not faults.about(0)
     # Also after a signal: when one rank ends, torchrun ends the others, and the first may be closing W&B.
-    _wait(lambda: faults.store.check([SAID]), 0 if first_has_gone else TAKEN)
+    _wait(lambda: faults.store.check([SAID]), 0 if is_gone else faults.taken)
     if faults.store.check([SAID]) or not is_mine:
         return code, ""
     return code, message if fault else _by(faults.rank, message)

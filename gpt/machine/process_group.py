@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -26,6 +27,7 @@ from gpt.machine.ranks import STEP, Ranks
 T = TypeVar("T")
 BUCKET = 2**26  # bytes; smaller gradients are added up together
 POLL = 0.0005  # seconds between looks at an exchange of GPUs
+POLL_START = 0.05  # seconds between looks at ranks that are still to come
 SLICE = 1.0  # seconds of waiting, after which signals are heard and other ranks' faults are looked for
 NEVER = timedelta(days=30)  # torch's own limit; those of a group are shorter, and not always the same
 FACTOR = 3  # by which a step may be longer than the longest so far
@@ -222,22 +224,48 @@ def is_done(work: dist.Work, on_gpu: bool) -> bool:
 def opened(cfg: ParallelConfig, kind: type[ProcessGroup] = ProcessGroup) -> Iterator[ProcessGroup]:
     """The group of all ranks, until the end of the `with` block. Raises UserError (5) when they do not meet."""
     place = rank_environment.read()
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+
+    def meet() -> ProcessGroup:
+        prefix, store = f"gpt-lab/{place.attempt}", meeting_place(place, cfg.start_timeout)
+        faults = group_faults.Faults(dist.PrefixStore(prefix, store), place.rank, place.count)
+        group_faults.join(faults)
+        waiting = store.clone()  # a connection that waits can do nothing else meanwhile, such as tell of a fault
+        present = [f"{prefix}/{group_faults.ABOUT}/{rank}" for rank in range(place.count)]
+        waiting.wait(present, timedelta(seconds=cfg.start_timeout))
+        torchs = dist.PrefixStore(f"{prefix}/torch", waiting)
+        dist.init_process_group(backend, store=torchs, rank=place.rank, world_size=place.count, timeout=NEVER)
+        return kind(place, cfg, faults)
+
     try:
-        store = dist.PrefixStore(f"gpt-lab/{place.attempt}", meeting_place(place, cfg.start_timeout))
-        group_faults.join(faults := group_faults.Faults(store, place.rank, place.count))
-        store.wait(
-            [f"{group_faults.ABOUT}/{rank}" for rank in range(place.count)], timedelta(seconds=cfg.start_timeout)
-        )
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-        dist.init_process_group(
-            backend, store=dist.PrefixStore("torch", store), rank=place.rank, world_size=place.count, timeout=NEVER
-        )
+        group = beside(meet)
     except RuntimeError as error:
         what = f"the {place.count} ranks do not meet: {' '.join(str(error).split())[:200]}"
         where, remedy = f"{place.address}:{place.port}", "check that all ranks are started and reach that address"
         raise UserError(what, where, remedy, ENVIRONMENT) from error
-    yield kind(place, cfg, faults)
+    yield group
     dist.destroy_process_group()  # not after an error: it would wait for what is under way
+
+
+def beside(work: Callable[[], T]) -> T:
+    """What `work()` returns or raises, in a thread of its own: a signal ends the process also while torch waits for a
+    rank that does not come any more, inside of which Python hears none."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def do() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=do, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_START)
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def meeting_place(place: rank_environment.RankEnvironment, seconds: float) -> dist.Store:

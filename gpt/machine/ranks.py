@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     M = TypeVar("M", bound=LanguageModel)
 
 T = TypeVar("T")
-STEP, EVALUATION = "step", "evaluation"  # what ranks have a limited time for, see ParallelConfig.step_timeout
+# What ranks have a limited time for, once they have done it, see ParallelConfig. COUNTS go before the passes of a STEP.
+COUNTS, STEP, EVALUATION = "counts", "step", "evaluation"
 
 
 class Ranks:
@@ -37,7 +38,7 @@ class Ranks:
         return rows
 
     def total(self, numbers: Sequence[float], of: str) -> list[float]:
-        """The sum over all ranks of each number; whole numbers stay whole. `of` is STEP or EVALUATION."""
+        """The sum over all ranks of each number; whole numbers stay whole. `of` is COUNTS or EVALUATION."""
         return list(numbers)
 
     def gradients(self, loss: "Tensor", parameters: Iterable["nn.Parameter"]) -> "list[Tensor]":

@@ -19,10 +19,10 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from gpt.config.schema import ParallelConfig
 from gpt.data.batching import IGNORE, Batch
 from gpt.files.tensor_shards import is_sharded, own_rows
-from gpt.machine.group_faults import Faults
+from gpt.machine import group_faults
 from gpt.machine.process_group import ProcessGroup
 from gpt.machine.rank_environment import RankEnvironment
-from gpt.machine.ranks import STEP
+from gpt.machine.ranks import COUNTS, STEP
 from gpt.model import LanguageModel
 
 T = TypeVar("T")
@@ -35,10 +35,11 @@ class ShardedGroup(ProcessGroup):
 
     is_sharded = True
 
-    def __init__(self, place: RankEnvironment, cfg: ParallelConfig, faults: Faults) -> None:
+    def __init__(self, place: RankEnvironment, cfg: ParallelConfig, faults: group_faults.Faults) -> None:
         super().__init__(place, cfg, faults)
         # Not the group of everything else, which waits for ever: torch, and not our loop, waits for what is below.
         self._group = dist.new_group(timeout=timedelta(seconds=cfg.step_timeout))
+        faults.taken = group_faults.BLOCKED
         self._model: nn.Module | None = None
 
     def place(self, model: LanguageModel, device: torch.device, dtype: torch.dtype) -> LanguageModel:
@@ -49,7 +50,7 @@ class ShardedGroup(ProcessGroup):
 
     def each(self, micro_batches: list[Batch]) -> Iterator[Batch]:
         """Gradients are added up over ranks in the last backward pass only."""
-        n = int(max(max(row) for row in self._gather([len(micro_batches)], STEP)))
+        n = int(max(max(row) for row in self._gather([len(micro_batches)], COUNTS)))
         for number, batch in enumerate(self.even(micro_batches, n)):
             self._model.set_requires_gradient_sync(number == n - 1)
             yield batch

@@ -9,13 +9,13 @@ DIES = """
 import os, signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's: a run handles it
 from gpt.machine import group_faults
-from gpt.machine.ranks import STEP
-ranks.total([1], STEP)
-ranks.total([1], STEP)
+from gpt.machine.ranks import COUNTS
+ranks.total([1], COUNTS)
+ranks.total([1], COUNTS)
 try:
     if ranks.rank == 1:
         {deed}
-    ranks.total([1], STEP)
+    ranks.total([1], COUNTS)
 except Exception as error:
     code, text = group_faults.settle(error, 1, str(error))
     print("answer", ranks.rank, code, text, flush=True)

@@ -7,9 +7,9 @@ from group import lines
 
 EXCHANGES = """
 from torch import nn
-from gpt.machine.ranks import STEP, EVALUATION
+from gpt.machine.ranks import COUNTS, EVALUATION
 r = ranks.rank
-answers = {"rows": ranks.share(list(range(3))), "total": ranks.total([r, 1, 0.1], STEP), "seed": ranks.seed}
+answers = {"rows": ranks.share(list(range(3))), "total": ranks.total([r, 1, 0.1], COUNTS), "seed": ranks.seed}
 answers["first"] = ranks.first(lambda: {"by": r})
 asked = []
 ranks.in_turn(lambda: asked.append(r))

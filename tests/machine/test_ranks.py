@@ -7,13 +7,13 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from gpt.machine.ranks import ALONE, EVALUATION, STEP, Ranks, Shared, parts
+from gpt.machine.ranks import ALONE, COUNTS, EVALUATION, Ranks, Shared, parts
 
 
 def test_one_process_has_all_rows_and_its_sums_are_the_whole():
     ranks, layer = Ranks(), nn.Linear(2, 1)
     layer.weight.grad = torch.ones(1, 2)  # the bias has none
-    assert ranks.share([1, 2, 3]) == [1, 2, 3] and ranks.total([7, 0.5], STEP) == [7, 0.5]
+    assert ranks.share([1, 2, 3]) == [1, 2, 3] and ranks.total([7, 0.5], COUNTS) == [7, 0.5]
     [gradient] = ranks.gradients(torch.tensor(2.0), layer.parameters())
     assert gradient is layer.weight.grad and gradient.tolist() == [[1.0, 1.0]] and layer.bias.grad is None
 
