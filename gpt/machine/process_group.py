@@ -31,6 +31,7 @@ POLL_START = 0.05  # seconds between looks at ranks that are still to come
 SLICE = 1.0  # seconds of waiting, after which signals are heard and other ranks' faults are looked for
 NEVER = timedelta(days=30)  # torch's own limit; those of a group are shorter, and not always the same
 FACTOR = 3  # by which a step may be longer than the longest so far
+COMPILING = 300.0  # seconds within a step of a compiled model: a batch of another shape is compiled anew, in one rank
 
 
 class ProcessGroup(Ranks):
@@ -47,6 +48,7 @@ class ProcessGroup(Ranks):
         self._agreed = 0
         self._last = time.monotonic()  # when ranks last exchanged something
         self._longest: dict[str, float] = {}  # seconds, by what they were spent on
+        self._shortest = cfg.step_timeout  # seconds, of the limits within steps
 
     def share(self, rows: list[T]) -> list[T]:
         """Neighbouring rows; where they cannot be shared evenly, the parts differ by one."""
@@ -120,6 +122,9 @@ class ProcessGroup(Ranks):
             where, remedy = f"rank {self.rank}", "start all ranks with one command, on the same files"
             raise UserError(f"{what} other than those of rank 0: {differ}", where, remedy)
         raise self._faults.explain(f"{what} differ")
+
+    def expect_compiling(self) -> None:
+        self._shortest = max(self._shortest, COMPILING)
 
     def watch(self, wish: Callable[[], int]) -> None:
         self._own_wish, self._agreed = wish, 0
@@ -201,7 +206,7 @@ class ProcessGroup(Ranks):
         """Seconds for which this rank waits for the others."""
         if of not in self._longest:
             return self._cfg.start_timeout
-        return max(self._cfg.step_timeout, FACTOR * self._longest[of])
+        return max(self._shortest, FACTOR * self._longest[of])
 
 
 def is_done(work: dist.Work, on_gpu: bool) -> bool:

@@ -93,6 +93,9 @@ class Ranks:
     def check_same(self, values: Mapping[str, Any], what: str) -> None:
         """Raises UserError in a rank that has others of these values by name than the first rank."""
 
+    def expect_compiling(self) -> None:
+        """From now on a rank may have to compile within any step, and the others wait for it."""
+
     def watch(self, wish: Callable[[], int]) -> None:
         """From now on `wish()` says whether this rank is to stop, and why: 0 for no, else the number of a signal, or 1.
         It is asked whenever ranks exchange something."""

@@ -84,6 +84,8 @@ class Run:
         compiles = self.ranks.first(
             lambda: compilation.decide(self.cfg.train, self.recorded, machine, operations, cache)
         )
+        if compiles:
+            self.ranks.expect_compiling()
         return replace(machine, environment=machine.environment | {"compile": compiles})
 
     def settings(self, machine: Machine, batches: Batches, weights: Any) -> dict[str, Any]:

@@ -81,3 +81,38 @@ except Exception as error:
     code, output = lines(tmp_path, 2, body)
     assert "answer 1 UserError its settings are other than those of rank 0: b 3 != 2 (rank 1)" in output, output
     assert code == 0 and "answer 0 GroupFault" in output, output
+
+
+LATE = """
+from torch import nn
+import time
+from gpt.machine.ranks import COUNTS
+weight, waits = nn.Parameter(torch.zeros(2)), iter({waits})
+{before}
+def step():
+    ranks.total([1], COUNTS)
+    if ranks.rank == 1:
+        time.sleep(next(waits))
+    weight.grad = torch.ones(2)
+    ranks.gradients(torch.tensor(1.0), [weight])
+try:
+    for number in range(2):
+        step()
+        print("answer", ranks.rank, number, flush=True)
+except Exception as error:
+    print("answer", ranks.rank, error, flush=True)
+    import os; os._exit(0)
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("waits", "before", "last"),
+    [([4, 0], "", "1"), ([0, 4], "", "rank 1 does not answer"), ([0, 4], "ranks.expect_compiling()", "1")],
+    ids=["the first step", "the second step", "the second step of a compiled model"],
+)
+def test_a_step_has_a_limit_of_time_once_one_is_done(tmp_path, waits, before, last):
+    """Of 2 s here, and of minutes where a rank may have to compile."""
+    _, output = lines(tmp_path, 2, LATE.format(waits=waits, before=before), limit=2.0)
+    answers = [line for line in output.splitlines() if line.startswith("answer 0")]
+    assert answers[-1].startswith(f"answer 0 {last}"), output
