@@ -248,14 +248,16 @@ FULL = """step, calls = loop.train_step, []
         ("sys.argv.append('seed=-2')", "error: rank 1: seed=-2: input should be greater than or equal to 0"),
         (FULL, "error: rank 1: out of memory: "),
         ("loop.train_step = None", "error: rank 1: TypeError: 'NoneType' object is not callable (this is a bug"),
+        ("loop.evaluate = None", "error: rank 1: TypeError: 'NoneType' object is not callable (this is a bug"),
     ],
 )
-def test_what_is_wrong_in_one_rank_is_said_once_and_ends_all(tmp_path, deed, expected):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_what_is_wrong_in_one_rank_is_said_once_and_ends_all(tmp_path, parallel, deed, expected):
     group = Group(tmp_path, 2, *ENDLESS)
     script = tmp_path / "rank_1.py"
     script.write_text(RANK_1.format(root=str(Path(__file__).parent.parent), deed=deed))
     started = time.monotonic()
-    code, output = run(2, str(script), *group.typed)
+    code, output = run(2, str(script), *group.typed, f"parallel={parallel}")
     errors = [line for line in own_lines(output) if line.startswith("error")]
     assert code == 1 and len(errors) == 1 and errors[0].startswith(expected), output
     assert time.monotonic() - started < 90 and 'Traceback (most recent call last):\n  File "train.py' not in output

@@ -61,6 +61,11 @@ class Faults:
         own = json.dumps({"rank": self.rank, "code": code, "message": message})
         return self.store.compare_set(CAUSE, "", own) == own.encode()
 
+    def may_speak(self) -> bool:
+        """Whether nobody has said yet what has ended the group; this rank does now."""
+        own = str(self.rank)
+        return self.store.compare_set(SAID, "", own) == own.encode()
+
     def cause(self) -> GroupFault | None:
         """The error that a rank has left."""
         if not self.store.check([CAUSE]):
@@ -147,16 +152,16 @@ def _settle(faults: Faults, error: BaseException, code: int, message: str) -> tu
         fault = _while_starting(faults)  # torchrun interrupts all others when a rank has failed
     if fault is not None:
         code, message = fault.code, str(fault)
-    if faults.rank == 0:
-        faults.leave(code, message)
-        faults.store.set(SAID, "yes")
-        return code, message
     is_signal = isinstance(error, Interrupted) and fault is None
+    if faults.rank == 0:
+        is_alone = is_signal and any(not faults.about(rank) for rank in range(faults.count))
+        faults.leave(code, message)
+        return code, message if not is_alone and faults.may_speak() else ""  # torchrun says who has not come
     is_mine = not is_signal and faults.leave(code, message)
     is_gone = (fault is not None and fault.rank == 0) or not faults.about(0)
     # Also after a signal: when one rank ends, torchrun ends the others, and the first may be closing W&B.
     _wait(lambda: faults.store.check([SAID]), 0 if is_gone else faults.taken)
-    if faults.store.check([SAID]) or not is_mine:
+    if not is_mine or not faults.may_speak():
         return code, ""
     return code, message if fault else _by(faults.rank, message)
 
