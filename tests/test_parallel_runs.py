@@ -6,10 +6,10 @@ import random
 import re
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from group import CASES, course, finish, lines, own_lines, ranks_of, run, start, wait_for
 from test_kill import SETTINGS, TIMING, Run
 
@@ -255,12 +255,47 @@ FULL = """step, calls = loop.train_step, []
 def test_what_is_wrong_in_one_rank_is_said_once_and_ends_all(tmp_path, parallel, deed, expected):
     group = Group(tmp_path, 2, *ENDLESS)
     script = tmp_path / "rank_1.py"
-    script.write_text(RANK_1.format(root=str(Path(__file__).parent.parent), deed=deed))
+    script.write_text(RANK_1.format(root=str(ROOT), deed=deed))
     started = time.monotonic()
     code, output = run(2, str(script), *group.typed, f"parallel={parallel}")
     errors = [line for line in own_lines(output) if line.startswith("error")]
     assert code == 1 and len(errors) == 1 and errors[0].startswith(expected), output
     assert time.monotonic() - started < 90 and 'Traceback (most recent call last):\n  File "train.py' not in output
+
+
+# The path of the data leads each rank to a folder of its own, as a local disk does on each machine.
+LOCAL_DATA = [
+    "data=text",
+    "data.tokenizer=bytes",
+    "data.path=/proc/self/cwd/text.txt",
+    "data.prepared_dir=/proc/self/cwd/data",
+    "train.max_steps=2",
+]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_rank_with_data_of_its_own_shares_a_run_only_if_that_is_the_same(tmp_path, is_same):
+    for rank in (0, 1):
+        (tmp_path / str(rank)).mkdir()
+        text = "".join(f"{n * n + rank * (not is_same)} " for n in range(3000))
+        (tmp_path / str(rank) / "text.txt").write_text(text)
+    script, deed = tmp_path / "rank_1.py", f"os.chdir({str(tmp_path / '1')!r})"
+    script.write_text(f"import os\nos.chdir({str(tmp_path / '0')!r})\n" + RANK_1.format(root=str(ROOT), deed=deed))
+    code, output = run(2, str(script), *SETTINGS, *LOCAL_DATA, f"out_dir={tmp_path / 'run'}")
+    errors = [line for line in own_lines(output) if line.startswith("error")]
+    expected = "error: rank 1: its settings or its data are other than those of rank 0: data.fingerprint "
+    assert (code, len(errors)) == (int(not is_same), int(not is_same)), output
+    assert is_same or errors[0].startswith(expected), output
+
+
+@pytest.mark.exhaustive
+def test_only_the_first_rank_reads_data_through_that_all_of_them_see(tmp_path):
+    group = Group(tmp_path, 2, *LONGER)
+    deed = "__import__('gpt.data.token_files').data.token_files._read_through = None"
+    (script := tmp_path / "rank_1.py").write_text(RANK_1.format(root=str(ROOT), deed=deed))
+    code, output = run(2, str(script), *group.typed)
+    assert code == 0, output
 
 
 @pytest.mark.exhaustive

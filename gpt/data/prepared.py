@@ -152,13 +152,14 @@ def _has_older_layout(directory: Path) -> bool:
     return any(os.path.lexists(directory / name) for name in TOKEN_FILES)
 
 
-def with_fingerprint(directory: Path, fingerprint: str) -> Prepared:
-    """The preparation in `directory` that a run was trained on. Raises UserError (2) where it is not there any more."""
+def with_fingerprint(directory: Path, fingerprint: str, known: token_files.Seen | None = None) -> Prepared:
+    """The preparation in `directory` that a run was trained on; files that another rank has hashed (`known`) are not
+    read. Raises UserError (2) where it is not there any more."""
     for version in versions(directory):
         with contextlib.suppress(UserError):
             data = opened(version)
             if data.meta["fingerprint"] == fingerprint:
-                _check_files(version, data.meta)
+                _check_files(version, data.meta, known)
                 return data
     what = f"the data that the run was trained on is not there: fingerprint {escape(fingerprint[:12])}"
     raise UserError(what, str(directory), "prepare it again with prepare_data.py, or give data=... or file=...")
@@ -317,10 +318,10 @@ def _publish_version(new: Path, version: Path, aside: Path) -> Path:
     return version
 
 
-def _check_files(directory: Path, meta: dict[str, Any]) -> None:
+def _check_files(directory: Path, meta: dict[str, Any], known: token_files.Seen | None = None) -> None:
     """Raises UserError for what a run opens and is not as it was written. Older versions of this program listed the
     files for people as well."""
-    token_files.check(directory, {name: file for name, file in meta["files"].items() if name in RUN_FILES})
+    token_files.check(directory, {name: file for name, file in meta["files"].items() if name in RUN_FILES}, known)
 
 
 def _move_older_layout(directory: Path, aside: Path) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 from gpt import optim, tokenizer
 from gpt.config.schema import TrainConfig, as_dict, flatten
-from gpt.data import batching, preparation, sources
+from gpt.data import batching, preparation, prepared, sources, token_files
 from gpt.data.batching import Batches
+from gpt.data.prepared import Prepared
+from gpt.errors import UserError
 from gpt.files import directory
 from gpt.files.paths import PROJECT_ROOT
 from gpt.machine import compilation, cost, device, memory, rank_environment
@@ -62,15 +64,20 @@ class Run:
         """The batches of the run; data that is not prepared yet is. Raises UserError for data that does not suit it."""
         own = self.checkpoint.fingerprint if self.checkpoint else None
         is_typed = sources.path_is_typed(self.cfg.overrides, self.cfg.out_dir)
-        opened = []
+        opened: list[Prepared] = []
 
-        def prepare(fingerprint: str | None) -> str:
+        def prepare(fingerprint: str | None) -> list[Any]:
             opened.append(preparation.ensure(self.cfg.data, PROJECT_ROOT, is_typed, fingerprint))
-            return opened[0].meta["fingerprint"]
+            meta = opened[0].meta
+            return [meta["fingerprint"], token_files.seen(opened[0].folder, meta["files"])]
 
-        fingerprint = self.ranks.first(lambda: prepare(own))
-        if not opened:  # by this rank
-            prepare(fingerprint)
+        fingerprint, known = self.ranks.first(prepare, own)
+        if not opened:  # by this rank, which reads nothing through that the first one has read: it is one file system
+            try:
+                folder = prepared.directory_of(self.cfg.data, PROJECT_ROOT)
+                opened.append(prepared.with_fingerprint(folder, fingerprint, known))
+            except UserError:  # not so: it has data of its own, which may be the same
+                prepare(fingerprint)
         cfg = memory.with_micro_batch(self.cfg, machine.environment["micro_batch"])
         n_vocab, n_bytes = self.tokens.n_vocab, self.tokens.bytes_per_token()
         batches = batching.open_batches(opened[0], cfg, n_vocab, n_bytes, self.ranks.share)

@@ -2,7 +2,9 @@
 
 import hashlib
 import itertools
+import json
 import os
+import shutil
 import tracemalloc
 
 import numpy as np
@@ -162,6 +164,29 @@ def test_the_largest_id_is_known_after_a_check_without_reading_the_file_again(tm
     assert token_files.largest_id(tmp_path, "train") == 4
     write(tmp_path, "train", *documents)  # another file of that name
     assert token_files.largest_id(tmp_path, "train") == 30_000
+
+
+def test_a_file_that_another_rank_has_hashed_is_not_read_and_its_copy_is(tmp_path):
+    first, other = tmp_path / "first", tmp_path / "other"
+    first.mkdir()
+    write(first, "train", ([], [5, 30_000, 2]))
+    files = listed(first)
+    token_files.check(first, files)
+    known = json.loads(json.dumps(token_files.seen(first, files)))
+    shutil.copytree(first, other)  # with the same times
+    for folder in (first, other):
+        status = (folder / "train.bin").stat()
+        (folder / "train.bin").write_bytes(b"\xff\xff" * 3)
+        os.utime(folder / "train.bin", ns=(status.st_atime_ns, status.st_mtime_ns))
+    token_files.check(first, files, known)
+    assert token_files.largest_id(first, "train") == 30_000
+    with pytest.raises(UserError, match=r"train\.bin damaged \(sha256 differs\)"):
+        token_files.check(other, files, known)
+
+
+def test_the_largest_id_is_handed_on_also_of_files_that_were_just_written(tmp_path):
+    write(tmp_path, "train", ([], [5, 30_000, 2]))
+    assert token_files.seen(tmp_path, listed(tmp_path))["train.bin"][-1] == 30_000
 
 
 def test_a_check_of_token_files_maps_nothing_and_takes_no_memory(tmp_path):
