@@ -157,6 +157,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
         assert "interrupted by SIGTERM: step_000000" in output, output
     code, output = finish(group.start(n=4))
     assert code == 0 and "resuming from step_000000" in output, output
+    assert output.count("warning: 2 of 4 ranks have nothing to compute in steps of 2 rows") == 1
     ours, theirs = group.rows()[0], whole[0]
     assert [row["tokens"] for row in ours] == [row["tokens"] for row in theirs]
     for a, b in zip(ours, theirs, strict=True):

@@ -164,8 +164,8 @@ class TrainBatches:
         self.batching = "packed" if self.is_text else cfg.batching  # windows of text fill their rows in any case
         self.tokens_per_step, self.micro_batch = train.tokens_per_step, train.micro_batch
         self.rows_per_step = train.rows_per_step(context_length)
-        self._planned = 0, self._plan(0)
-        self.steps_per_epoch = len(self._planned[1])
+        self._planned = 0, (plan := self._plan(0))
+        self.steps_per_epoch, self.rows_in_step = len(plan), plan.rows_in_step  # the latter: of most steps
         slots = self.rows_per_step * context_length  # of which packed rows fill about 99 %, others less
         self.tokens_in_step = slots if self.is_text else float(self.segments.lengths.sum()) / self.steps_per_epoch
 

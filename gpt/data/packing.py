@@ -25,6 +25,11 @@ class Plan:
         """Number of steps."""
         return len(self.steps) - 1
 
+    @property
+    def rows_in_step(self) -> int:
+        """Half of the steps have no more rows."""
+        return int(np.median(np.diff(self.steps)))
+
     def step(self, number: int) -> list[np.ndarray]:
         """The segments of each row of a step."""
         borders = self.rows[self.steps[number] : self.steps[number + 1] + 1]
@@ -42,6 +47,11 @@ class WindowPlan:
     def __len__(self) -> int:
         """Number of steps."""
         return -(-self.n_windows // self.rows_per_step)
+
+    @property
+    def rows_in_step(self) -> int:
+        """Of all steps but the last."""
+        return min(self.rows_per_step, self.n_windows)
 
     def step(self, number: int) -> list[np.ndarray]:
         """The window of each row of a step."""

@@ -4,11 +4,14 @@ torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MA
 are ranks of one run whose batch script has exported MASTER_ADDR, which SLURM itself does not set.
 """
 
+import logging
 import os
 import re
 from dataclasses import dataclass
 
 from gpt.errors import UserError
+
+log = logging.getLogger(__name__)
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 FIRST_PORT, N_PORTS = 20_000, 10_000  # of SLURM's jobs that name none: one each, by their number
@@ -72,6 +75,13 @@ def of_slurm() -> RankEnvironment:
 def is_first() -> bool:
     """Whether this process is the first rank, or alone; also where the environment is incomplete."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0" or read().is_first
+
+
+def warn_alone(parallel: str) -> None:
+    """Says that one process shares nothing where its user has chosen how several would (`parallel.name`)."""
+    if parallel != "auto" and read().count == 1:
+        start = "torchrun --standalone --nproc-per-node=2 train.py ... starts two that do"
+        log.warning(f"parallel={parallel}: there is one process, which shares its steps with no other; {start}")
 
 
 def command() -> list[str]:

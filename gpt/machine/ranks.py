@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gpt.terminal import console
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
@@ -36,6 +38,14 @@ class Ranks:
     def share(self, rows: list[T]) -> list[T]:
         """This rank's part of the rows of a step, which may be none."""
         return rows
+
+    def idle(self, rows: int, context_length: int) -> str:
+        """What is wrong with steps of so many rows: that ranks have none of them. Empty where all have."""
+        if rows >= self.count:
+            return ""
+        what = f"{self.count - rows} of {self.count} ranks have nothing to compute"
+        remedy = f"start {rows}, or set train.tokens_per_step={self.count * context_length} or more"
+        return f"{what} in steps of {console.count(rows, 'row')}; {remedy}"
 
     def total(self, numbers: Sequence[float], of: str) -> list[float]:
         """The sum over all ranks of each number; whole numbers stay whole. `of` is COUNTS or EVALUATION."""
@@ -112,6 +122,13 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+class Planned(Ranks):
+    """So many ranks of a run whose cost is estimated: none of them is there, and nothing is exchanged."""
+
+    def __init__(self, count: int, is_sharded: bool) -> None:
+        self.count, self.is_sharded = count, is_sharded and count > 1
 
 
 class Shared:

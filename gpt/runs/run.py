@@ -82,6 +82,8 @@ class Run:
         n_vocab, n_bytes = self.tokens.n_vocab, self.tokens.bytes_per_token()
         batches = batching.open_batches(opened[0], cfg, n_vocab, n_bytes, self.ranks.share)
         optim.check_schedule(cfg.schedule, batches.total_steps)
+        if idle := self.ranks.idle(batches.train.rows_in_step, cfg.model.context_length):
+            log.warning(idle)
         return batches
 
     def decide_compilation(self, machine: Machine, batches: Batches) -> Machine:
@@ -158,6 +160,7 @@ def opened(cfg: TrainConfig) -> Iterator[Run]:
     with shared(cfg) as ranks, contextlib.ExitStack() as ended, device.memory_errors():
         path = ranks.first(begin)
         checkpoint = found[0] if found else path and resume.reread(Path(path))
+        rank_environment.warn_alone(cfg.parallel.name)
         if checkpoint is None and cfg.init.from_ is None and cfg.finetune and cfg.finetune.name != "full":
             log.warning(f"finetune={cfg.finetune.name} trains a part of the weights, and all begin as random ones; "
                         "init.from names weights to begin with")  # fmt: skip

@@ -69,6 +69,13 @@ def test_the_rows_that_processes_share_are_together_those_of_one_and_some_may_ha
     assert [] in computed
 
 
+@pytest.mark.parametrize(("batching", "changes"), [("packed", {}), ("bucketed", {}), ("packed", {"kind": "text"})])
+def test_half_of_the_steps_have_no_more_rows_than_rows_in_step(batching, changes):
+    batches = batches_of(made_split(LENGTHS * 3), batching, train=train_section(tokens_per_step=32), **changes)
+    rows = [sum(len(batch.inputs) for batch in batches.step(n)) for n in range(batches.steps_per_epoch)]
+    assert batches.rows_in_step == int(np.median(rows))
+
+
 def test_targets_are_inputs_shifted_by_one_and_prompts_are_not_scored():
     split = made_split([6], prompt=3)
     batch = collate(split.ids, Cut(split, 16, "response", "split"), [[0]])

@@ -77,6 +77,18 @@ def test_a_command_that_goes_on_starts_as_many_ranks_as_there_are(found):
     assert rank_environment.is_first()
 
 
+def test_one_process_is_warned_that_it_shares_nothing_where_that_was_typed(found, caplog):
+    found()
+    rank_environment.warn_alone("auto")
+    assert not caplog.text
+    rank_environment.warn_alone("fsdp")
+    assert "parallel=fsdp: there is one process" in caplog.text and "torchrun --standalone --nproc" in caplog.text
+    caplog.clear()
+    found(**TORCHRUN)
+    rank_environment.warn_alone("fsdp")
+    assert not caplog.text
+
+
 def test_a_rank_whose_environment_is_incomplete_is_known_by_its_number(found):
     with pytest.raises(UserError):
         found(RANK="0", WORLD_SIZE="8")

@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from gpt.machine.ranks import ALONE, COUNTS, EVALUATION, Ranks, Shared, parts
+from gpt.machine.ranks import ALONE, COUNTS, EVALUATION, Planned, Ranks, Shared, parts
 
 
 def test_one_process_has_all_rows_and_its_sums_are_the_whole():
@@ -22,6 +22,12 @@ def test_one_process_is_the_first_does_all_by_itself_and_stops_when_it_wishes_to
     wishes = iter([0, 15])
     assert ALONE.is_first and ALONE.first(lambda: {1}) == {1} and ALONE.in_turn(lambda: "x") == "x"
     assert [ALONE.wish(lambda: next(wishes)), ALONE.wish(lambda: next(wishes))] == [0, 15] and not ALONE.stops
+
+
+def test_ranks_without_a_row_are_counted_with_the_number_of_tokens_that_gives_them_one():
+    assert ALONE.idle(1, 128) == Planned(2, False).idle(2, 128) == ""
+    text = "3 of 4 ranks have nothing to compute in steps of 1 row; start 1, or set train.tokens_per_step=512 or more"
+    assert Planned(4, False).idle(1, 128) == text
 
 
 class Second(Ranks):

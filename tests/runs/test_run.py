@@ -51,6 +51,13 @@ def test_nobody_else_opens_a_run_that_is_open(tmp_path):
     assert caught.value.code == 6 and str(ROOT) not in str(caught.value.what)
 
 
+@pytest.mark.parametrize(("parallel", "warnings"), [("auto", 0), ("ddp", 1), ("fsdp", 1)])
+def test_a_way_to_share_steps_is_without_effect_in_one_process_and_that_is_said(tmp_path, parallel, warnings, caplog):
+    with runs.opened(settings(tmp_path, f"parallel={parallel}")):
+        pass
+    assert caplog.text.count(f"parallel={parallel}: there is one process, which shares") == warnings
+
+
 @pytest.mark.parametrize("finetune", ["lora", "last_blocks"])
 def test_a_part_of_random_weights_is_trained_with_a_warning(tmp_path, finetune, caplog):
     small = {"lora": ["finetune.rank=2"], "last_blocks": ["finetune.n_blocks=1"]}[finetune]
