@@ -68,8 +68,13 @@ def of_slurm() -> RankEnvironment:
         local_rank=number("SLURM_LOCALID"),
         local_count=int(re.match(r"\d*", tasks)[0] or 1),
         address=os.environ["MASTER_ADDR"],
-        port=number("MASTER_PORT", FIRST_PORT + number("SLURM_JOB_ID", 0) % N_PORTS),
+        port=number("MASTER_PORT", port_of_job()),
     )
+
+
+def port_of_job() -> int:
+    """A port for the ranks of this job of SLURM: below those that systems give to whoever connects to another one."""
+    return FIRST_PORT + number("SLURM_JOB_ID", 0) % N_PORTS
 
 
 def is_first() -> bool:

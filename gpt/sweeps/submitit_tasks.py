@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
+from gpt.machine import rank_environment
 from gpt.runs import interrupt
 
 _queue_again: Callable[[int, FrameType | None], None] | None = None  # what submitit does when the signal has come
@@ -23,6 +24,7 @@ def prepare() -> None:
     global _queue_again
     task = submitit.JobEnvironment()
     if task.num_tasks > 1:  # one task is a run of one process
+        os.environ.setdefault("MASTER_PORT", str(rank_environment.port_of_job()))  # submitit's may be taken
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
             os.environ.setdefault("OMP_NUM_THREADS", cores)

@@ -28,7 +28,7 @@ signal.signal(signal.SIGTERM, lambda number, frame: order.append(number))
 signal.signal(signal.SIGUSR2, queue_again)  # as submitit does
 submitit_tasks.prepare()
 submitit_tasks.queue_again()  # nothing has come
-names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS"]
+names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"]
 place = [os.environ.get(name) for name in names]
 with interrupt.deferred() as stop:
     for number in map(int, sys.argv[1:]):
@@ -53,11 +53,12 @@ def task(*signals, **variables):
 
 
 def test_tasks_on_several_machines_are_one_group_that_meets_on_the_first():
-    assert task() == [["3", "4", "1", "2", "gpu07", "6"], None, []]
+    assert task() == [["3", "4", "1", "2", "gpu07", "20007", "6"], None, []]
+    assert task(MASTER_PORT="29500")[0][5] == "29500"
 
 
 def test_one_task_is_a_run_of_one_process():
-    assert task(SLURM_NTASKS="1", SLURM_PROCID="0", SLURM_LOCALID="0")[0] == [None] * 6
+    assert task(SLURM_NTASKS="1", SLURM_PROCID="0", SLURM_LOCALID="0")[0] == [None] * 7
 
 
 @pytest.mark.parametrize(
