@@ -20,6 +20,7 @@ from gpt.config.schema import ParallelConfig
 from gpt.data.batching import IGNORE, Batch
 from gpt.files.tensor_shards import is_sharded, own_rows
 from gpt.machine import group_faults
+from gpt.machine.machine import Machine
 from gpt.machine.process_group import ProcessGroup
 from gpt.machine.rank_environment import RankEnvironment
 from gpt.machine.ranks import COUNTS, STEP
@@ -41,11 +42,12 @@ class ShardedGroup(ProcessGroup):
         self._group = dist.new_group(timeout=timedelta(seconds=cfg.step_timeout))
         faults.taken = group_faults.BLOCKED
         self._model: nn.Module | None = None
+        self._machine = Machine(torch.device("cpu"))
 
     def place(self, model: LanguageModel, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         self.spread(model.state_dict().values())
         shard(model, DeviceMesh.from_group(self._group, device.type), dtype)
-        self._model = model
+        self._model, self._machine = model, Machine(device, dtype)
         return model
 
     def each(self, micro_batches: list[Batch]) -> Iterator[Batch]:
@@ -69,7 +71,8 @@ class ShardedGroup(ProcessGroup):
         return square.sqrt()
 
     def with_model(self, work: Callable[..., T], model: nn.Module, *arguments: Any) -> T:
-        with self.computing(model):
+        """In the precision of a step, which is the one that the linear layers of a block are sent around in."""
+        with self.computing(model), self._machine.autocast():
             return work(model, *arguments[:-1], lambda: self.wish(arguments[-1]))
 
     def spread(self, tensors: Iterable[Tensor]) -> None:

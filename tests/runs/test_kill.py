@@ -8,7 +8,6 @@ import time
 from dataclasses import replace
 
 import pytest
-import safetensors.torch
 import torch
 from test_conf import loaded
 from tracing import run_and_kill, trace
@@ -65,14 +64,13 @@ class Run:
     def result(self):
         """Rows, samples, the names of the checkpoints, and hashes of the last weights and of the optimizer's state."""
         path = checkpoint.listed(self.directory / "checkpoints")[-1]
-        tensors = {}
-        for name in (checkpoint.WEIGHTS, checkpoint.STATE):
-            tensors |= safetensors.torch.load_file(path / name)
+        manifest = checkpoint.verify(path)
+        tensors = checkpoint.read_parts(path, [*manifest.weights, *manifest.state])
         digest = hashlib.sha256()
         for name in sorted(tensors):
-            digest.update(name.encode() + tensors[name].numpy().tobytes())
+            digest.update(b"".join([name.encode(), *(part.numpy().tobytes() for part in tensors[name])]))
         names = sorted(entry.name for entry in (self.directory / "checkpoints").iterdir())
-        return *self.rows(), names, checkpoint.verify(path).progress, digest.hexdigest()
+        return *self.rows(), names, manifest.progress, digest.hexdigest()
 
     def state(self):
         """A hash of what the next start finds on the disk, times aside, when it has cleared away what is no checkpoint:
