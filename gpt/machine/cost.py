@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt.config.schema import TrainConfig, TrainSection
-from gpt.machine import free_memory, memory
+from gpt.machine import memory, rank_environment
+from gpt.machine.ranks import Planned
 from gpt.progress import budget
 
 if TYPE_CHECKING:  # torch takes seconds, and a script reads this file before it knows what to do
@@ -43,8 +44,9 @@ class Cost:
     cfg: TrainConfig
     parameters: int
     trained: int  # of the parameters, or those of adapters, which come on top
-    memory: memory.Memory
-    available: int  # bytes that the run could have, those it has already included
+    ranks: int
+    memory: memory.Memory  # of each rank
+    available: int  # bytes that a rank could have, those it has already included
     micro_batch: int
     steps: int | None
     budget: str  # the key that decides the number of steps
@@ -164,15 +166,17 @@ def estimate(cfg: TrainConfig, root: Path) -> Cost:
     where, dtype, environment = device.choose(cfg.device, cfg.train, {}, cfg.threads)
     vocab_size = tokenizer.load(cfg.data.tokenizer).n_vocab
     data = prepared.find(cfg.data, root, sources.path_is_typed(cfg.overrides, cfg.out_dir))
+    ranks = Planned(rank_environment.read().count, cfg.parallel.name == "fsdp")
     rows = cfg.train.micro_batch
     if rows == "auto":
-        rows = memory.rows_that_fit(cfg, vocab_size, where, dtype)
-    machine = Machine(where, dtype, environment | {"micro_batch": rows})
+        rows = memory.rows_that_fit(cfg, vocab_size, where, dtype, ranks)
+    machine = Machine(where, dtype, environment | {"micro_batch": rows}, ranks)
     steps = tokens = seconds = None
     length, note, work = None, "", Work.expected(cfg.train)
     if data:
         batches = batching.open_batches(data, memory.with_micro_batch(cfg, rows), vocab_size)
         length, work = (batches.total_steps, batches.budget), Work.of(batches.train, batches.validation)
+        note = ranks.idle(batches.train.rows_in_step, cfg.model.context_length)
     else:
         sources.find(cfg.data, root)
         note = f"data={cfg.data.name} is not prepared yet"
@@ -195,8 +199,9 @@ def estimate(cfg: TrainConfig, root: Path) -> Cost:
         cfg=cfg,
         parameters=sizes.parameters,
         trained=sizes.trained,
-        memory=memory.estimate(cfg, vocab_size, rows, where.type, dtype),
-        available=free_memory.free(where) + free_memory.in_use(where),
+        ranks=ranks.count,
+        memory=memory.estimate(cfg, vocab_size, rows, where.type, dtype, ranks),
+        available=memory.available(where),
         micro_batch=rows,
         steps=steps,
         budget=length[1] if length else "train.max_epochs",
@@ -238,19 +243,29 @@ class Work:
 
 
 def run_seconds(cfg: TrainConfig, work: Work, steps: int, rates: Rates, vocab_size: int, machine: "Machine") -> float:
-    """The whole run: its start, its steps, its evaluations and its samples. Checkpoints come on top."""
+    """The whole run: its start, its steps, its evaluations and its samples. Checkpoints come on top, and so does what
+    ranks exchange. They share a step by rows and an evaluation by batches, and the one that has most decides."""
     from gpt.machine.sizes import count_sizes
 
-    train, sizes = cfg.train, count_sizes(cfg.model, cfg.finetune, vocab_size)
+    train, sizes, ranks = cfg.train, count_sizes(cfg.model, cfg.finetune, vocab_size), machine.ranks
     count = count_operations(cfg, vocab_size, machine)
     in_step = work.slots * count.blocks / rates.block_flops + work.targets * count.head / rates.head_flops
+    in_step *= largest_share(train.rows_per_step(cfg.model.context_length), ranks.count)
     in_evaluation = work.eval_slots * count.forward / rates.block_flops
     in_evaluation += work.eval_targets * 2 * sizes.head / rates.head_flops
+    batch_slots = machine.environment["micro_batch"] * cfg.model.context_length
+    in_evaluation *= largest_share(math.ceil(work.eval_slots / batch_slots), ranks.count)
+    updated = sizes.trained / (ranks.count if ranks.is_sharded else 1)
     evaluations = 1 + math.ceil(steps / train.eval_every)
     samples = math.ceil(steps / train.sample_every) if train.sample_every else 0
     return (
         STARTUP
-        + steps * (in_step / EFFICIENCY + OPTIMIZER_BYTES * sizes.trained / rates.bytes)
+        + steps * (in_step / EFFICIENCY + OPTIMIZER_BYTES * updated / rates.bytes)
         + evaluations * in_evaluation / EFFICIENCY
         + samples * cfg.sample.max_new_tokens * 4 * sizes.parameters / rates.bytes  # each token reads all weights
     )
+
+
+def largest_share(n: int, n_ranks: int) -> float:
+    """Of `n` rows or batches, what the rank with most of them has."""
+    return math.ceil(n / n_ranks) / n

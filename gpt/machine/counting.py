@@ -10,6 +10,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -34,13 +35,15 @@ class StepCounts:
     backward: int  # what gradient checkpointing computes again included
 
 
-def micro_batch(cfg: TrainConfig, vocab_size: int, rows: int, kind: str, dtype: torch.dtype) -> StepCounts:
+def micro_batch(
+    cfg: TrainConfig, vocab_size: int, rows: int, kind: str, dtype: torch.dtype, shards: int = 1
+) -> StepCounts:
     """Counts of a run's micro-batch of `rows` rows: of a later one of a step, where a step has several."""
     in_step = cfg.train.rows_per_step(cfg.model.context_length)
     return step(
         cfg.model, cfg.finetune, vocab_size, min(rows, in_step), is_later=rows < in_step,
         masked=cfg.data.kind != "text" and cfg.data.batching == "packed", kind=kind, dtype=dtype,
-        checkpointing=cfg.train.gradient_checkpointing,
+        checkpointing=cfg.train.gradient_checkpointing, shards=shards,
     )  # fmt: skip
 
 
@@ -48,35 +51,47 @@ def micro_batch(cfg: TrainConfig, vocab_size: int, rows: int, kind: str, dtype: 
 def step(
     cfg: ModelConfig, chosen: FinetuneConfig | None, vocab_size: int, rows: int = 1, is_later: bool = False,
     masked: bool = False, kind: str = "cpu", dtype: torch.dtype = torch.float32, checkpointing: bool = False,
+    shards: int = 1,
 ) -> StepCounts:  # fmt: skip
     """Counts of a micro-batch of `rows` rows on a `kind` of device, or on a CPU where there is no such device.
 
     `is_later`: it is not the first of its step, so that there are gradients already. `masked`: its rows hold several
-    documents each.
+    documents each. `shards`: so many ranks share the weights, see gpt/machine/sharding.py.
     """
+    if shards > 1:
+        from gpt.machine import sharding  # here, as other runs need nothing of torch.distributed
+
     with fake_tensors(), torch.device(kind if is_here(kind) else "cpu"):
         with NotDrawn():
             model = build(cfg, chosen, vocab_size).train()
         model.gradient_checkpointing = checkpointing
-        return run(model, rows, is_later, masked, dtype)
+        if shards > 1:
+            for layer in chain.from_iterable(sharding.gathered_together(model)[0]):  # whole ones are in `dtype`
+                for name, weight in layer.named_parameters(recurse=False):
+                    setattr(layer, name, torch.nn.Parameter(weight.detach().to(dtype), weight.requires_grad))
+        return run(model, rows, is_later, masked, dtype, shards)
 
 
 def is_here(kind: str) -> bool:
     return {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(kind, lambda: True)()
 
 
-def run(model: LanguageModel, rows: int, is_later: bool, masked: bool, dtype: torch.dtype) -> StepCounts:
+def run(
+    model: LanguageModel, rows: int, is_later: bool, masked: bool, dtype: torch.dtype, shards: int = 1
+) -> StepCounts:
     """Counts of a micro-batch, which goes forward and backward as in gpt/loop.py."""
     kind, T = model.head.device.type, model.config.context_length
     tokens = torch.zeros(rows, T, dtype=torch.long)
     positions, documents = (tokens.clone(), tokens.clone()) if masked else (None, None)
     scored = torch.zeros(rows * T, dtype=torch.long)
     with Meter() as meter, torch.autocast(kind, dtype, enabled=dtype != torch.float32):
-        if is_later:  # what the first one leaves: gradients, and autocast's copies of weights, with their graph
-            for parameter in model.parameters():
-                is_own_head = parameter is model.head and not model.config.tie_weights  # left out, see StepCounts
-                if parameter.requires_grad and not is_own_head:
-                    parameter.grad = torch.empty_like(parameter)
+        own_head = () if model.config.tie_weights else {model.head}  # left out, see StepCounts
+        trained = [weight for weight in model.parameters() if weight.requires_grad and weight not in own_head]
+        if shards > 1:
+            kept = share_gradients(trained, shards, is_later)  # noqa: F841  in use until the end
+        elif is_later:  # what the first one leaves: gradients, and autocast's copies of weights, with their graph
+            for weight in trained:
+                weight.grad = torch.empty_like(weight)
             if dtype != torch.float32:
                 model.hidden(tokens, positions, documents)
         meter.peak, before = 0, meter.operations
@@ -86,6 +101,21 @@ def run(model: LanguageModel, rows: int, is_later: bool, masked: bool, dtype: to
         with torch.autocast(kind, enabled=False):
             stream.backward(gradient)
     return StepCounts(rows * T, meter.peak, forward, meter.operations - before - forward)
+
+
+def share_gradients(trained: list[torch.nn.Parameter], n: int, is_later: bool) -> list[Tensor]:
+    """From now on a gradient is let go of as soon as it is known. Returns what stays: one of `n` parts of its rows in
+    float32, or in a later micro-batch all of them, from the beginning."""
+    kept = [torch.empty(weight.shape, device=weight.device) for weight in trained if is_later]
+
+    def known(weight: torch.nn.Parameter) -> None:
+        weight.grad = None
+        if not is_later:
+            kept.append(torch.empty(-(-len(weight) // n), *weight.shape[1:], device=weight.device))
+
+    for weight in trained:
+        weight.register_post_accumulate_grad_hook(known)
+    return kept
 
 
 class Meter(TorchDispatchMode):

@@ -106,10 +106,9 @@ def shard(model: LanguageModel, mesh: DeviceMesh, dtype: torch.dtype) -> None:
     low = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     # A linear layer returns a view of its product. torch warns that it must not be written to, which nothing does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
-    for block in model.blocks:
-        layers = [module for module in block.modules() if isinstance(module, nn.Linear)]
+    blocks, embeddings = gathered_together(model)
+    for layers in blocks:
         fully_shard(layers, mesh=mesh, mp_policy=exact if dtype == torch.float32 else low)
-    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     fully_shard(embeddings, mesh=mesh, mp_policy=exact, reshard_after_forward=False)  # a tied head comes after forward
     fully_shard(model, mesh=mesh, mp_policy=exact, reshard_after_forward=False)
     for module in groups(model):
@@ -117,6 +116,12 @@ def shard(model: LanguageModel, mesh: DeviceMesh, dtype: torch.dtype) -> None:
         module.set_force_sum_reduction_for_comms(True)  # gloo knows no product before a sum
     register_fsdp_forward_method(model, "hidden")
     release_embeddings(model, embeddings)
+
+
+def gathered_together(model: LanguageModel) -> tuple[list[list[nn.Module]], list[nn.Module]]:
+    """The linear layers of each block, and the embeddings: whole at the same time."""
+    blocks = [[module for module in block.modules() if isinstance(module, nn.Linear)] for block in model.blocks]
+    return blocks, [module for module in model.modules() if isinstance(module, nn.Embedding)]
 
 
 def release_embeddings(model: LanguageModel, embeddings: list[nn.Module]) -> None:

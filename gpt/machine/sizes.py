@@ -1,7 +1,7 @@
 """Counts the numbers in the weights of a model, by its own module, without making them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,20 @@ def build(cfg: ModelConfig, chosen: FinetuneConfig | None, vocab_size: int) -> L
     model = model_class(cfg.family)(cfg, vocab_size)
     finetune.prepare(model, chosen, seed=0)
     return model
+
+
+@ByValue
+def count_gathered(cfg: ModelConfig, chosen: FinetuneConfig | None, vocab_size: int) -> tuple[int, int]:
+    """Numbers in the weights that parallel=fsdp gathers together: in the linear layers of a block, in embeddings."""
+    from gpt.machine import sharding  # here, as other runs need nothing of torch.distributed
+
+    with torch.device("meta"), NotDrawn():
+        blocks, embeddings = sharding.gathered_together(build(cfg, chosen, vocab_size))
+
+    def numbers(layers: Iterable[torch.nn.Module]) -> int:
+        return sum(weight.numel() for weight in {weight for layer in layers for weight in layer.parameters()})
+
+    return max(map(numbers, blocks)), numbers(embeddings)
 
 
 @ByValue

@@ -56,7 +56,9 @@ class Run:
         """Device, precision and rows of a micro-batch. Raises UserError for what is not there, or has no room."""
         cfg = self.cfg
         where, dtype, environment = device.choose(cfg.device, cfg.train, self.recorded, cfg.threads)
-        rows = self.ranks.first(lambda: memory.micro_batch(cfg, self.tokens.n_vocab, where, dtype, self.recorded))
+        rows = self.ranks.first(
+            lambda: memory.micro_batch(cfg, self.tokens.n_vocab, where, dtype, self.recorded, self.ranks)
+        )
         self.ranks.first(lambda: saver.check_space(self.directory, cfg, self.tokens.n_vocab))
         return Machine(where, dtype, environment | {"micro_batch": rows}, self.ranks)
 

@@ -8,6 +8,7 @@ from typing import Any
 from hydra.types import RunMode
 
 from gpt.errors import UserError
+from gpt.machine import rank_environment
 from gpt.machine.cost import Cost
 from gpt.sweeps import callback, composition, jobs
 from gpt.terminal import console
@@ -40,21 +41,27 @@ def run(main: Callable[[], Any], request: callback.DryRun) -> int:
 def show(cost: Cost) -> None:
     """The cost of one run, as a list."""
     model, train = cost.cfg.model, cost.cfg.train
-    parts = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.2f}" for name, size in vars(cost.memory).items())
+    sizes = {name: size for name, size in vars(cost.memory).items() if size or name != "exchange"}
+    parts = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.2f}" for name, size in sizes.items())
+    of_each, left_out, who = "", "", "this run"
+    if cost.ranks > 1:
+        who = "a rank of this run"
+        of_each, left_out = f" for each of {cost.ranks} ranks", " without what ranks exchange"
     chosen = cost.cfg.finetune
     trained = f", {cost.trained:,} trained (finetune={chosen.name})" if chosen else ""
     auto = ", by train.micro_batch=auto" if train.micro_batch == "auto" else ""
     console.describe(
         model=f"{model.name}, {cost.parameters:,} parameters{trained}, context {model.context_length}",
-        memory=f"about {in_gb(cost.memory.total)} ({parts}); {in_gb(cost.available)} can be had",
+        memory=f"about {in_gb(cost.memory.total)}{of_each} ({parts}); {in_gb(cost.available)} can be had{of_each}",
         batch=f"{train.tokens_per_step:,} tokens a step, {cost.micro_batch} x {model.context_length} at a time{auto}",
         budget=f"{cost.steps:,} steps ({cost.budget}), {cost.tokens:,} tokens" if cost.steps else "not known",
-        time=f"about {in_time(cost.seconds)} on {cost.where}, an estimate" if cost.seconds else "not known",
+        time=f"about {in_time(cost.seconds)} on {cost.where}, an estimate{left_out}" if cost.seconds else "not known",
     )
     if cost.note:
         console.say(cost.note)
+    rank_environment.warn_alone(cost.cfg.parallel.name)
     if not cost.fits:
-        log.warning(_excess("this run", cost))
+        log.warning(_excess(who, cost))
 
 
 def show_sweep(rows: list[dict[str, Any]], keys: list[str], costs: list[Cost | None]) -> None:

@@ -10,6 +10,7 @@ from test_train import SMALL
 
 from gpt.machine import cost
 from gpt.machine.machine import Machine
+from gpt.machine.ranks import Planned
 
 CPU = Machine(torch.device("cpu"), environment={"micro_batch": 1})
 
@@ -34,6 +35,23 @@ def test_time_grows_with_steps_evaluations_and_samples_and_shrinks_with_speed():
 
     assert seconds(steps=200) > seconds() > seconds(rates=cost.Rates(2e9, 2e9, 2e9))
     assert seconds(eval_every=1) > seconds() > seconds(sample_every=None)
+
+
+def test_the_rank_with_most_rows_decides_how_long_ranks_take():
+    cfg = loaded(*SMALL, "train.tokens_per_step=320", "train.eval_every=1000", "train.sample_every=null")
+    work, rates = cost.Work.expected(cfg.train), cost.Rates(1e9, 1e9, 1e12)
+    rows = cfg.train.rows_per_step(cfg.model.context_length)
+
+    def steps(*ranks):
+        machine = replace(CPU, ranks=Planned(*ranks))
+        return (cost.run_seconds(cfg, work, n, rates, 50257, machine) for n in (1000, 2000))
+
+    first, second = steps(1, False)
+    whole = second - first
+    assert rows == 5
+    for n, most in ((2, 3), (5, 1), (8, 1)):
+        first, second = steps(n, False)
+        assert (second - first) / whole == pytest.approx(most / 5, rel=0.01)
 
 
 def test_the_probe_finds_more_than_a_megaflop_per_second_even_where_bfloat16_is_emulated():

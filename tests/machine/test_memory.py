@@ -3,14 +3,19 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+import group
 import pytest
 import torch
 from conftest import LINEAR, ROOT, finetune_config, run_config
+from test_conf import loaded
+from test_rank_environment import TORCHRUN
 from test_train import in_directory, rows, settings
 
-from gpt.machine import memory
+from gpt.files.jsonl import read_rows
+from gpt.machine import free_memory, memory
+from gpt.machine.ranks import ALONE, Planned
 from gpt.machine.sizes import count_sizes
 from gpt.runs import checkpoint
 from train import train
@@ -139,6 +144,66 @@ def test_memory_grows_with_rows_and_shrinks_with_checkpointing():
     assert totals == sorted(totals) and len(set(totals)) == 3
     deep, cheaper = (run_config(shape | {"n_layer": 12}, 64, gradient_checkpointing=on) for on in (False, True))
     assert memory.estimate(cheaper, 257, 64, "cpu", F32).total < memory.estimate(deep, 257, 64, "cpu", F32).total
+
+
+SHAPE = ["model.n_layer=4", "model.n_head=4", "model.n_embd=128"]
+
+
+def test_ranks_share_the_rows_of_a_step_and_with_fsdp_the_state():
+    cfg = loaded(*SHAPE, "model.context_length=64", "train.tokens_per_step=1024", "train.micro_batch=4")
+    alone, ddp, fsdp = (
+        memory.estimate(cfg, 257, 4, "cpu", F32, ranks) for ranks in (ALONE, Planned(8, False), Planned(8, True))
+    )
+    two_rows = memory.estimate(replace(cfg, train=replace(cfg.train, tokens_per_step=128)), 257, 2, "cpu", F32)
+    assert (alone.exchange, ddp.weights, ddp.optimizer) == (0, alone.weights, alone.optimizer)
+    assert ddp.activations_and_gradients == two_rows.activations_and_gradients
+    assert (fsdp.weights, fsdp.optimizer) == (alone.weights // 8, alone.optimizer // 8)
+    parameters = count_sizes(cfg.model, None, 257).parameters
+    gradients = 4 * parameters * memory.GAPS
+    assert fsdp.activations_and_gradients < ddp.activations_and_gradients < fsdp.activations_and_gradients + gradients
+    copies = 4 * (4 * (257 + 64) * 128 + 2 * (12 * 128 + 9) * 128)  # of embeddings, and two blocks
+    assert fsdp.exchange == pytest.approx(copies + memory.FSDP["cpu"], rel=1e-3)
+    assert memory.estimate(cfg, 257, 4, "cpu", F32, Planned(1, True)) == alone
+
+
+@exhaustive
+@pytest.mark.parametrize(("parallel", "rows"), [("ddp", 4), ("ddp", 1), ("fsdp", 4), ("fsdp", 1)])
+def test_the_peak_memory_of_a_rank_is_within_15_percent_of_the_estimate(tmp_path, parallel, rows, record_property):
+    (tmp_path / "text.txt").write_text(" ".join(str(n * n) for n in range(20_000)))
+    typed = [
+        "model=mini", "model.dropout=0.0", "data=text", f"data.path={tmp_path / 'text.txt'}", "device=cpu",
+        f"data.prepared_dir={tmp_path / 'data'}", "train.max_steps=2", "train.log_every=1", "train.sample_every=null",
+        "train.dtype=float32", f"train.micro_batch={rows}", "train.eval_tokens=256", f"parallel={parallel}",
+    ]  # fmt: skip
+    code, output = group.run(2, "train.py", *typed, f"out_dir={tmp_path / 'run'}")
+    assert code == 0, output
+    measured = 1e9 * read_rows(tmp_path / "run" / "metrics.jsonl")[-1]["memory_gb"]
+    estimated = memory.estimate(loaded(*typed), 50257, rows, "cpu", F32, Planned(2, parallel == "fsdp")).total
+    sizes = f"{measured / 1e6:.0f} MB measured, {estimated / 1e6:.0f} MB estimated"
+    record_property("count", f"peak memory of one of 2 ranks, {parallel}, {rows} rows at a time: {sizes}")
+    assert estimated == pytest.approx(measured, rel=0.15)
+
+
+def test_no_more_rows_are_chosen_than_the_rank_with_most_of_them_has():
+    cfg = loaded(*SHAPE, "model.context_length=32", "train.tokens_per_step=1536", "train.micro_batch=auto")
+    found = [memory.fitting_rows(cfg, 257, "cpu", F32, 1000 * GB, Planned(n, False)) for n in (1, 2, 5, 48, 49)]
+    assert found == [32, 16, 8, 1, 1]  # of 48, 24, 10, 1 and 1
+
+
+def test_gradients_that_are_copied_for_other_ranks_count_where_activations_take_less():
+    cfg = loaded(*SHAPE, "model.context_length=16", "model.n_embd=512", "train.tokens_per_step=32")
+    estimate = memory.estimate(cfg, 257, 1, "cpu", F32, Planned(2, False))
+    copies = estimate.activations_and_gradients + estimate.head + estimate.exchange
+    assert copies == 8 * count_sizes(cfg.model, None, 257).trained and estimate.exchange > 0
+
+
+def test_ranks_on_one_cpu_have_equal_parts_of_its_free_memory(monkeypatch):
+    where = torch.device("cpu")
+    in_use = free_memory.in_use(where)
+    alone = memory.available(where) - in_use
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert memory.available(where) - in_use == pytest.approx(alone / 4, rel=0.2)
 
 
 def test_as_many_rows_are_chosen_as_fit_a_power_of_two():

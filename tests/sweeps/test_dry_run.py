@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import group
 import pytest
 import torch
 from conftest import ROOT
@@ -169,10 +170,23 @@ def test_what_is_fine_tuned_is_said_with_the_number_of_weights_trained(chosen, t
         cost.Cost(
             cfg=cfg, parameters=sizes.parameters, trained=sizes.trained,
             memory=memory.estimate(cfg, 50257, 1, "cpu", torch.float32), available=10**12, micro_batch=1, steps=None,
-            budget="train.max_epochs", tokens=None, seconds=None, where="cpu", note="",
+            budget="train.max_epochs", tokens=None, seconds=None, where="cpu", note="", ranks=1,
         )
     )  # fmt: skip
     assert f"model   {text}" in caplog.text
+
+
+@pytest.mark.exhaustive
+def test_ranks_are_told_what_each_of_them_takes_and_who_has_nothing_to_do(tmp_path):
+    ready = f"data.prepared_dir={tmp_path / 'ready'}"
+    preparation.ensure(loaded("data.tokenizer=bytes", ready).data, ROOT)
+    typed = [*SMALL, "dry_run=true", "data.tokenizer=bytes", ready, f"out_dir={tmp_path / 'run'}", "device=cpu"]
+    ddp, fsdp = (group.run(3, "train.py", *typed, f"parallel={name}") for name in ("ddp", "fsdp"))
+    assert ddp[0] == fsdp[0] == 0 and not (tmp_path / "run").exists()
+    for _, output in (ddp, fsdp):
+        assert output.count("memory  about ") == output.count(" GB can be had for each of 3 ranks") == 1, output
+        assert " an estimate without what ranks exchange" in output and "warning" not in output
+        assert "1 of 3 ranks have nothing to compute in steps of 2 rows; start 2," in output
 
 
 @pytest.mark.parametrize(
