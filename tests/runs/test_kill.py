@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
+import signal
+import socket
+import tempfile
 import time
 from dataclasses import replace
 
 import pytest
 import torch
 from test_conf import loaded
-from tracing import run_and_kill, trace
+from tracing import fork, run_and_kill, text_of, trace
 
 from gpt.data import preparation
 from gpt.files.jsonl import read_rows
@@ -20,6 +24,7 @@ from gpt.terminal import console
 from train import train
 
 TIMING = {"tokens_per_second", "memory_gb"}
+LONGEST = 240  # seconds in which a group of ranks ends, on a busy machine too
 SETTINGS = [
     "model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.context_length=64", "model.dropout=0.1",
     "data.tokenizer=bytes", "train.tokens_per_step=128", "train.micro_batch=1", "train.max_steps=6",
@@ -49,7 +54,7 @@ class Run:
     def with_output(self):
         """As a command does it: what it says goes to stdout and stderr. For a child process."""
         console.setup()
-        self()
+        train(self.cfg)
 
     def fresh(self):
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -87,6 +92,28 @@ class Run:
         return len(list((self.directory / "checkpoints").glob(".step_*")))
 
 
+class Sharded(Run):
+    """The same run by two ranks that its model is sharded over."""
+
+    def __init__(self, directory, *changes):
+        super().__init__(directory, "parallel=fsdp", *changes)
+
+    def __call__(self, rank=0, decide=lambda operation: None):
+        """Runs both ranks and traces one of them: its outcome, and exit code and output of the other."""
+        with socket.create_server(("localhost", 0)) as unused:
+            port = unused.getsockname()[1]
+        with tempfile.TemporaryFile() as output:
+            other = fork(lambda: self._as_rank(1 - rank, port), output)
+            outcome = trace(lambda: self._as_rank(rank, port), self.directory, decide, LONGEST)
+            code = os.waitstatus_to_exitcode(os.waitpid(other, 0)[1])
+            return outcome, code, text_of(output)
+
+    def _as_rank(self, rank, port):
+        signal.alarm(LONGEST)  # ends a rank that waits for ever
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        self.with_output()
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     return Run(tmp_path_factory.mktemp("kill")).undisturbed()
@@ -118,6 +145,34 @@ def test_killed_before_any_file_operation_a_run_goes_on_to_the_same_rows_and_wei
     assert torn > 40 // every and len(seen) > 40 // every
     chosen = f"{len(operations[::every])} of {len(operations)} file operations"
     record_property("count", f"kill -9 before {chosen}: {torn} with a torn checkpoint on the disk, "
+                             f"{len(seen)} different states resumed, 0 differ")  # fmt: skip
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_killed_before_any_file_operation_of_a_save_leaves_whole_checkpoints_and_the_run_goes_on(
+    tmp_path, rank, record_property
+):
+    """In the save of step 4 each rank writes two files; the first adds the others and clears older steps away."""
+    run, expected = Sharded(tmp_path).undisturbed()
+    operations = run.fresh()(rank)[0].operations
+    assert run.result() == expected
+    (first, *_), (after, *_) = ([op.number for op in operations if f"{n}.new/" in op.path] for n in (4, 6))
+    chosen = [op for op in operations if first <= op.number < after and op.path.startswith("checkpoints")]
+    assert len(chosen) >= 10
+    seen = set()
+    for operation in chosen:
+        killed, code, output = run.fresh()(rank, lambda op, n=operation.number: "kill" if op.number == n else None)
+        assert killed.code == -9 and code == 5 and f"error: rank {rank} has ended" in output, f"{operation}: {output}"
+        whole = checkpoint.listed(run.directory / "checkpoints")
+        assert whole and all(map(checkpoint.is_valid, whole)), operation
+        state = run.state()
+        if state not in seen:
+            resumed, code, _ = run()
+            assert resumed.code == code == 0, f"killed before {operation}: {resumed.output}"
+            assert run.result() == expected, f"killed before {operation}"
+        seen.add(state)
+    record_property("count", f"kill -9 of rank {rank} of 2 before each of {len(chosen)} file operations of a save: "
                              f"{len(seen)} different states resumed, 0 differ")  # fmt: skip
 
 
