@@ -8,19 +8,36 @@ import random
 import shutil
 from collections import Counter
 
+import group
 import pytest
 import torch
 from conftest import ROOT
-from test_checkpoint import IDENTITY, made
+from test_checkpoint import IDENTITY, damage, made
+from test_kill import Sharded
 
 from gpt.errors import UserError
 from gpt.progress import Progress
 from gpt.runs import checkpoint, resume
+from gpt.runs.manifest import read_manifest
 from gpt.weights import loading
 
 STEPS = (2, 4, 6)
 SETTINGS = {"seed": 1, "optimizer": {"lr": 0.1}, "environment": {"threads": 1}, "data": {"fingerprint": "f"}}
-FILES = [checkpoint.WEIGHTS, checkpoint.STATE, checkpoint.CONFIG, checkpoint.MANIFEST]
+# Each rank reads its own rows of the checkpoints of one process, and publishes them in their place.
+RESHARDED = """
+from pathlib import Path
+from conftest import adamw_config
+from gpt import optim
+from gpt.model import GPT
+from gpt.runs import checkpoint
+folder = Path({folder!r})
+for path in checkpoint.listed(folder / "checkpoints"):
+    manifest, config = checkpoint.verify(path), checkpoint.read_config(path)
+    model = ranks.place(GPT(manifest.model, manifest.vocab_size), torch.device("cpu"), torch.float32)
+    optimizer = optim.build(model, adamw_config())
+    progress = checkpoint.restore(path, model, optimizer)
+    checkpoint.publish(folder, model, optimizer, progress, manifest.identity, config, ranks=ranks)
+"""
 
 
 def fingerprint(model, optimizer, progress):
@@ -39,17 +56,26 @@ def hash_tree(folder):
     return digest.hexdigest()
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """A run with checkpoints of steps 2, 4 and 6: (directory, {step: fingerprint of all that it restores})."""
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.exhaustive)], ids="ranks={}".format)
+def sound(tmp_path_factory, request):
+    """A run with checkpoints of steps 2, 4 and 6, written by one process or by two ranks that share the rows:
+    (directory, {step: fingerprint of all that it restores})."""
     run_dir = tmp_path_factory.mktemp("sound")
     known = {}
     for step in STEPS:
         model, optimizer = made(steps=step)
         progress = Progress(step=step, reported=step, tokens=10 * step, best=9.0 - step, best_step=step)
-        checkpoint.publish(run_dir, model, optimizer, progress, IDENTITY, SETTINGS, keep=3)
+        path = checkpoint.publish(run_dir, model, optimizer, progress, IDENTITY, SETTINGS, keep=3)
         known[step] = fingerprint(model, optimizer, progress)
+    if request.param > 1:
+        code, output = group.lines(run_dir, request.param, RESHARDED.format(folder=str(run_dir)), sharded=True)
+        assert code == 0 and read_manifest(path).format == 6, output
+        (run_dir / "lines.py").unlink()
     return run_dir, known
+
+
+def files_of(folder):
+    return sorted(folder.iterdir())
 
 
 def flip_bits(file, draw, _):
@@ -97,7 +123,7 @@ def link_to_another(file, draw, folders):
 
 
 def swap_two(file, draw, _):
-    other = file.with_name(draw.choice([name for name in FILES if name != file.name]))
+    other = draw.choice([path for path in files_of(file.parent) if path != file])
     content = file.read_bytes()
     file.write_bytes(other.read_bytes())
     other.write_bytes(content)
@@ -133,11 +159,11 @@ def damage_and_resume(sound, run_dir, seed):
     shutil.rmtree(run_dir, ignore_errors=True)
     shutil.copytree(source, run_dir)
     folders = checkpoint.listed(run_dir / "checkpoints")
-    spared = 0
+    spared, kinds = 0, []
     for folder in reversed(folders):  # the newest always, the others sometimes
-        kind = draw.choice(KINDS)
+        kinds.append(draw.choice(KINDS))
         before = hash_tree(folder)
-        kind(folder / draw.choice(FILES), draw, checkpoint.listed(source / "checkpoints"))
+        kinds[-1](draw.choice(files_of(folder)), draw, checkpoint.listed(source / "checkpoints"))
         spared += folder.exists() and hash_tree(folder) == before  # zeros over zeros
         if draw.random() < 0.7:
             break
@@ -155,7 +181,7 @@ def damage_and_resume(sound, run_dir, seed):
         assert got != fresh and progress.step in known, "a silent start from the beginning"
         assert got == known[progress.step], f"step {progress.step} was not restored as it was saved"
         outcome = "the newest was not hurt" if progress.step == STEPS[-1] else "fell back to an older one"
-        assert outcome != "the newest was not hurt" or spared or kind is rename_folder or "spoil" in kind.__name__
+        assert outcome != "the newest was not hurt" or spared or kinds[0] in (rename_folder, spoil_manifest)
     try:
         weights = dict(loading.load(str(run_dir), ROOT, torch.device("cpu")).model.named_parameters())
     except UserError as error:
@@ -197,3 +223,15 @@ def test_100_damaged_checkpoints_are_refused_or_passed_over(sound, tmp_path, rec
 @pytest.mark.parametrize("start", range(1000, 3000, 500))
 def test_2000_damaged_checkpoints_are_refused_or_passed_over(sound, tmp_path, start, record_property):
     damage_many(sound, tmp_path / "run", range(start, start + 500), record_property)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("file", ["model.2-of-2.safetensors", "state.1-of-2.safetensors"])
+def test_a_damaged_file_of_any_rank_is_one_line_and_all_go_on_from_the_checkpoint_before(tmp_path, file):
+    run, expected = Sharded(tmp_path, "train.keep_checkpoints=2").undisturbed()
+    damage(run.directory / "checkpoints" / "step_00000006" / file, "bit-flipped")
+    outcome, code, _ = run()
+    assert outcome.code == code == 0 and run.result() == expected, outcome.output
+    assert [line for line in outcome.output.splitlines() if line.startswith("warning: step")] == [
+        f"warning: step_00000006 damaged ({file}: sha256 differs); using step_00000004"
+    ]
