@@ -5,7 +5,7 @@ import errno
 import pytest
 import torch
 from test_checkpoint import IDENTITY, made
-from test_kill import Run
+from test_kill import Run, Sharded
 from tracing import NEEDS_SPACE, full_disk, trace
 
 from gpt.progress import Progress
@@ -110,6 +110,24 @@ def test_the_third_checkpoint_in_a_row_that_finds_the_disk_full_ends_the_run(run
     assert outcome.code == 5 and outcome.output.count("warning: checkpoint") == 2, outcome.output
     assert outcome.output.splitlines()[-1].startswith("error: checkpoint 6 not written: disk full")
     assert [path.name for path in checkpoint.listed(run.directory / "checkpoints")] == ["step_00000002"]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_checkpoint_for_which_one_rank_finds_the_disk_full_is_left_out_and_the_third_in_a_row_ends_all(
+    tmp_path, rank
+):
+    run, expected = Sharded(tmp_path).undisturbed()
+    for steps, code in ((4,), 0), ((3, 4, 6), 5):
+        outcome, other_code, output = run.fresh()(rank, no_room_for(*(f"step_{step:08d}" for step in steps)))
+        first = output if rank else outcome.output
+        assert outcome.code == other_code == code, first
+        for step in steps[:2]:
+            assert first.count(f"warning: checkpoint {step} not written: disk full (needs ") == 1, first
+        if code == 0:
+            assert run.result()[0] == expected[0] and run.result()[-1] == expected[-1]
+    assert first.splitlines()[-1].startswith("error: checkpoint 6 not written: disk full")
+    assert [path.name for path in (run.directory / "checkpoints").iterdir()] == ["step_00000002"]
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl", "train.log"])
