@@ -9,16 +9,20 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-def reference(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+def reference(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
     """(N, C) stream, (V, C) head, (N,) ids -> (N,) losses: -ln p(target) in nats. Everything below equals this.
+
+    softcap: that of the model's logits, see LanguageModel.
 
     At GPT-2's vocabulary these logits are by far the largest tensor of a training step: 412 MB for 2,048 positions in
     float32, and as much again for their gradient. The functions below take a few positions at a time, turn their logits
     into losses and gradients, and multiply these by the head. That is at least as fast as the two lines, and a step
     takes a third of the memory (experiments/speed/README.md).
     """
-    logits = F.linear(hidden, head)  # (N, V)
-    return F.cross_entropy(logits.float(), targets, reduction="none")
+    logits = F.linear(hidden, head).float()  # (N, V)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(logits, targets, reduction="none")
 
 
 CHUNK = 512  # positions in one matrix product: fewer are slower, more take more memory
@@ -26,47 +30,49 @@ CACHED = 64  # positions whose probabilities fit into a processor's cache from o
 ALIGNMENT = 64  # rows of logits begin at multiples of this; at 50,257 apart products with them take a third longer
 
 
-def cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
     """(N,) float32 losses, without a gradient. Arguments as in `reference`."""
-    return _losses_and_gradients(hidden, head, targets, None, None)
+    return _losses_and_gradients(hidden, head, targets, softcap, None, None)
 
 
-def cross_entropy_sum(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy_sum(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
     """The sum of `cross_entropy`, with a gradient for `hidden` and `head`.
 
     Products are in the type of autocast where that is on, probabilities and the sums over positions in float32.
     """
-    return _CrossEntropySum.apply(hidden, head, targets)
+    return _CrossEntropySum.apply(hidden, head, targets, softcap)
 
 
 class _CrossEntropySum(torch.autograd.Function):
-    """d loss / d logits = softmax(logits) - one_hot(target), so the gradient is known as soon as the loss is.
+    """d loss / d logits = softmax(logits) - one_hot(target), so the gradient is known as soon as the loss is; where
+    the logits y are c tanh(z / c), dy / dz = 1 - (y / c)^2.
 
     It is computed in `forward`, where the logits exist. Computing them again in `backward` would cost a third more
     products with the head.
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-        need_hidden, need_head, _ = ctx.needs_input_grad
+    def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+        need_hidden, need_head, *_ = ctx.needs_input_grad
         d_hidden = torch.empty_like(hidden) if need_hidden else None  # (N, C)
         d_head = torch.zeros_like(head) if need_head else None  # (V, C)
-        losses = _losses_and_gradients(hidden, head, targets, d_hidden, d_head)
+        losses = _losses_and_gradients(hidden, head, targets, softcap, d_hidden, d_head)
         ctx.gradients = d_hidden, d_head
         return losses.sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         d_hidden, d_head = ctx.gradients
         ctx.gradients = None  # scaled in place below, so they serve one backward pass only
-        return *(None if d is None else d.mul_(upstream) for d in (d_hidden, d_head)), None
+        return *(None if d is None else d.mul_(upstream) for d in (d_hidden, d_head)), None, None
 
 
 @torch.no_grad()
 def _losses_and_gradients(
-    hidden: Tensor, head: Tensor, targets: Tensor, d_hidden: Tensor | None, d_head: Tensor | None
-) -> Tensor:
+    hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None, d_hidden: Tensor | None,
+    d_head: Tensor | None,
+) -> Tensor:  # fmt: skip
     """(N,) losses. Also fills `d_hidden` with the gradient of their sum and adds that of the head to `d_head`."""
     device_type = hidden.device.type
     dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else head.dtype
@@ -90,7 +96,7 @@ def _losses_and_gradients(
             for i in range(0, len(h), group):
                 part = buffer[i : min(i + group, len(h))]
                 first, last = start + i, start + i + len(part)
-                losses[first:last] = _losses_and_logit_gradients(part, targets[first:last], softmax)
+                losses[first:last] = _losses_and_logit_gradients(part, n_vocab, targets[first:last], softcap, softmax)
             if d_hidden is not None:
                 d_hidden[here] = logits @ weight
             if d_head is not None and dtype == head.dtype:
@@ -100,16 +106,23 @@ def _losses_and_gradients(
     return losses
 
 
-def _losses_and_logit_gradients(logits: Tensor, targets: Tensor, softmax: Tensor) -> Tensor:
+def _losses_and_logit_gradients(
+    logits: Tensor, n_vocab: int, targets: Tensor, softcap: float | None, softmax: Tensor
+) -> Tensor:
     """(n, width) logits -> (n,) losses. Overwrites the logits with the gradient of the losses' sum. `softmax` is a
     buffer."""
     n = torch.arange(len(logits), device=logits.device)
     wide = logits.float()
+    if softcap is not None:
+        capped = wide[:, :n_vocab]  # the columns after these stay minus infinity
+        capped.div_(softcap).tanh_().mul_(softcap)
     p = torch.softmax(wide, dim=-1, out=softmax[: len(logits)])
     # ln of the sum of exp(logits), from the largest logit and its probability: it can neither under- nor overflow.
     log_sum = wide.amax(-1) - p.amax(-1).log()
     losses = log_sum - wide[n, targets]
     p[n, targets] -= 1
+    if softcap is not None:
+        p[:, :n_vocab] *= capped.div_(softcap).square_().neg_().add_(1)
     logits.copy_(p)
     return losses
 

@@ -41,7 +41,11 @@ class LanguageModel(nn.Module, ABC):
     nn.Embedding lie below the blocks, all others outside of them above; adapters (LoRA) stand beside each nn.Linear of
     a block that the config's `linear_layers` names; a matrix is a parameter of two dimensions. Parameters, operations
     and memory are counted by running the model on tensors without content (gpt/machine/counting.py).
+
+    logit_softcap: c, where logits z are c tanh(z / c) and so never beyond c (Gemma 2, 2024); None: they are z.
     """
+
+    logit_softcap: float | None = None
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -83,7 +87,8 @@ class LanguageModel(nn.Module, ABC):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V)"""
-        return F.linear(hidden, self.head)
+        logits, c = F.linear(hidden, self.head), self.logit_softcap
+        return logits if c is None else c * torch.tanh(logits.float() / c)
 
     def forward(
         self,

@@ -51,7 +51,7 @@ class NextToken:
         from gpt.loss import cross_entropy_sum
 
         hidden, targets = scored_positions(model, batch)
-        return cross_entropy_sum(hidden, model.head, targets), batch.n_targets
+        return cross_entropy_sum(hidden, model.head, targets, model.logit_softcap), batch.n_targets
 
     def evaluate(self, model: LanguageModel, batches: Iterable[Batch]) -> dict[str, float]:
         """Mean loss per target in nats, its perplexity, and bits per byte of text where batches know the bytes.
@@ -66,7 +66,7 @@ class NextToken:
         batches, total = parts(batches)
         for batch in batches:
             hidden, targets = scored_positions(model, batch)
-            losses = cross_entropy(hidden, model.head, targets)
+            losses = cross_entropy(hidden, model.head, targets, model.logit_softcap)
             loss_sum += losses.sum(dtype=torch.float64 if losses.device.type != "mps" else None).item()
             n_targets += len(targets)
             if batch.target_bytes is not None:

@@ -18,14 +18,14 @@ def example(n, n_vocab, n_embd=16, scale=1.0):
     return hidden.requires_grad_(), weight.requires_grad_(), torch.randint(n_vocab, (n,), generator=generator)
 
 
-@pytest.mark.parametrize("n_vocab", VOCABULARIES)
+@pytest.mark.parametrize(("n_vocab", "softcap"), [*((n, None) for n in VOCABULARIES), (257, 5.0), (320, 5.0)])
 @pytest.mark.parametrize("n", [1, loss.CACHED + 1, loss.CHUNK, 2 * loss.CHUNK + 3])
-def test_losses_and_gradients_are_those_of_all_logits_at_once(n, n_vocab):
+def test_losses_and_gradients_are_those_of_all_logits_at_once(n, n_vocab, softcap):
     hidden, weight, targets = example(n, n_vocab)
-    reference = loss.reference(hidden, weight, targets)
+    reference = loss.reference(hidden, weight, targets, softcap)
     expected = torch.autograd.grad(reference.sum() / 7, (hidden, weight))
-    assert torch.allclose(cross_entropy(hidden, weight, targets), reference, atol=1e-5)
-    total = cross_entropy_sum(hidden, weight, targets)
+    assert torch.allclose(cross_entropy(hidden, weight, targets, softcap), reference, atol=1e-5)
+    total = cross_entropy_sum(hidden, weight, targets, softcap)
     assert total.item() == pytest.approx(reference.sum().item(), rel=1e-6)
     for gradient, exact in zip(torch.autograd.grad(total / 7, (hidden, weight)), expected, strict=True):
         assert torch.allclose(gradient, exact, atol=1e-5 * exact.abs().max().item())
@@ -53,19 +53,20 @@ def test_no_scored_position_is_a_loss_of_zero():
     assert total.item() == 0 and not weight.grad.any()
 
 
+@pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_under_autocast_products_are_rounded_and_the_loss_is_not(dtype):
+def test_under_autocast_products_are_rounded_and_the_loss_is_not(dtype, softcap):
     """With inputs that are exact in the lower type, what remains is the rounding of each logit: 2^-8 of some logits of
     size 10, and 2^-11 in float16."""
     hidden, weight, targets = example(100, 257, scale=1.0)
     with torch.no_grad():
         for tensor in (hidden, weight):
             tensor.copy_(tensor.to(dtype).float())
-    reference = loss.reference(hidden, weight, targets)
+    reference = loss.reference(hidden, weight, targets, softcap)
     expected = torch.autograd.grad(reference.sum(), (hidden, weight))
     with torch.autocast("cpu", dtype):
-        losses = cross_entropy(hidden, weight, targets)
-        total = cross_entropy_sum(hidden, weight, targets)
+        losses = cross_entropy(hidden, weight, targets, softcap)
+        total = cross_entropy_sum(hidden, weight, targets, softcap)
     assert losses.dtype == torch.float32
     error = (losses - reference).abs().max().item()
     assert 0 < error < 20 * torch.finfo(dtype).eps

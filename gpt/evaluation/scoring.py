@@ -37,7 +37,8 @@ def score(
     with eval_mode(model), torch.inference_mode():
         hidden = model.hidden(on_device.inputs, on_device.positions, on_device.documents)  # (B, T, C)
         hidden = hidden.flatten(0, 1).index_select(0, on_device.scored)
-        losses = cross_entropy(hidden, model.head, on_device.targets.flatten()[on_device.scored]).cpu().double().numpy()
+        targets = on_device.targets.flatten()[on_device.scored]
+        losses = cross_entropy(hidden, model.head, targets, model.logit_softcap).cpu().double().numpy()
     if not np.isfinite(losses).all():
         raise not_finite("losses")
     rows = batch.scored.numpy() // batch.inputs.shape[1]
