@@ -4,10 +4,14 @@ Another architecture needs a dataclass and a line in MODELS here, a module with 
 """
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from gpt.config.fields import BelowOne, Count, Flag, Text, Variants, section
+from gpt.config.fields import BelowOne, Count, Even, Flag, Pattern, Positive, Text, Variants, section
+
+# Keys, what must not be, and the phrase for it: {0}, {1}, ... are the values in the order of the keys.
+Check = tuple[tuple[str, ...], Callable[..., bool], str]
 
 
 @section
@@ -15,9 +19,11 @@ class ModelConfig:
     """The settings that a model of any family has.
 
     linear_layers: names of a block's nn.Linear that may have adapters (finetune=lora); empty: none of them.
+    checks: values that are fine alone and wrong together.
     """
 
     linear_layers: ClassVar[tuple[str, ...]] = ()
+    checks: ClassVar[tuple[Check, ...]] = ()
 
     family: str
     name: Text
@@ -34,9 +40,50 @@ class GPT2Config(ModelConfig):
     """The settings of a GPT-2 (Radford et al., 2019)."""
 
     linear_layers: ClassVar[tuple[str, ...]] = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    checks: ClassVar[tuple[Check, ...]] = (
+        (("model.n_embd", "model.n_head"), lambda d, h: d % h > 0,
+         "model.n_embd {0} is not divisible by model.n_head {1}"),
+    )  # fmt: skip
 
     family: Literal["gpt2"]
     gelu: Literal["tanh", "exact"]
+
+
+@section
+class ModernConfig(ModelConfig):
+    """The settings of a model of today. Where each comes from: conf/model/modern_tiny.yaml."""
+
+    linear_layers: ClassVar[tuple[str, ...]] = (
+        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+        "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+    )  # fmt: skip
+    checks: ClassVar[tuple[Check, ...]] = (
+        (("model.n_head", "model.n_kv_head"), lambda h, k: h % k > 0,
+         "model.n_head {0} is not divisible by model.n_kv_head {1}"),
+        (("finetune.targets", "model.activation"), lambda t, a: "mlp.gate_proj" in t and a != "swiglu",
+         "finetune.targets {0}: with model.activation {1} there is no mlp.gate_proj"),
+    )  # fmt: skip
+
+    family: Literal["modern"]
+    n_kv_head: Count
+    head_size: Even
+    mlp_size: Count
+    activation: Literal["swiglu", "relu2"]
+    norm_eps: Positive
+    norm_weights: Flag
+    rope_base: Positive
+    qk_norm: Literal["none", "before_rotation", "after_rotation"]
+    window: Count | None
+    window_layers: Pattern
+    logit_softcap: Positive | None
+    value_embeddings: Flag
+    residual_scalars: Flag
+    zero_init: Flag
+
+    def is_windowed(self, layer: int) -> bool:
+        """Whether a layer sees `window` tokens only; the last one never does."""
+        is_short = self.window_layers[layer % len(self.window_layers)] == "S"
+        return self.window is not None and is_short and layer < self.n_layer - 1
 
 
 @dataclass(frozen=True)
@@ -47,7 +94,10 @@ class Family:
     model: str
 
 
-MODELS: dict[str, Family] = {"gpt2": Family(GPT2Config, "gpt.model:GPT")}
+MODELS: dict[str, Family] = {
+    "gpt2": Family(GPT2Config, "gpt.model:GPT"),
+    "modern": Family(ModernConfig, "gpt.modern:Modern"),
+}
 
 # The settings of any family that is registered by the time a configuration is checked.
 AnyModelConfig = Annotated[ModelConfig, Variants("family", lambda: {name: f.config for name, f in MODELS.items()})]

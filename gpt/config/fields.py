@@ -17,12 +17,14 @@ Int = Annotated[int, BeforeValidator(lambda v: int(v) if isinstance(v, float) an
 Float = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]
 Count = Annotated[Int, Field(ge=1, le=2**63 - 1)]  # where torch's integers end; lt would be shown rounded
+Even = Annotated[Count, Field(multiple_of=2)]
 Seed = Annotated[Int, Field(ge=0, le=2**63 - 1)]
 Positive = Annotated[Float, Field(gt=0)]
 NonNegative = Annotated[Float, Field(ge=0)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[Float, Field(gt=0, le=1)]
 BelowOne = Annotated[Float, Field(ge=0, lt=1)]
+Pattern = Annotated[str, Field(pattern=r"^[SL]+$")]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 
 

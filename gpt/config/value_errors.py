@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from gpt import progress
 from gpt.config import schema
 from gpt.config.environment import DEEPEST
-from gpt.config.families import MODELS
+from gpt.config.families import MODELS, Check
 from gpt.config.fields import Variants
 from gpt.errors import UserError
 from gpt.terminal.console import count
@@ -108,12 +108,14 @@ def leaf_keys(key: str, value: Any) -> list[str]:
 
 def _contradictions(values: Any, errors: dict[str, str]) -> Iterator[str]:
     """Values that are fine alone and wrong together."""
-    for keys, is_wrong, message in CHECKS:
+    family = _get(values, "model.family")
+    own = MODELS[family].config.checks if family in MODELS else ()
+    for keys, is_wrong, message in (*CHECKS, *own):
         are_valid = not any(_is_below(key, errors) or any(_is_below(k, [key]) for k in errors) for key in keys)
         given = [_get(values, key) for key in keys]
         if are_valid and None not in given and is_wrong(*given):
             yield message.format(*given)
-    targets, family = _get(values, "finetune.targets"), _get(values, "model.family")
+    targets = _get(values, "finetune.targets")
     if targets and not any(_is_below(key, ["finetune", "model.family"]) for key in errors):
         layers = MODELS[family].config.linear_layers
         for i, target in enumerate(targets):
@@ -136,10 +138,8 @@ def _contradictions(values: Any, errors: dict[str, str]) -> Iterator[str]:
             yield f"{key} {part:g} is longer than the run: {count(length[0], 'step')} by {length[1]}"
 
 
-# Keys, what must not be, and the phrase for it: {0}, {1}, ... are the values in the order of the keys.
-CHECKS: list[tuple[tuple[str, ...], Callable[..., bool], str]] = [
-    (("model.n_embd", "model.n_head"), lambda d, h: d % h > 0,
-     "model.n_embd {0} is not divisible by model.n_head {1}"),
+# Whatever the family of the model is.
+CHECKS: list[Check] = [
     (("train.tokens_per_step", "model.context_length"), lambda tokens, context: tokens < context,
      "train.tokens_per_step {0} is less than one row of model.context_length {1}"),
     (("data.val_fraction", "data.test_fraction"), lambda val, test: val == 0 or val + test >= 1,

@@ -10,6 +10,7 @@ from test_launch import composed
 
 from gpt import optim
 from gpt.config import launch, schema, value_errors
+from gpt.config.families import model_class
 from gpt.config.schema import as_dict
 from gpt.model import GPT
 from gpt.prompts import TEMPLATES
@@ -37,7 +38,8 @@ def loaded(*overrides):
 
 
 def test_the_groups_hold_what_the_readme_promises():
-    assert set(choices("model")) == {"tiny", "mini", "small", "medium", "large", "xl", "pretrained"}
+    modern = {"modern_tiny", "modern_mini", "modern_small"}
+    assert set(choices("model")) == {"tiny", "mini", "small", "medium", "large", "xl", "pretrained"} | modern
     assert set(choices("finetune")) == {"full", "lora", "last_blocks"}
     assert set(choices("data")) == {"sample", "medquad", "helpsteer", "alpaca", "text"}
     assert set(choices("schedule")) == optim.CURVES.keys()
@@ -70,8 +72,9 @@ def test_fine_tuning_has_a_lower_learning_rate_than_training_from_scratch():
 
 @pytest.mark.parametrize("name", choices("model"))
 def test_each_model_is_built(name):
+    cfg = loaded(*choice(f"model={name}")).model
     with torch.device("meta"):
-        GPT(loaded(*choice(f"model={name}")).model, 50257)
+        model_class(cfg.family)(cfg, 50257)
 
 
 @pytest.mark.parametrize("optimizer", choices("optimizer"))

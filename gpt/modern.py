@@ -1,0 +1,237 @@
+"""Defines the second family of models: the architecture of Llama and Qwen3, and what has been tried on top of it.
+
+Letters in shape comments:
+    B rows of a batch        T tokens of a row         S tokens attended to (T, or T plus what a cache holds)
+    C n_embd, the width      H n_head, K n_kv_head     D head_size, the width of one head
+    M mlp_size               V tokens in the vocabulary
+
+The keys of conf/model/modern_tiny.yaml choose its parts; each has its source there. Parameters carry the names of
+transformers' LlamaForCausalLM and Qwen3ForCausalLM without the leading "model.", and the halves of a head are rotated
+against each other as there, so that weights map one to one.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gpt.config.families import ModernConfig
+from gpt.model import INIT_STD, Cache, LanguageModel, same_document
+
+QUERY_KEY_SCALE = 1.2  # nanochat's, for both, where they are normalised after the rotation
+GATE_INPUTS = 12  # numbers of the stream that decide how much of a value embedding is added; nanochat's
+# Initial shares of the stream and of the embedding that the first block reads, and the last; nanochat's.
+STREAM_SCALES = 1.15, 1.05
+EMBEDDING_SCALES = 0.20, 0.05
+
+
+class Attention(nn.Module):
+    """Causal self-attention of H queries over K <= H keys and values, with rotary positions.
+
+    Grouped queries: Ainslie et al., 2023. Value embeddings: those of a token are added to its values, times a gate
+    in (0, 3) for each head.
+    """
+
+    def __init__(self, config: ModernConfig, layer: int) -> None:
+        super().__init__()
+        if config.n_head % config.n_kv_head:
+            raise ValueError(f"n_head {config.n_head} is not divisible by n_kv_head {config.n_kv_head}")
+        C, D, eps = config.n_embd, config.head_size, config.norm_eps
+        self.layer, self.config = layer, config
+        self.q_proj = nn.Linear(C, config.n_head * D, bias=False)
+        self.k_proj = nn.Linear(C, config.n_kv_head * D, bias=False)
+        self.v_proj = nn.Linear(C, config.n_kv_head * D, bias=False)
+        self.o_proj = nn.Linear(config.n_head * D, C, bias=False)
+        if config.qk_norm == "before_rotation":
+            self.q_norm, self.k_norm = nn.RMSNorm(D, eps), nn.RMSNorm(D, eps)
+        if has_value_embedding(config, layer):
+            self.value_gate = nn.Linear(min(GATE_INPUTS, C), config.n_kv_head, bias=False)
+        self.residual_dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, values: Tensor | None, rotation: tuple[Tensor, Tensor], mask: Tensor | None,
+        cache: Cache | None,
+    ) -> Tensor:  # fmt: skip
+        B, T, _ = x.shape
+        q, k, v = (p(x).view(B, T, -1, self.config.head_size) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if values is not None:
+            gate = 3 * torch.sigmoid(self.value_gate(x[..., :GATE_INPUTS]))  # (B, T, K)
+            v = v + gate[..., None] * values.view_as(v)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, T, D), and (B, K, T, D) twice
+        # Angles, and the means of squares, are of float32, whatever the products are in.
+        q, k, dtype = q.float(), k.float(), v.dtype
+        if self.config.qk_norm == "before_rotation":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotated(q, *rotation), rotated(k, *rotation)
+        if self.config.qk_norm == "after_rotation":
+            q, k = (QUERY_KEY_SCALE * F.rms_norm(t, t.shape[-1:], eps=self.config.norm_eps) for t in (q, k))
+        q, k = q.to(dtype), k.to(dtype)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (B, K, S, D), the keys rotated already
+        grouped = self.config.n_kv_head < self.config.n_head
+        if grouped and mask is not None and q.is_cuda:  # no kernel there takes both a mask and grouped queries
+            k, v = (t.repeat_interleave(self.config.n_head // self.config.n_kv_head, dim=1) for t in (k, v))
+            grouped = False
+        x = F.scaled_dot_product_attention(
+            q, k, v,
+            attn_mask=mask,
+            dropout_p=self.config.dropout if self.training else 0.0,
+            is_causal=mask is None and T > 1,  # one new token may see everything before it
+            enable_gqa=grouped,
+        )  # (B, H, T, D)  # fmt: skip
+        return self.residual_dropout(self.o_proj(x.transpose(1, 2).flatten(2)))
+
+
+class MLP(nn.Module):
+    """swiglu: two layers, one of which gates the other (Shazeer, 2020); relu2: one, and its ReLU squared (So et al.,
+    2021)."""
+
+    def __init__(self, config: ModernConfig) -> None:
+        super().__init__()
+        if config.activation == "swiglu":
+            self.gate_proj = nn.Linear(config.n_embd, config.mlp_size, bias=False)
+        self.up_proj = nn.Linear(config.n_embd, config.mlp_size, bias=False)
+        self.down_proj = nn.Linear(config.mlp_size, config.n_embd, bias=False)
+        self.residual_dropout = nn.Dropout(config.dropout)
+        self.activation = config.activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.activation == "swiglu":
+            x = F.silu(self.gate_proj(x)) * self.up_proj(x)  # (B, T, M)
+        else:
+            x = F.relu(self.up_proj(x)).square()  # (B, T, M)
+        return self.residual_dropout(self.down_proj(x))  # (B, T, C)
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each on the normalised stream, each added back to it (pre-norm)."""
+
+    def __init__(self, config: ModernConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = norm(config)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = norm(config)
+        self.mlp = MLP(config)
+        if config.residual_scalars:
+            depth = layer / max(1, config.n_layer - 1)  # 0 to 1
+            scales = [first + depth * (last - first) for first, last in (STREAM_SCALES, EMBEDDING_SCALES)]
+            self.residual_scalars = nn.Parameter(torch.tensor(scales))
+
+    def forward(
+        self, x: Tensor, embedded: Tensor | None, values: Tensor | None, rotation: tuple[Tensor, Tensor],
+        mask: Tensor | None, cache: Cache | None,
+    ) -> Tensor:  # fmt: skip
+        if embedded is not None:
+            x = self.residual_scalars[0] * x + self.residual_scalars[1] * embedded
+        x = x + self.self_attn(self.input_layernorm(x), values, rotation, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Modern(LanguageModel):
+    """Token ids in, logits of the next token out; no biases, and no positions but in the attention."""
+
+    config: ModernConfig
+
+    def __init__(self, config: ModernConfig, vocab_size: int) -> None:
+        super().__init__(config, vocab_size)
+        self.logit_softcap = config.logit_softcap
+        self.embed_tokens = nn.Embedding(vocab_size, config.n_embd)
+        self.value_embeddings = nn.ModuleDict({
+            str(layer): nn.Embedding(vocab_size, config.n_kv_head * config.head_size)
+            for layer in range(config.n_layer) if has_value_embedding(config, layer)
+        })  # fmt: skip
+        self.drop = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = norm(config)
+        self.lm_head = None if config.tie_weights else nn.Linear(config.n_embd, vocab_size, bias=False)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """N(0, 0.02), and N(0, 0.02 / sqrt(2 n_layer)) for the 2 n_layer projections into the stream, as GPT-2 has it;
+        with `zero_init` these and an untied head are 0."""
+        into_stream = INIT_STD / math.sqrt(2 * self.config.n_layer)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                continue  # norms, which stay 1, and the scalars
+            is_last = name.endswith(("o_proj.weight", "down_proj.weight"))
+            if self.config.zero_init and (is_last or name == "lm_head.weight"):
+                parameter.zero_()
+            else:
+                parameter.normal_(0.0, into_stream if is_last else INIT_STD)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        config, T = self.config, tokens.shape[1]
+        past = 0 if cache is None else cache.length
+        if positions is None and past + T > config.context_length:
+            raise ValueError(f"{past + T} tokens exceed the context length {config.context_length}")
+        if positions is None:
+            positions = torch.arange(past, past + T, device=tokens.device)  # (T,)
+        rotation = angles(positions, config.head_size, config.rope_base)
+        full = visible(T, past, documents, None, tokens.device)
+        windowed = visible(T, past, documents, config.window, tokens.device)
+        x, embedded = self.embed_tokens(tokens), None  # (B, T, C)
+        if config.residual_scalars:
+            x = embedded = F.rms_norm(x, x.shape[-1:], eps=config.norm_eps)
+        x = self.drop(x)
+        for layer, block in enumerate(self.blocks):
+            values = self.value_embeddings[str(layer)](tokens) if has_value_embedding(config, layer) else None
+            mask = windowed if config.is_windowed(layer) else full
+            x = self.run(block, x, embedded, values, rotation, mask, cache)
+        return self.norm(x)
+
+    @property
+    def head(self) -> nn.Parameter:
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.layers
+
+
+def norm(config: ModernConfig) -> nn.RMSNorm:
+    """x / sqrt(mean(x^2) + eps), times a weight for each of the C numbers if there are weights (Zhang and Sennrich,
+    2019)."""
+    return nn.RMSNorm(config.n_embd, eps=config.norm_eps, elementwise_affine=config.norm_weights)
+
+
+def has_value_embedding(config: ModernConfig, layer: int) -> bool:
+    """Every second layer has one, the last among them."""
+    return config.value_embeddings and (config.n_layer - 1 - layer) % 2 == 0
+
+
+def angles(positions: Tensor, D: int, base: float) -> tuple[Tensor, Tensor]:
+    """(T,) or (B, T) positions p -> cosine and sine of p base^(-2i / D) for i < D / 2: (T, D / 2), or (B, 1, T, D / 2)
+    (Su et al., 2021)."""
+    frequencies = 1.0 / base ** (torch.arange(0, D, 2, device=positions.device) / D)  # (D / 2,)
+    turns = positions[..., None] * frequencies
+    if turns.dim() == 3:
+        turns = turns[:, None]  # the same for all heads
+    return turns.cos(), turns.sin()
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(B, H, T, D) with numbers i and i + D / 2 of each head turned by the angle i of the token's position."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def visible(T: int, past: int, documents: Tensor | None, window: int | None, device: torch.device) -> Tensor | None:
+    """(T, S) or (B, 1, T, S) mask, true where each of the last T tokens may look: not the future, only its own
+    document, and, with a window, itself and the `window` - 1 tokens before. None where all of the past is visible and
+    attention needs no mask for that."""
+    S = past + T if documents is None else documents.shape[1]
+    mask = None if documents is None else same_document(documents, T)  # (B, 1, T, S)
+    if window is not None and window < S:
+        near = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T).triu(S - T - window + 1)
+        return near if mask is None else mask & near
+    if mask is None and past > 0 and T > 1:
+        return torch.ones(T, S, dtype=torch.bool, device=device).tril(past)
+    return mask
