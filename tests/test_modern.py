@@ -168,7 +168,7 @@ def test_a_rotation_keeps_lengths_and_makes_products_depend_on_the_distance_alon
     assert product(3, 1) == pytest.approx(product(9, 7), rel=1e-6) != pytest.approx(product(4, 1), rel=1e-2)
     assert product(0, 0) == pytest.approx((q * k).sum().item())
     cos, sin = angles(torch.tensor([2]), 4, 100.0)  # 100^(-2 / 4) = 1 / 10 of the first angle
-    torch.testing.assert_close(cos, torch.tensor([[math.cos(2), math.cos(0.2)]]))
+    torch.testing.assert_close(cos, torch.tensor([[math.cos(2), math.cos(0.2), math.cos(2), math.cos(0.2)]]))
     turned = rotated(torch.tensor([1.0, 0.0, 0.0, 0.0]).view(1, 1, 1, 4), cos, sin)  # numbers 0 and 2 are one pair
     torch.testing.assert_close(turned.flatten(), torch.tensor([math.cos(2), 0.0, math.sin(2), 0.0]))
 
@@ -195,16 +195,17 @@ def attention_inputs(config):
 @pytest.mark.parametrize("config", KINDS)
 @torch.no_grad()
 def test_attention_equals_a_reference_that_loops_over_heads(config):
-    attention, x, values, (cos, sin) = attention_inputs(config)
+    attention, x, values, rotation = attention_inputs(config)
     D, eps = config.head_size, config.norm_eps
+    turns = torch.arange(8)[:, None] * config.rope_base ** (-2 * torch.arange(D // 2) / D)  # (8, D / 2)
 
     def turned(t, weight):  # (2, 8, D) of one head
         def norm(t, weight):
             return t / (t.square().mean(-1, keepdim=True) + eps).sqrt() * weight
 
         t = norm(t, weight.weight) if config.qk_norm == "before_rotation" else t
-        a, b = t[..., : D // 2], t[..., D // 2 :]
-        t = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+        pairs = torch.complex(t[..., : D // 2], t[..., D // 2 :]) * torch.polar(torch.ones_like(turns), turns)
+        t = torch.cat([pairs.real, pairs.imag], dim=-1)
         return 1.2 * norm(t, 1.0) if config.qk_norm == "after_rotation" else t
 
     outputs = []
@@ -220,7 +221,7 @@ def test_attention_equals_a_reference_that_loops_over_heads(config):
         scores = (q @ k.mT / math.sqrt(D)).masked_fill(torch.ones(8, 8).triu(1).bool(), -torch.inf)
         outputs.append(scores.softmax(-1) @ v)
     expected = torch.cat(outputs, dim=-1) @ attention.o_proj.weight.T
-    torch.testing.assert_close(attention(x, values, (cos, sin), None, None), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(attention(x, values, rotation, None, None), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
