@@ -25,9 +25,24 @@ def prepare(model: LanguageModel, cfg: FinetuneConfig | None, seed: int) -> None
 def depths(model: LanguageModel) -> dict[str, int]:
     """The number of blocks from each parameter to the loss, its own block included: 0 for the final norm and an untied
     head, n_layer + 1 for the embeddings and thus a tied head."""
-    below = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    below = embeddings(model)
     depth = {p: len(model.blocks) - i for i, block in enumerate(model.blocks) for p in block.parameters()}
     return {name: len(model.blocks) + 1 if p in below else depth.get(p, 0) for name, p in model.named_parameters()}
+
+
+def embeddings(model: LanguageModel) -> set[nn.Parameter]:
+    """The weights below the blocks; a tied head is among them."""
+    return {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+
+
+def kinds(model: LanguageModel) -> dict[str, str]:
+    """What learning rates are told apart by, for each parameter: "embedding", also for a tied head, "head", "scalar"
+    for those of less than two dimensions, such as biases and norms, else "matrix"."""
+    below = embeddings(model)
+    return {
+        name: "embedding" if p in below else "head" if p is model.head else "scalar" if p.dim() < 2 else "matrix"
+        for name, p in model.named_parameters()
+    }
 
 
 def lr_scales(model: LanguageModel, decay: float) -> dict[str, float]:

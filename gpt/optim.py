@@ -7,23 +7,25 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gpt.config.optimizers import AdamWConfig, MuonConfig, OptimizerConfig
+from gpt.config.optimizers import AdamWConfig, MuonConfig, OptimizerConfig, SOAPConfig
 from gpt.config.schema import FinetuneConfig, ScheduleConfig
-from gpt.errors import UserError
+from gpt.errors import ENVIRONMENT, UserError
 from gpt.files.tensor_files import copy_rows
-from gpt.files.tensor_shards import Parts, first_rows, is_sharded, joined, on_cpu, own_rows, parts_of, shape_of
-from gpt.finetune import lr_scales
+from gpt.files.tensor_shards import Parts, is_sharded, joined, on_cpu, parts_of, shape_of
+from gpt.finetune import kinds, lr_scales
 from gpt.model import LanguageModel
+from gpt.optimizers import muon
 from gpt.terminal.console import count
 
 Groups = list[dict[str, Any]]
 Scale = Callable[[str], float]  # of the learning rate, by the name of the weight
+COUNTS = ("step",)  # what an optimizer may count for a whole group, as pytorch-optimizer's do; else groups are settings
 JSON = 0  # the first byte of a state that is no tensor, in a checkpoint; no JSON begins with it
 
 
@@ -35,7 +37,8 @@ def without_compiler_hooks(kind: type[torch.optim.Optimizer]) -> type[torch.opti
     return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
-AdamW, Muon = map(without_compiler_hooks, (torch.optim.AdamW, torch.optim.Muon))
+AdamW = without_compiler_hooks(torch.optim.AdamW)
+Muon, ShardedMuon = map(without_compiler_hooks, (muon.Muon, muon.ShardedMuon))
 
 
 def decay_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> Groups:
@@ -49,19 +52,30 @@ def decay_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: f
 
 
 def scaled_groups(
-    parameters: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float, scale: Scale
-) -> Groups:
-    """The `decay_groups` of each learning rate, `lr` times the scale of a weight's name; the largest rate first."""
+    parameters: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float, scale: Scale,
+    own_lrs: Mapping[str, float | None] = MappingProxyType({}),
+) -> Groups:  # fmt: skip
+    """The `decay_groups` of each learning rate: `lr`, or that of `own_lrs` by the weight's name, times the scale of the
+    name. Those of `lr` come first, and of these the largest rate: the one that is logged."""
     named = defaultdict(list)
     for name, parameter in parameters:
-        named[scale(name)].append((name, parameter))
+        own = own_lrs.get(name)
+        named[own is None, scale(name), lr if own is None else own].append((name, parameter))
     return [
-        group | {"lr": s * lr} for s in sorted(named, reverse=True) for group in decay_groups(named[s], weight_decay)
+        group | {"lr": s * base}
+        for is_common, s, base in sorted(named, reverse=True)
+        for group in decay_groups(named[is_common, s, base], weight_decay)
     ]
 
 
+def own_lrs(model: LanguageModel, cfg: AdamWConfig | MuonConfig | SOAPConfig) -> dict[str, float | None]:
+    """The learning rate of each weight whose kind has one of its own, by name; None for all others."""
+    by_kind = {"embedding": cfg.embedding_lr, "head": cfg.head_lr, "scalar": cfg.scalar_lr, "matrix": None}
+    return {name: by_kind[kind] for name, kind in kinds(model).items()}
+
+
 def build_adamw(model: LanguageModel, cfg: AdamWConfig, scale: Scale) -> torch.optim.Optimizer:
-    groups = scaled_groups(model.named_parameters(), cfg.lr, cfg.weight_decay, scale)
+    groups = scaled_groups(model.named_parameters(), cfg.lr, cfg.weight_decay, scale, own_lrs(model, cfg))
     return AdamW(groups, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
 
 
@@ -74,77 +88,11 @@ def build_torch(
     return without_compiler_hooks(kind)(groups, **settings)
 
 
-class ShardedMuon(Muon):
-    """Muon for matrices that are sharded: every rank has some rows of each.
+class Combined:
+    """Optimizers that have their own parameters each, under the interface of one."""
 
-    Momentum is a matter of rows, an update is not: it takes the whole matrix. So each rank gathers one of as many
-    matrices as there are ranks, turns it into the update, and sends every rank its rows of that. Nobody computes what
-    another does, or holds more than one matrix.
-    """
-
-    @torch.no_grad()
-    def step(self) -> None:
-        for group in self.param_groups:
-            matrices = [p for p in group["params"] if p.grad is not None]
-            n_ranks = matrices[0].device_mesh.size() if matrices else 1
-            for start in range(0, len(matrices), n_ranks):
-                self._step(matrices[start : start + n_ranks], group)
-
-    def _step(self, matrices: list[Any], group: dict[str, Any]) -> None:
-        """A step for at most one matrix of each rank: rank r computes the update of the one numbered r."""
-        import torch.distributed as dist
-
-        mesh, rows = matrices[0].device_mesh, []
-        for matrix in matrices:
-            gradient, state = matrix.grad, self.state[matrix]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(gradient)
-            momentum = own_rows(state["momentum_buffer"]).lerp_(own_rows(gradient), 1 - group["momentum"])
-            nesterov = group["nesterov"]
-            rows.append(own_rows(gradient).lerp(momentum, group["momentum"]) if nesterov else momentum)
-        # numbers that this rank has of each one's matrix, and that each has of this rank's
-        here = [part.numel() for part in rows] + [0] * (mesh.size() - len(rows))
-        there = [0] * mesh.size()
-        own = matrices[mesh.get_local_rank()] if mesh.get_local_rank() < len(matrices) else None
-        if own is not None:
-            there = [own.shape[1] * (last - first) for first, last in pairwise(first_rows(own))]
-        sent = torch.cat([part.flatten() for part in rows])
-        gathered = sent.new_empty(sum(there))
-        dist.all_to_all_single(gathered, sent, there, here, group=mesh.get_group())
-        if own is not None:
-            gathered = self._update(gathered.view(own.shape), group).flatten()
-        dist.all_to_all_single(sent, gathered, here, there, group=mesh.get_group())
-        for matrix, update in zip(matrices, sent.split(here[: len(rows)]), strict=True):
-            own_rows(matrix).mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view_as(own_rows(matrix)))
-
-    @staticmethod
-    def _update(gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        """What a step of Muon without momentum or decay adds to a matrix."""
-        matrix = nn.Parameter(torch.zeros_like(gradient))
-        matrix.grad = gradient
-        alone = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
-        same = ("lr", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")
-        Muon([matrix], **{key: group[key] for key in same}, **alone).step()
-        return matrix.detach()
-
-
-class MuonWithAdamW:
-    """Muon for the matrices inside the blocks, AdamW for everything else, under the interface of one optimizer.
-
-    When one of them would have no parameters, only the other exists.
-    """
-
-    def __init__(self, model: LanguageModel, cfg: MuonConfig, scale: Scale) -> None:
-        named = list(model.named_parameters())
-        inside = {p for p in model.blocks.parameters() if p.dim() == 2}
-        matrices = [(name, p) for name, p in named if p in inside]
-        others = [(name, p) for name, p in named if p not in inside]
-        self.parts: dict[str, torch.optim.Optimizer] = {}
-        if groups := scaled_groups(matrices, cfg.lr, cfg.weight_decay, scale):
-            kind = ShardedMuon if any(map(is_sharded, inside)) else Muon
-            self.parts["muon"] = kind(groups, momentum=cfg.momentum)
-        if groups := scaled_groups(others, cfg.adamw_lr, cfg.weight_decay, scale):
-            self.parts["adamw"] = AdamW(groups, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
+    def __init__(self, parts: dict[str, torch.optim.Optimizer]) -> None:
+        self.parts = parts
 
     @property
     def param_groups(self) -> Groups:
@@ -159,7 +107,48 @@ class MuonWithAdamW:
             part.zero_grad(set_to_none)
 
 
-Optimizer = torch.optim.Optimizer | MuonWithAdamW
+Optimizer = torch.optim.Optimizer | Combined
+
+
+def build_muon(model: LanguageModel, cfg: MuonConfig, scale: Scale) -> Combined:
+    keys = ("momentum", "nesterov", "scale", "orthogonalization", "cautious_decay", "momentum_warmup", "second_moment")
+    kind = Muon
+    if any(map(is_sharded, model.parameters())):
+        if cfg.second_moment is not None:
+            what = "optimizer.second_moment is of whole matrices, which parallel=fsdp shards"
+            raise UserError(what, remedy="set it to null, or parallel=ddp")
+        kind = ShardedMuon
+    return beside_adamw("muon", partial(kind, **{key: getattr(cfg, key) for key in keys}), model, cfg, scale)
+
+
+def build_soap(model: LanguageModel, cfg: SOAPConfig, scale: Scale) -> Combined:
+    """SOAP for matrices, AdamW for the rest. The first step of SOAP measures gradients and moves no matrix."""
+    try:
+        from gpt.optimizers.soap import SOAP
+    except ImportError:
+        remedy = "pip install -r requirements.txt -r requirements-soap.txt"
+        raise UserError("pytorch-optimizer is not installed", "optimizer=soap", remedy, ENVIRONMENT) from None
+    if any(map(is_sharded, model.parameters())):
+        raise UserError("optimizer=soap takes whole matrices, which parallel=fsdp shards", remedy="set parallel=ddp")
+    settings = {"betas": (cfg.beta1, cfg.beta2), "eps": cfg.eps, "precondition_frequency": cfg.precondition_every}
+    return beside_adamw("soap", partial(without_compiler_hooks(SOAP), **settings), model, cfg, scale)
+
+
+def beside_adamw(
+    name: str, kind: Callable[..., torch.optim.Optimizer], model: LanguageModel, cfg: MuonConfig | SOAPConfig,
+    scale: Scale,
+) -> Combined:  # fmt: skip
+    """An optimizer for the matrices inside the blocks, and AdamW for everything else. When one of them would have no
+    parameters, only the other exists."""
+    inside = {p for p in model.blocks.parameters() if p.dim() == 2}
+    matrices = [(name, p) for name, p in model.named_parameters() if p in inside]
+    others = [(name, p) for name, p in model.named_parameters() if p not in inside]
+    parts = {}
+    if groups := scaled_groups(matrices, cfg.lr, cfg.weight_decay, scale):
+        parts[name] = kind(groups, lr=cfg.lr, weight_decay=cfg.weight_decay)
+    if groups := scaled_groups(others, cfg.adamw_lr, cfg.weight_decay, scale, own_lrs(model, cfg)):
+        parts["adamw"] = AdamW(groups, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
+    return Combined(parts)
 
 
 def build(model: LanguageModel, cfg: OptimizerConfig, finetune: FinetuneConfig | None = None) -> Optimizer:
@@ -179,7 +168,7 @@ def build(model: LanguageModel, cfg: OptimizerConfig, finetune: FinetuneConfig |
 
 def parts(optimizer: Optimizer) -> dict[str, torch.optim.Optimizer]:
     """The torch optimizers that an optimizer consists of, by name."""
-    if isinstance(optimizer, MuonWithAdamW):
+    if isinstance(optimizer, Combined):
         return optimizer.parts
     return {type(optimizer).__name__.lower(): optimizer}
 
@@ -191,14 +180,23 @@ def state_tensors(optimizer: Optimizer, is_first: bool = True) -> dict[str, Tens
 
 
 def flatten_state(state_dicts: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
-    """The state in torch's state_dict of each part, under names as in `state_tensors`; what is no tensor as JSON."""
+    """The state in torch's state_dict of each part, under names as in `state_tensors`; what is no tensor as JSON. Of a
+    list of tensors each has its place as a further name; a count that a group keeps has the group's number after a g.
+    """
+    flat = {}
+    for part, state_dict in state_dicts.items():
+        for number, state in state_dict["state"].items():
+            for name, value in state.items():
+                is_list = isinstance(value, list) and any(isinstance(item, Tensor) for item in value)
+                items = {f"{name}.{i}": item for i, item in enumerate(value)} if is_list else {name: value}
+                flat |= {f"{part}.{number}.{key}": item for key, item in items.items()}
+        for number, group in enumerate(state_dict["param_groups"]):
+            flat |= {f"{part}.g{number}.{name}": group[name] for name in COUNTS if name in group}
     return {
-        f"{part}.{number}.{name}": value
+        key: value
         if isinstance(value, Tensor)
         else torch.tensor([JSON, *json.dumps(value).encode()], dtype=torch.uint8)
-        for part, state_dict in state_dicts.items()
-        for number, state in state_dict["state"].items()
-        for name, value in state.items()
+        for key, value in flat.items()
     }
 
 
@@ -231,14 +229,20 @@ def load_state_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor | Part
         part: [parameter for group in own.param_groups for parameter in group["params"]]
         for part, own in parts(optimizer).items()
     }
-    for key, tensor in tensors.items():
-        part, number, name = key.split(".", 2)
+    groups = {part: own.state_dict()["param_groups"] for part, own in parts(optimizer).items()}
+    for key, tensor in sorted(tensors.items()):  # the places of a list in their order
+        part, number, name, *place = key.split(".")
         try:
-            states[part].setdefault(int(number), {})[name] = restored(tensor, parameters[part][int(number)])
+            if number.startswith("g"):
+                groups[part][int(number[1:])][name] = restored(tensor, parameters[part][0])
+                continue
+            value = restored(tensor, parameters[part][int(number)])
+            state = states[part].setdefault(int(number), {})
+            state[name] = [*state.get(name, []), value] if place else value
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
     for part, own in parts(optimizer).items():
-        own.load_state_dict({"state": states[part], "param_groups": own.state_dict()["param_groups"]})
+        own.load_state_dict({"state": states[part], "param_groups": groups[part]})
 
 
 def set_lr(optimizer: Optimizer, factor: float) -> None:

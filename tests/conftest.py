@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -14,7 +15,7 @@ import torch
 
 from gpt.config.data import DataConfig
 from gpt.config.families import GPT2Config, ModelConfig
-from gpt.config.optimizers import AdamWConfig
+from gpt.config.optimizers import AdamWConfig, MuonConfig
 from gpt.config.schema import FinetuneConfig, ScheduleConfig, TrainSection
 from gpt.data.batching import Split
 from gpt.files.jsonl import RowFile
@@ -30,6 +31,8 @@ LINEAR = GPT2Config.linear_layers  # that may have adapters
 torch.set_num_threads(1)  # for matrices this small a second thread only waits, for long on a busy machine
 
 os.environ["WANDB_MODE"] = "offline"  # no test talks to a server, whatever the machine is logged in to
+
+NO_SOAP = pytest.mark.skipif(find_spec("pytorch_optimizer") is None, reason="requirements-soap.txt is not installed")
 
 
 def model_config(**changes) -> ModelConfig:
@@ -68,7 +71,17 @@ def train_section(**changes) -> TrainSection:
 
 def adamw_config(**changes) -> AdamWConfig:
     return AdamWConfig(**{
-        "name": "adamw", "lr": 1e-3, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, **changes
+        "name": "adamw", "lr": 1e-3, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8,
+        "embedding_lr": None, "head_lr": None, "scalar_lr": None, **changes,
+    })  # fmt: skip
+
+
+def muon_config(**changes) -> MuonConfig:
+    return MuonConfig(**{
+        "name": "muon", "lr": 0.02, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True, "scale": "original",
+        "orthogonalization": "newton_schulz", "cautious_decay": False, "momentum_warmup": 0, "second_moment": None,
+        "adamw_lr": 1e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8,
+        "embedding_lr": None, "head_lr": None, "scalar_lr": None, **changes,
     })  # fmt: skip
 
 

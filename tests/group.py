@@ -10,10 +10,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from conftest import ROOT, adamw_config, data_config, made_split, model_config, schedule_config, train_section
+from conftest import (
+    ROOT,
+    adamw_config,
+    data_config,
+    made_split,
+    model_config,
+    muon_config,
+    schedule_config,
+    train_section,
+)
 
 from gpt import loop, optim
-from gpt.config.optimizers import MuonConfig, OptimizerConfig
+from gpt.config.optimizers import OptimizerConfig
 from gpt.config.schema import METRIC
 from gpt.data.batching import Batches, TrainBatches, eval_batches
 from gpt.machine.machine import Machine
@@ -141,6 +150,6 @@ def course(ranks: Ranks, optimizer: OptimizerConfig, dtype: torch.dtype, rows: i
 CASES = [
     (adamw_config(lr=1e-2), torch.float64, 3),
     (adamw_config(lr=1e-2), torch.float64, 1),  # of two ranks one has no row
-    (MuonConfig("muon", 1e-2, 0.1, 0.95, 3e-3, 0.9, 0.95, 1e-8), torch.float64, 3),
+    (muon_config(lr=1e-2, adamw_lr=3e-3), torch.float64, 3),
     (adamw_config(lr=1e-2), torch.float32, 3),
 ]

@@ -1,11 +1,11 @@
 """Trains a small model in a process, or in ranks that it is sharded over: what both must agree on. Run by ranks."""
 
 import torch
-from conftest import adamw_config, model_config
+from conftest import adamw_config, model_config, muon_config
 from torch import Tensor
 
 from gpt import lora, optim
-from gpt.config.optimizers import MuonConfig, SGDConfig
+from gpt.config.optimizers import SGDConfig
 from gpt.config.schema import LoRAConfig
 from gpt.data.batching import Batch
 from gpt.loop import evaluate, train_step
@@ -20,7 +20,16 @@ CPU, VOCABULARY = torch.device("cpu"), 257  # tokens: divisible neither by 2 nor
 IDENTITY = Identity(model_config(n_embd=36), VOCABULARY, "bytes", "alpaca")
 OPTIMIZERS = {
     "adamw": adamw_config(lr=1e-3),
-    "muon": MuonConfig("muon", 0.02, 0.1, 0.9, 1e-3, 0.9, 0.95, 1e-8),
+    "muon": muon_config(momentum=0.9),
+    "muon of today": muon_config(
+        nesterov=False,
+        scale="match_rms_adamw",
+        orthogonalization="polar_express",
+        cautious_decay=True,
+        momentum_warmup=4,
+        embedding_lr=3e-3,
+        scalar_lr=2e-3,
+    ),
     "sgd": SGDConfig("sgd", 0.1, 0.1, 0.9),
 }
 

@@ -23,6 +23,7 @@ ORDER = [
     "data",
     "config",
     "gpt",
+    "optimizers",
     "config.schema config.data config.families config.optimizers config.places config.fields errors files terminal",
 ]
 AT_MOST_IN_GPT = 14

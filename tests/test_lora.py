@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import LINEAR, model_config
+from conftest import LINEAR, NO_SOAP, model_config
 from torch import nn
 from torch.nn import functional as F
 
@@ -81,15 +81,15 @@ def test_merged_weights_are_those_of_the_merged_model_bit_for_bit():
     assert lora.merged_weights(build().state_dict(), CONFIG).keys() == merged.keys()  # nothing to merge
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", pytest.param("soap", marks=NO_SOAP), "sgd"])
 def test_training_moves_the_adapters_and_not_one_bit_of_the_weights(optimizer):
-    from test_optim import CONFIGS
+    from test_optim import CONFIGS, SOAP
 
     model = build()
     lora.add(model, CONFIG)
     before = copy.deepcopy(model.state_dict())
     first_loss = loss_of(model).item()
-    cfg = next(cfg for cfg in CONFIGS if cfg.name == optimizer)
+    cfg = next(cfg for cfg in [*CONFIGS, SOAP] if cfg.name == optimizer)
     stepping = optim.build(model, cfg)
     for _ in range(5):
         loss = loss_of(model)

@@ -8,11 +8,11 @@ from typing import Any, get_args
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT, adamw_config, finetune_config, model_config, schedule_config
+from conftest import NO_SOAP, ROOT, adamw_config, finetune_config, model_config, muon_config, schedule_config
 
 from gpt import optim
 from gpt.config.fields import section
-from gpt.config.optimizers import OPTIMIZERS, MuonConfig, SGDConfig
+from gpt.config.optimizers import OPTIMIZERS, SGDConfig, SOAPConfig
 from gpt.errors import UserError
 from gpt.finetune import lr_scales, prepare
 from gpt.machine import sizes
@@ -20,14 +20,26 @@ from gpt.model import GPT
 
 CONFIGS = [
     adamw_config(),
-    MuonConfig(name="muon", lr=0.02, weight_decay=0.1, momentum=0.95, adamw_lr=1e-3, beta1=0.9, beta2=0.95, eps=1e-8),
+    muon_config(),
     SGDConfig(name="sgd", lr=0.1, weight_decay=0.01, momentum=0.9),
 ]
-by_name = pytest.mark.parametrize("cfg", CONFIGS, ids=lambda cfg: cfg.name)
+SOAP = SOAPConfig(
+    name="soap", lr=3e-3, weight_decay=0.1, beta1=0.95, beta2=0.95, eps=1e-8, precondition_every=2, adamw_lr=1e-3,
+    embedding_lr=None, head_lr=None, scalar_lr=None,
+)  # fmt: skip
+NEW_MUON = muon_config(
+    nesterov=False, scale="match_rms_adamw", orthogonalization="polar_express", cautious_decay=True, momentum_warmup=4,
+    second_moment=0.95,
+)  # fmt: skip
+by_name = pytest.mark.parametrize(
+    "cfg",
+    [*(pytest.param(cfg, id=cfg.name) for cfg in CONFIGS), pytest.param(NEW_MUON, id="muon, all that is new"),
+     pytest.param(SOAP, marks=NO_SOAP, id="soap")],
+)  # fmt: skip
 
 
 def test_every_optimizer_has_a_configuration_here():
-    assert {type(cfg) for cfg in CONFIGS} == set(get_args(OPTIMIZERS))
+    assert {type(cfg) for cfg in [*CONFIGS, SOAP]} == set(get_args(OPTIMIZERS))
 
 
 @by_name
@@ -94,7 +106,7 @@ def test_with_layer_decay_each_weight_has_its_own_rate_and_the_largest_comes_fir
     assert rates.keys() == set(names.values())
     for name, rate in rates.items():
         is_muons = name.startswith("h.") and not name.endswith("bias") and ".ln_" not in name
-        base = cfg.adamw_lr if cfg.name == "muon" and not is_muons else cfg.lr
+        base = cfg.adamw_lr if cfg.name in ("muon", "soap") and not is_muons else cfg.lr
         assert rate == base * lr_scales(model, 0.5)[name]
     assert optimizer.param_groups[0]["peak_lr"] == max(rates.values())
     for group in optimizer.param_groups:
@@ -103,12 +115,48 @@ def test_with_layer_decay_each_weight_has_its_own_rate_and_the_largest_comes_fir
 
 
 @by_name
+def test_each_kind_of_weight_may_have_a_rate_of_its_own_and_the_first_is_still_the_one_of_all_others(cfg):
+    if cfg.name == "sgd":
+        pytest.skip("it has one rate")
+    model = GPT(model_config(tie_weights=False), 50)
+    optimizer = optim.build(model, replace(cfg, embedding_lr=0.3, head_lr=0.008, scalar_lr=0.5), FINETUNE)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["peak_lr"] for group in optimizer.param_groups for p in group["params"]}
+    scales = lr_scales(model, 0.5)
+    for name, base in (("wte.weight", 0.3), ("wpe.weight", 0.3), ("lm_head.weight", 0.008), ("h.0.ln_1.weight", 0.5),
+                       ("h.1.mlp.c_fc.bias", 0.5), ("ln_f.bias", 0.5), ("h.1.attn.c_attn.weight", cfg.lr)):  # fmt: skip
+        assert rates[name] == base * scales[name]
+    assert sorted(rates) == sorted(names.values())
+    assert optimizer.param_groups[0]["peak_lr"] == cfg.lr * 0.5  # of the last block, whatever larger ones there are
+
+
+@by_name
+def test_weights_with_rates_of_their_own_go_on_from_a_checkpoint(cfg):
+    if cfg.name != "sgd":
+        cfg = replace(cfg, embedding_lr=0.03, scalar_lr=0.05)
+    model, twin = GPT(model_config(), 50), GPT(model_config(), 50)
+    optimizer, twin_optimizer = optim.build(model, cfg), optim.build(twin, cfg)
+    weights_after(model, optimizer, 4)
+    twin.load_state_dict(model.state_dict())
+    optim.load_state_tensors(twin_optimizer, {k: v.clone() for k, v in optim.state_tensors(optimizer).items()})
+    assert torch.equal(weights_after(model, optimizer, 4), weights_after(twin, twin_optimizer, 4))
+    one, other = optim.state_tensors(optimizer), optim.state_tensors(twin_optimizer)
+    assert one.keys() == other.keys() and all(torch.equal(other[name], tensor) for name, tensor in one.items())
+
+
+@pytest.mark.skipif(not NO_SOAP.args[0], reason="requirements-soap.txt is installed")
+def test_a_package_that_is_not_installed_is_said_with_the_command_that_installs_it():
+    with pytest.raises(UserError, match=r"pytorch-optimizer is not installed.*pip install .*requirements-soap.txt"):
+        optim.build(GPT(model_config(), 50), SOAP)
+
+
+@by_name
 def test_without_layer_decay_parameters_are_numbered_as_in_the_checkpoints_that_there_are(cfg):
     model = GPT(model_config(tie_weights=False), 50)
     named = list(model.named_parameters())
     decayed, plain = [p for _, p in named if p.dim() == 2], [p for _, p in named if p.dim() == 1]
     expected = [decayed, plain]
-    if cfg.name == "muon":
+    if cfg.name in ("muon", "soap"):
         matrices = [p for name, p in named if p.dim() == 2 and name.startswith("h.")]
         expected = [matrices, [model.wte.weight, model.wpe.weight, model.lm_head.weight], plain]
     for finetune in (None, replace(FINETUNE, layer_decay=1.0)):
@@ -177,7 +225,6 @@ def test_the_schedule_scales_every_group_from_its_own_peak():
 
 UPDATES = [
     ("AdamW", {"lr": 0.01, "fused": True}),
-    ("Muon", {"lr": 0.02, "momentum": 0.95}),
     ("SGD", {"lr": 0.1, "momentum": 0.9}),
 ]
 

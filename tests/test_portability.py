@@ -47,6 +47,7 @@ sys.path.insert(0, "")
 modules = pkgutil.walk_packages(["gpt"], "gpt.")
 names = ["train", "generate", "prepare_data", "evaluate", "gpt", *(module.name for module in modules)]
 names.remove("gpt.evaluation.harness")  # which needs requirements-tasks.txt
+names.remove("gpt.optimizers.soap")  # requirements-soap.txt
 for name in names:
     importlib.import_module(name)
 for name in names:

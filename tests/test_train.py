@@ -14,7 +14,7 @@ import time
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT, THE_VERDICT
+from conftest import NO_SOAP, ROOT, THE_VERDICT
 from test_conf import loaded
 
 from gpt.errors import UserError
@@ -146,7 +146,7 @@ def test_watching_a_run_more_closely_changes_no_weight(uninterrupted, tmp_path, 
 
 
 @pytest.mark.parametrize("batching", ["packed", "bucketed", "padded"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", pytest.param("soap", marks=NO_SOAP), "sgd"])
 def test_every_optimizer_and_batching_trains(tmp_path, batching, optimizer):
     cfg = settings(tmp_path, f"data.batching={batching}", f"optimizer={optimizer}", "optimizer.lr=0.05")
     assert train(in_directory(cfg, tmp_path / "run")) < rows(tmp_path / "run")[0]["val/loss"]

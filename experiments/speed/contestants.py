@@ -50,7 +50,7 @@ def this_project(job: dict, device: torch.device, dtype: torch.dtype) -> Step:
     n_layer, n_head, n_embd = job["shape"]
     config = GPT2Config("gpt2", job["model"], n_layer, n_head, n_embd, job["context"], job["dropout"], True, "tanh")
     model = GPT(config, VOCABULARY).to(device).train()
-    optimizer = optim.build(model, AdamWConfig("adamw", LR, WEIGHT_DECAY, *BETAS, 1e-8))
+    optimizer = optim.build(model, AdamWConfig("adamw", LR, WEIGHT_DECAY, *BETAS, 1e-8, None, None, None))
     if job["compile"]:
         compilation.compile_blocks(model, ROOT / "outputs" / "compiled")
     if job["data"]:

@@ -20,6 +20,7 @@ Count = Annotated[Int, Field(ge=1, le=2**63 - 1)]  # where torch's integers end;
 Even = Annotated[Count, Field(multiple_of=2)]
 Seed = Annotated[Int, Field(ge=0, le=2**63 - 1)]
 Positive = Annotated[Float, Field(gt=0)]
+Whole = Annotated[Int, Field(ge=0)]
 NonNegative = Annotated[Float, Field(ge=0)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[Float, Field(gt=0, le=1)]

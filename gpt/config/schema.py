@@ -23,7 +23,6 @@ from gpt.config.fields import (
     FlagOrAuto,
     Float,
     Fraction,
-    Int,
     NonNegative,
     Positive,
     PositiveFraction,
@@ -32,6 +31,7 @@ from gpt.config.fields import (
     Text,
     Threads,
     Variants,
+    Whole,
     section,
     variants,
     with_texts,
@@ -153,7 +153,7 @@ class TrainSection:
     save_every: Count
     keep_checkpoints: Count
     patience: Count | None
-    max_skipped: Annotated[Int, Field(ge=0)]
+    max_skipped: Whole
     one_batch: Flag
     dtype: Literal["auto", "float32", "tf32", "bfloat16", "float16"]
     compile: FlagOrAuto
@@ -177,7 +177,7 @@ class ParallelConfig:
 class SampleConfig:
     """How text is drawn from the model while it trains."""
 
-    references: Annotated[Int, Field(ge=0)]
+    references: Whole
     max_new_tokens: Count
     temperature: NonNegative
     top_k: Count | None
@@ -300,7 +300,11 @@ class PrepareConfig:
 # Settings that came after the first runs and sweeps, with the value that all before have.
 ADDED = {"model.family": "gpt2", "objective.name": "next_token",
          "data.delimiter": None, "data.encoding": None, "data.document_separator": None,
-         "data.card.notice": DISCLAIMER}  # fmt: skip
+         "data.card.notice": DISCLAIMER,
+         "optimizer.embedding_lr": None, "optimizer.head_lr": None, "optimizer.scalar_lr": None,
+         "optimizer.nesterov": True, "optimizer.scale": "original", "optimizer.orthogonalization": "newton_schulz",
+         "optimizer.cautious_decay": False, "optimizer.momentum_warmup": 0, "optimizer.second_moment": None,
+}  # fmt: skip
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -150,6 +150,8 @@ CHECKS: list[Check] = [
      "finetune.n_blocks {0} is more than model.n_layer {1}"),
     (("finetune.rank", "model.n_embd"), lambda rank, d: rank > d,
      "finetune.rank {0} is more than model.n_embd {1}"),
+    (("model.tie_weights", "optimizer.head_lr"), lambda tied, lr: tied,
+     "optimizer.head_lr {1}: with model.tie_weights the head is the embedding; set optimizer.embedding_lr"),
     (("sweep.rungs", "train.max_tokens"), lambda rungs, tokens: bool(rungs) and rungs[-1] >= tokens,
      "sweep.rungs {0}: the last one is not below the budget, train.max_tokens {1}"),
 ]  # fmt: skip

@@ -87,13 +87,11 @@ def state_bytes(cfg: ModelConfig, chosen: FinetuneConfig | None, vocab_size: int
         parameter.grad = torch.ones_like(parameter)
     small_optimizer.step()
     kept = {}
-    states = {
-        parameter: state for part in optim.parts(small_optimizer).values() for parameter, state in part.state.items()
-    }
     for parameter, kind in kinds(small).items():
-        tensors = [
-            value for value in states.get(parameter, {}).values() if isinstance(value, torch.Tensor) and value.dim()
-        ]
+        states = [part.state[parameter] for part in optim.parts(small_optimizer).values() if parameter in part.state]
+        values = [value for state in states for value in state.values()]
+        tensors = [item for value in values for item in (value if isinstance(value, list) else [value])]
+        tensors = [item for item in tensors if isinstance(item, torch.Tensor) and item.dim()]
         kept[kind] = parameter.shape, [(tensor.shape, tensor.element_size()) for tensor in tensors]
     total = 0
     for parameter, kind in kinds(model).items():
@@ -118,6 +116,7 @@ class Miniature(torch.nn.Module):
         self.wte = torch.nn.Embedding(7, 5)
         self.blocks = torch.nn.ModuleList([torch.nn.Linear(5, 7)])
         self.ln_f = torch.nn.LayerNorm(5)
+        self.head = torch.nn.Parameter(torch.empty(7, 5))
 
 
 class NotDrawn(TorchFunctionMode):

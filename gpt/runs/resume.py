@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.config import places
-from gpt.config.schema import TrainConfig, flatten
+from gpt.config.schema import ADDED, TrainConfig, flatten
 from gpt.config.value_errors import holder, unknown_key, valid_keys
 from gpt.errors import CHECKPOINT, UserError
 from gpt.files.directory import another
@@ -26,7 +26,7 @@ DECISIVE = (
 )  # fmt: skip
 # Of the data, what is in the prepared files is told by their fingerprint, and these keys tell what is made of them.
 DATA_KEYS = ("data.mask", "data.batching", "data.overflow", "data.fingerprint")
-ABSENT = {"finetune.name": None, "objective.name": "next_token"}  # what it means that a section is not there
+ABSENT = ADDED | {"finetune.name": None}  # what it means that a setting, or a section, is not there
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import NO_SOAP, ROOT
 from hydra import compose, initialize_config_dir
 from hydra.types import RunMode
 from test_launch import composed
@@ -77,7 +77,9 @@ def test_each_model_is_built(name):
         model_class(cfg.family)(cfg, 50257)
 
 
-@pytest.mark.parametrize("optimizer", choices("optimizer"))
+@pytest.mark.parametrize(
+    "optimizer", [pytest.param(name, marks=NO_SOAP if name == "soap" else ()) for name in choices("optimizer")]
+)
 @pytest.mark.parametrize("schedule", choices("schedule"))
 def test_each_optimizer_goes_with_each_schedule(optimizer, schedule):
     cfg = loaded(f"optimizer={optimizer}", f"schedule={schedule}", "model.n_layer=1", "model.n_embd=8")

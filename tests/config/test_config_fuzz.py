@@ -69,7 +69,7 @@ KEYS = {
 }  # fmt: skip
 CHOICES = {
     "train": {
-        "model": ["tiny", "mini", "small", "medium", "large", "xl"], "optimizer": ["adamw", "muon", "sgd"],
+        "model": ["tiny", "mini", "small", "medium", "large", "xl"], "optimizer": ["adamw", "muon", "soap", "sgd"],
         "data": ["sample", "medquad", "helpsteer", "alpaca"],  # text has not all of these keys, nor has constant
         "schedule": ["cosine", "linear", "wsd"],
     },

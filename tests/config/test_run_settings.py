@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, muon_config
 from hydra import compose, initialize_config_dir
 
 from gpt.config import arguments, launch, run_settings
@@ -110,7 +110,14 @@ def test_an_older_file_has_todays_values_for_what_came_later_and_else_says_what_
     del values["objective"], values["train"]["max_skipped"], values["data"]["delimiter"], values["model"]["family"]
     values["sweep"]["gone"], values["gone"] = 1, {"x": 2}
     (run_dir / "config.yaml").write_text(yaml.safe_dump(values))
-    assert started(f"out_dir={run_dir}").objective.name == "next_token"
+    for key in ("nesterov", "scale", "orthogonalization", "cautious_decay", "momentum_warmup", "second_moment"):
+        del values["optimizer"][key]
+    for kind in ("embedding", "head", "scalar"):
+        del values["optimizer"][f"{kind}_lr"]
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(values))
+    again = started(f"out_dir={run_dir}")
+    assert again.objective.name == "next_token"
+    assert again.optimizer == muon_config(lr=0.03)
     del values["model"]["gelu"], values["optimizer"]["momentum"]
     (run_dir / "config.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(

@@ -1,13 +1,11 @@
 """Faults of a composed configuration: each wrong value by its full key, and values that contradict each other."""
 
-import dataclasses
-
 import pytest
+from conftest import muon_config
 from omegaconf import OmegaConf
 from test_launch import composed
 
 from gpt.config import schema
-from gpt.config.optimizers import MuonConfig
 from gpt.config.value_errors import find_errors, unknown_key, valid_keys
 
 DELETED = object()
@@ -64,7 +62,11 @@ def test_the_default_configuration_has_no_problem(default):
         ({"data.mask": "prompt"}, "data.mask=prompt: input should be 'response' or 'all'"),
         ({"data.prompts": ["a", ""]}, "data.prompts.1=: string should have at least 1 character"),
         ({"data.path": "a\0b"}, "data.path=a\0b: string should match"),
-        ({"optimizer.name": "adam"}, "optimizer.name=adam: it is one of adamw, muon, sgd"),
+        (
+            {"optimizer.head_lr": 0.1},
+            "optimizer.head_lr 0.1: with model.tie_weights the head is the embedding; set optimizer.embedding_lr",
+        ),
+        ({"optimizer.name": "adam"}, "optimizer.name=adam: it is one of adamw, muon, soap, sgd"),
         ({"schedule.name": "sine"}, "schedule.name=sine: it is one of constant, cosine, linear, wsd"),
         ({"data.kind": "csv"}, "data.kind=csv: it is one of qa, helpsteer, alpaca, text"),
         ({"model.family": "gpt5"}, "model.family=gpt5: it is one of gpt2"),
@@ -137,7 +139,7 @@ def test_another_kinds_name_alone_is_one_fault_and_not_one_for_each_of_its_keys(
     for changes in ({"data.kind": "text"}, {"data.kind": "text", "data.path": "x.txt"}):
         [error] = errors_of(default, changes)
         assert error == f"data.kind=text: {expected} qa; choose a file of the group"
-    muon = {f.name: 0.5 for f in dataclasses.fields(MuonConfig)} | {"name": "sgd"}
+    muon = vars(muon_config(name="muon")) | {"name": "sgd"}
     assert errors_of(default, {"optimizer": muon}) == [
         f"optimizer.name=sgd: {expected} muon; choose a file of the group"
     ]

@@ -21,18 +21,21 @@ if ranks.is_first:
 # it. So both get the very same gradients here.
 MUON = """
 from gpt import optim
-one, many = Trained(optimizer="muon"), Trained(ranks, optimizer="muon")
-for number in range(3):
-    torch.manual_seed(number)
-    for a, b in zip(one.model.parameters(), many.model.parameters(), strict=True):
-        a.grad = torch.randn_like(a)
-        first = shards.first_row(b)
-        b.grad = shards.sharded_like(a.grad[first : first + len(shards.own_rows(b))].clone(), b)
-    for trained in (one, many):
-        trained.optimizer.step()
-        trained.optimizer.zero_grad()
-weights = many.whole()
-answer = max((tensor - weights[name]).abs().max().item() for name, tensor in one.model.state_dict().items())
+answer = 0.0
+for optimizer in ("muon", "muon of today"):
+    one, many = Trained(optimizer=optimizer), Trained(ranks, optimizer=optimizer)
+    for number in range(3):
+        torch.manual_seed(number)
+        for a, b in zip(one.model.parameters(), many.model.parameters(), strict=True):
+            a.grad = torch.randn_like(a)
+            first = shards.first_row(b)
+            b.grad = shards.sharded_like(a.grad[first : first + len(shards.own_rows(b))].clone(), b)
+        for trained in (one, many):
+            trained.optimizer.step()
+            trained.optimizer.zero_grad()
+    weights = many.whole()
+    for name, tensor in one.model.state_dict().items():
+        answer = max(answer, (tensor - weights[name]).abs().max().item())
 if ranks.is_first:
     print("answer " + json.dumps(answer), flush=True)
 """

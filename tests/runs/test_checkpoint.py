@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, adamw_config, model_config
+from conftest import ROOT, adamw_config, model_config, muon_config
 
 from gpt import optim
-from gpt.config.optimizers import MuonConfig, SGDConfig
+from gpt.config.optimizers import SGDConfig
 from gpt.errors import UserError
 from gpt.model import GPT
 from gpt.progress import Progress
@@ -18,7 +18,7 @@ from gpt.weights import loading
 
 CPU = torch.device("cpu")
 IDENTITY = Identity(model_config(), 257, "bytes", "alpaca")
-MUON = MuonConfig(name="muon", lr=0.02, weight_decay=0.1, momentum=0.9, adamw_lr=1e-3, beta1=0.9, beta2=0.95, eps=1e-8)
+MUON = muon_config(momentum=0.9)
 SGD = SGDConfig(name="sgd", lr=0.1, weight_decay=0.0, momentum=0.9)
 
 

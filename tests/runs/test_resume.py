@@ -91,6 +91,14 @@ def test_a_changed_setting_is_refused_with_both_values_unless_its_key_is_allowed
     assert "optimizer.lr was 0.1 and is now 0.2" in caplog.text
 
 
+def test_a_setting_that_is_younger_than_the_checkpoint_had_the_value_that_changes_nothing(tmp_path):
+    started(tmp_path)
+    same = {"nesterov": True, "second_moment": None, "embedding_lr": None}
+    assert resumed(tmp_path, changed(optimizer=same)).step == 5
+    with pytest.raises(UserError, match=r"optimizer.nesterov True != False"):
+        resumed(tmp_path, changed(optimizer=same | {"nesterov": False}))
+
+
 def test_changed_data_is_refused_with_both_fingerprints_and_what_differs(tmp_path):
     started(tmp_path)
     with pytest.raises(UserError, match=r"data.fingerprint f1 != f2, data.path a.csv != b.csv") as caught:
