@@ -31,12 +31,12 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
         batches = run.open_batches(machine)
         questions = prompts.questions(cfg.data, cfg.sample.references, batches.data.folder)
         machine = run.decide_compilation(machine, batches)
-
         torch.manual_seed(cfg.seed)
         model = loading.build(cfg.model, tokens.n_vocab, weights)
         model.gradient_checkpointing = cfg.train.gradient_checkpointing
         finetune.prepare(model, cfg.finetune, cfg.seed)
-        optimizer = optim.build(ranks.place(model, machine.device, machine.dtype), cfg.optimizer, cfg.finetune)
+        model = ranks.place(model, machine.device, machine.dtype)
+        optimizer = optim.build(model, cfg.optimizer, cfg.finetune, cfg.train.ema)
         settings = run.settings(machine, batches, weights and weights.origin)
         progress = run.restore(model, optimizer, settings)
         ranks.first(launch.save, cfg, run.directory / "config.yaml")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from gpt import optim
-from gpt.config.schema import METRIC, TrainConfig
+from gpt.config.schema import MEAN_METRIC, METRIC, TrainConfig
 from gpt.data.batching import Batch, Batches
 from gpt.data.read_ahead import ReadAhead
 from gpt.errors import NUMERICAL, UserError
@@ -23,6 +23,7 @@ from gpt.machine.machine import Machine
 from gpt.machine.ranks import COUNTS, Shared
 from gpt.model import LanguageModel
 from gpt.objective import Objective
+from gpt.optimizers.running_mean import in_place
 from gpt.progress import Due, Progress, due_after_evaluation, due_at, is_finished, rescaled, scored
 from gpt.sampling import eval_mode
 
@@ -146,6 +147,10 @@ def fit(
                     if due.checkpoint or step == total_steps:
                         yield Event({}, progress, progress, checkpoint_due=True)
                     row |= evaluate(model, objective, batches.validation, machine, stop)
+                    if mean := optim.parts(optimizer).get("ema"):
+                        with in_place(mean):
+                            averaged = evaluate(model, objective, batches.validation, machine, stop)
+                        row[MEAN_METRIC] = averaged[METRIC]
                     if not math.isfinite(row[METRIC]):
                         yield Event(row, progress, progress)
                         raise not_finite(step, f"{METRIC} {row[METRIC]}", row.get("lr", 0.0))

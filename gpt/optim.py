@@ -20,7 +20,7 @@ from gpt.files.tensor_files import copy_rows
 from gpt.files.tensor_shards import Parts, is_sharded, joined, on_cpu, parts_of, shape_of
 from gpt.finetune import kinds, lr_scales
 from gpt.model import LanguageModel
-from gpt.optimizers import muon
+from gpt.optimizers import muon, running_mean
 from gpt.terminal.console import count
 
 Groups = list[dict[str, Any]]
@@ -38,7 +38,7 @@ def without_compiler_hooks(kind: type[torch.optim.Optimizer]) -> type[torch.opti
 
 
 AdamW = without_compiler_hooks(torch.optim.AdamW)
-Muon, ShardedMuon = map(without_compiler_hooks, (muon.Muon, muon.ShardedMuon))
+Muon, ShardedMuon, RunningMean = map(without_compiler_hooks, (muon.Muon, muon.ShardedMuon, running_mean.RunningMean))
 
 
 def decay_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> Groups:
@@ -89,7 +89,7 @@ def build_torch(
 
 
 class Combined:
-    """Optimizers that have their own parameters each, under the interface of one."""
+    """Optimizers that have their own parameters each, or watch those of the others, under the interface of one."""
 
     def __init__(self, parts: dict[str, torch.optim.Optimizer]) -> None:
         self.parts = parts
@@ -151,9 +151,12 @@ def beside_adamw(
     return Combined(parts)
 
 
-def build(model: LanguageModel, cfg: OptimizerConfig, finetune: FinetuneConfig | None = None) -> Optimizer:
-    """The optimizer that `cfg` names, for the parameters that require a gradient. Each group has its highest learning
-    rate in "peak_lr", for `set_lr`; with finetune.layer_decay it is lower the farther from the loss."""
+def build(
+    model: LanguageModel, cfg: OptimizerConfig, finetune: FinetuneConfig | None = None, ema: float | None = None
+) -> Optimizer:
+    """The optimizer that `cfg` names, for the parameters that require a gradient, and with `ema` a mean of these that
+    forgets as slowly. Each group has its highest learning rate in "peak_lr", for `set_lr`; with finetune.layer_decay it
+    is lower the farther from the loss."""
     decay = 1.0 if finetune is None else finetune.layer_decay
     scale = lr_scales(model, decay).__getitem__
     module, _, attribute = cfg.built_by.partition(":")
@@ -161,6 +164,9 @@ def build(model: LanguageModel, cfg: OptimizerConfig, finetune: FinetuneConfig |
     if isinstance(builder, type) and issubclass(builder, torch.optim.Optimizer):
         builder = partial(build_torch, builder)
     optimizer = builder(model, cfg, scale)
+    if ema is not None:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = Combined(parts(optimizer) | {"ema": RunningMean(trained, ema)})
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer
@@ -232,6 +238,8 @@ def load_state_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor | Part
     groups = {part: own.state_dict()["param_groups"] for part, own in parts(optimizer).items()}
     for key, tensor in sorted(tensors.items()):  # the places of a list in their order
         part, number, name, *place = key.split(".")
+        if part == "ema" and part not in states:
+            continue  # a mean that the run no longer keeps
         try:
             if number.startswith("g"):
                 groups[part][int(number[1:])][name] = restored(tensor, parameters[part][0])

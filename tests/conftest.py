@@ -65,7 +65,7 @@ def train_section(**changes) -> TrainSection:
         "max_steps": 10, "max_epochs": None, "max_tokens": None, "tokens_per_step": 64, "micro_batch": 2,
         "grad_clip": 1.0, "eval_every": 5, "eval_tokens": 100, "log_every": 2, "sample_every": None, "save_every": 5,
         "keep_checkpoints": 2, "patience": None, "max_skipped": 0, "one_batch": False, "dtype": "float32",
-        "compile": False, "gradient_checkpointing": False, **changes,
+        "compile": False, "gradient_checkpointing": False, "ema": None, **changes,
     })  # fmt: skip
 
 

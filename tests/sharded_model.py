@@ -1,5 +1,7 @@
 """Trains a small model in a process, or in ranks that it is sharded over: what both must agree on. Run by ranks."""
 
+from contextlib import nullcontext
+
 import torch
 from conftest import adamw_config, model_config, muon_config
 from torch import Tensor
@@ -13,6 +15,7 @@ from gpt.machine.machine import Machine
 from gpt.machine.ranks import ALONE, COUNTS, Ranks
 from gpt.model import GPT
 from gpt.objective import NEXT_TOKEN
+from gpt.optimizers.running_mean import in_place
 from gpt.runs.manifest import Identity
 
 ADAPTERS = LoRAConfig(2, 4.0, ("attn.c_attn", "mlp.c_fc"))  # less rows than four ranks
@@ -39,7 +42,7 @@ class Trained:
 
     def __init__(
         self, ranks: Ranks = ALONE, optimizer: str = "adamw", dtype: torch.dtype = torch.float32, seed: int = 0,
-        adapters: bool = False, checkpointing: bool = False, **changes,
+        adapters: bool = False, checkpointing: bool = False, ema: float | None = None, **changes,
     ) -> None:  # fmt: skip
         torch.manual_seed(seed)
         self.model = GPT(model_config(**{"n_embd": 36, "n_head": 2} | changes), VOCABULARY)
@@ -48,7 +51,7 @@ class Trained:
             lora.add(self.model, ADAPTERS, seed)
         self.machine = Machine(CPU, dtype, ranks=ranks)
         self.model = ranks.place(self.model, CPU, dtype)
-        self.optimizer = optim.build(self.model, OPTIMIZERS[optimizer])
+        self.optimizer = optim.build(self.model, OPTIMIZERS[optimizer], ema=ema)
 
     def step(self, number: int) -> tuple[float, float]:
         rows = self.machine.ranks.share(rows_of(number))
@@ -62,7 +65,10 @@ class Trained:
         return [self.step(number)[0] for number in range(first, last)]
 
     def evaluate(self) -> float:
-        return evaluate(self.model, NEXT_TOKEN, rows_of(10**6), self.machine)["val/loss"]
+        """The loss, with `ema` that of the mean weights."""
+        mean = optim.parts(self.optimizer).get("ema")
+        with in_place(mean) if mean else nullcontext():
+            return evaluate(self.model, NEXT_TOKEN, rows_of(10**6), self.machine)["val/loss"]
 
     def whole(self) -> dict[str, Tensor]:
         """All weights; ranks gather them."""

@@ -217,6 +217,21 @@ def test_evaluating_logging_sampling_and_saving_change_no_weight(knob):
     assert torch.equal(weights(run(**knob)[1]), expected)
 
 
+def test_a_mean_of_the_weights_is_evaluated_beside_them_and_changes_neither_them_nor_what_is_best():
+    torch.manual_seed(0)
+    events, model, *_ = run()
+    torch.manual_seed(0)
+    averaged_model = GPT(model_config(dropout=0.1), 50)
+    optimizer = optim.build(averaged_model, adamw_config(lr=1e-2), ema=0.5)
+    averaged, *_ = run(model=averaged_model, optimizer=optimizer, eval_every=5)
+    assert torch.equal(weights(model), weights(averaged_model))
+    pairs = [(a.row, b.row) for a, b in zip(events, averaged, strict=True) if "val/loss" in a.row]
+    assert all(a["val/loss"] == b["val/loss"] for a, b in pairs)
+    first, *later = [b["val/loss_ema"] - b["val/loss"] for _, b in pairs]
+    assert first == 0 and all(later)  # before the first step there is no mean
+    assert [event.best for event in events] == [event.best for event in averaged]
+
+
 def test_random_numbers_drawn_between_steps_change_no_weight():
     expected = weights(run()[1])
     torch.manual_seed(0)

@@ -135,13 +135,38 @@ def test_weights_with_rates_of_their_own_go_on_from_a_checkpoint(cfg):
     if cfg.name != "sgd":
         cfg = replace(cfg, embedding_lr=0.03, scalar_lr=0.05)
     model, twin = GPT(model_config(), 50), GPT(model_config(), 50)
-    optimizer, twin_optimizer = optim.build(model, cfg), optim.build(twin, cfg)
+    optimizer, twin_optimizer = optim.build(model, cfg, ema=0.9), optim.build(twin, cfg, ema=0.9)
     weights_after(model, optimizer, 4)
     twin.load_state_dict(model.state_dict())
     optim.load_state_tensors(twin_optimizer, {k: v.clone() for k, v in optim.state_tensors(optimizer).items()})
     assert torch.equal(weights_after(model, optimizer, 4), weights_after(twin, twin_optimizer, 4))
     one, other = optim.state_tensors(optimizer), optim.state_tensors(twin_optimizer)
     assert one.keys() == other.keys() and all(torch.equal(other[name], tensor) for name, tensor in one.items())
+
+
+def test_a_mean_of_the_weights_may_begin_later_and_end_earlier_than_the_run():
+    model = GPT(model_config(), 50)
+    optimizer = optim.build(model, adamw_config(), ema=0.9)
+    weights_after(model, optimizer, 2)
+    saved = optim.state_tensors(optimizer)
+    without = optim.build(model, adamw_config())
+    optim.load_state_tensors(without, saved)
+    assert optim.state_tensors(without).keys() == {name for name in saved if not name.startswith("ema.")}
+    later = optim.build(model, adamw_config(), ema=0.9)
+    optim.load_state_tensors(later, optim.state_tensors(without))
+    weights_after(model, later, 1)
+    assert all(torch.equal(state["mean"], weights) for weights, state in later.parts["ema"].state.items())
+
+
+@by_name
+def test_the_estimate_of_the_state_is_what_it_takes_with_a_mean_of_the_weights_too(cfg):
+    config = model_config(tie_weights=False)
+    model = GPT(config, 50)
+    for ema in (None, 0.9):
+        optimizer = optim.build(model, cfg, ema=ema)
+        weights_after(model, optimizer, 2)
+        held = sum(t.nbytes for t in optim.state_tensors(optimizer).values() if t.dtype == torch.float32 and t.dim())
+        assert sizes.state_bytes(config, None, 50, cfg, ema) == held
 
 
 @pytest.mark.skipif(not NO_SOAP.args[0], reason="requirements-soap.txt is installed")
@@ -288,7 +313,7 @@ def test_any_optimizer_of_torchs_needs_a_dataclass_only_and_goes_on_from_a_check
     optim.load_state_tensors(twin_optimizer, safetensors.torch.load_file(tmp_path / "state.safetensors"))
     assert torch.equal(weights_after(model, optimizer, 3), weights_after(twin, twin_optimizer, 3))
     held = sum(t.nbytes for t in optim.state_tensors(optimizer).values() if t.dim())
-    assert sizes.state_bytes(config, None, 50, cfg) == held
+    assert sizes.state_bytes(config, None, 50, cfg, None) == held
 
 
 def test_a_state_that_is_no_tensor_is_kept_as_it_is():

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from gpt.config.data import DISCLAIMER, DataConfig, TemplateName
 from gpt.config.families import AnyModelConfig
 from gpt.config.fields import (
+    BelowOne,
     Count,
     CountOrAuto,
     DeviceName,
@@ -40,6 +41,7 @@ from gpt.config.optimizers import OptimizerConfig
 from gpt.config.places import stored, with_paths
 
 METRIC = "val/loss"  # what is minimised: it decides the best checkpoint, when to stop early, and every leaderboard
+MEAN_METRIC = f"{METRIC}_ema"  # the same of the mean of the weights, with train.ema; it decides nothing
 
 
 @section
@@ -158,6 +160,7 @@ class TrainSection:
     dtype: Literal["auto", "float32", "tf32", "bfloat16", "float16"]
     compile: FlagOrAuto
     gradient_checkpointing: Flag
+    ema: BelowOne | None
 
     def rows_per_step(self, context_length: int) -> int:
         """Rows of `context_length` tokens in an optimizer step: as many as come nearest to `tokens_per_step`."""
@@ -300,7 +303,7 @@ class PrepareConfig:
 # Settings that came after the first runs and sweeps, with the value that all before have.
 ADDED = {"model.family": "gpt2", "objective.name": "next_token",
          "data.delimiter": None, "data.encoding": None, "data.document_separator": None,
-         "data.card.notice": DISCLAIMER,
+         "data.card.notice": DISCLAIMER, "train.ema": None,
          "optimizer.embedding_lr": None, "optimizer.head_lr": None, "optimizer.scalar_lr": None,
          "optimizer.nesterov": True, "optimizer.scale": "original", "optimizer.orthogonalization": "newton_schulz",
          "optimizer.cautious_decay": False, "optimizer.momentum_warmup": 0, "optimizer.second_moment": None,

@@ -58,7 +58,7 @@ def estimate(
     sizes = count_sizes(cfg.model, cfg.finetune, vocab_size)
     parts, exchange = ranks.count if ranks.is_sharded else 1, 0
     counts = counting.micro_batch(with_rows_of_rank(cfg, ranks.count), vocab_size, rows, kind, dtype, parts)
-    optimizer = state_bytes(cfg.model, cfg.finetune, vocab_size, cfg.optimizer)
+    optimizer = state_bytes(cfg.model, cfg.finetune, vocab_size, cfg.optimizer, cfg.train.ema)
     activations = round(GAPS * counts.bytes)
     head = loss.head_bytes(counts.tokens, vocab_size, sizes.head, sizes.head_is_trained, kind, dtype.itemsize)
     if ranks.is_sharded:

@@ -75,14 +75,17 @@ def count_gathered(cfg: ModelConfig, chosen: FinetuneConfig | None, vocab_size: 
 
 
 @ByValue
-def state_bytes(cfg: ModelConfig, chosen: FinetuneConfig | None, vocab_size: int, optimizer: OptimizerConfig) -> int:
-    """Bytes of the state that an optimizer keeps for the trained weights of a model: it is asked what it keeps for
-    small ones, after a step, and their dimensions are replaced by the real ones."""
+def state_bytes(
+    cfg: ModelConfig, chosen: FinetuneConfig | None, vocab_size: int, optimizer: OptimizerConfig, ema: float | None
+) -> int:
+    """Bytes of the state that an optimizer, and with `ema` the mean of the weights, keeps for the trained weights of a
+    model: it is asked what it keeps for small ones, after a step, and their dimensions are replaced by the real ones.
+    """
     with torch.device("meta"), NotDrawn():
         model = build(cfg, chosen, vocab_size)
     with NotDrawn():
         small = Miniature()
-    small_optimizer = optim.build(small, optimizer)
+    small_optimizer = optim.build(small, optimizer, ema=ema)
     for parameter in small.parameters():
         parameter.grad = torch.ones_like(parameter)
     small_optimizer.step()

@@ -1,1 +1,1 @@
-"""Optimizers that torch does not have: Muon as published since, and SOAP."""
+"""Optimizers that torch does not have: Muon as published since, and the running mean of the weights."""

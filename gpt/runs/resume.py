@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 # Settings that a run cannot change on the way and still be one run. Its length may be changed, with a warning.
 DECISIVE = (
     "init", "finetune", "objective", "optimizer", "schedule", "seed", "data", "train.tokens_per_step",
-    "train.grad_clip", "train.one_batch", "train.eval_tokens", "train.patience", "train.max_skipped",
+    "train.grad_clip", "train.ema", "train.one_batch", "train.eval_tokens", "train.patience", "train.max_skipped",
 )  # fmt: skip
 # Of the data, what is in the prepared files is told by their fingerprint, and these keys tell what is made of them.
 DATA_KEYS = ("data.mask", "data.batching", "data.overflow", "data.fingerprint")

@@ -129,6 +129,6 @@ def check_space(run_dir: Path, cfg: TrainConfig, vocab_size: int) -> None:
     """Raises UserError (5) when the disk has no room for the checkpoints that a run will keep and the one being
     written, less those that are there."""
     sizes = count_sizes(cfg.model, cfg.finetune, vocab_size)
-    size = 4 * sizes.held + state_bytes(cfg.model, cfg.finetune, vocab_size, cfg.optimizer)
+    size = 4 * sizes.held + state_bytes(cfg.model, cfg.finetune, vocab_size, cfg.optimizer, cfg.train.ema)
     n_wanted = cfg.train.keep_checkpoints + 1 - len(listed(run_dir / "checkpoints"))
     directory.check_space(run_dir, max(1, n_wanted), size)

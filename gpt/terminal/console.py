@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from gpt.config.schema import METRIC
+from gpt.config.schema import MEAN_METRIC, METRIC
 from gpt.errors import one_line
 
 log = logging.getLogger(__name__)
@@ -263,13 +263,8 @@ class ProgressBar:
 
 
 def _details(row: dict[str, float | int]) -> list[str]:
-    formats = {
-        "train/loss": "train/loss {:.3f}",
-        METRIC: METRIC + " {:.3f}",
-        "val/bpb": "val/bpb {:.3f}",
-        "lr": "lr {:.1e}",
-        "tokens_per_second": "{:,.0f} tokens/s",
-    }
+    formats = {key: f"{key} {{:.3f}}" for key in ("train/loss", METRIC, MEAN_METRIC, "val/bpb")}
+    formats |= {"lr": "lr {:.1e}", "tokens_per_second": "{:,.0f} tokens/s"}
     return [text.format(row[key]) for key, text in formats.items() if key in row]
 
 

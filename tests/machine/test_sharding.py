@@ -111,7 +111,7 @@ def test_two_ranks_train_and_evaluate_as_one_process_does_and_muon_makes_the_sam
 @pytest.mark.parametrize(
     "how",
     [{}, {"checkpointing": True}, {"optimizer": "sgd"}, {"adapters": True}, {"tie_weights": False},
-     {"adapters": True, "checkpointing": True}],
+     {"adapters": True, "checkpointing": True}, {"ema": 0.8}],
     ids=str,
 )  # fmt: skip
 def test_everything_that_is_trained_is_trained_as_by_one_process(tmp_path, n, how):

@@ -94,9 +94,9 @@ def test_a_changed_setting_is_refused_with_both_values_unless_its_key_is_allowed
 def test_a_setting_that_is_younger_than_the_checkpoint_had_the_value_that_changes_nothing(tmp_path):
     started(tmp_path)
     same = {"nesterov": True, "second_moment": None, "embedding_lr": None}
-    assert resumed(tmp_path, changed(optimizer=same)).step == 5
-    with pytest.raises(UserError, match=r"optimizer.nesterov True != False"):
-        resumed(tmp_path, changed(optimizer=same | {"nesterov": False}))
+    assert resumed(tmp_path, changed(optimizer=same, train={"ema": None})).step == 5
+    with pytest.raises(UserError, match=r"train.ema None != 0.9, optimizer.nesterov True != False"):
+        resumed(tmp_path, changed(optimizer=same | {"nesterov": False}, train={"ema": 0.9}))
 
 
 def test_changed_data_is_refused_with_both_fingerprints_and_what_differs(tmp_path):
