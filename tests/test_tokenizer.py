@@ -1,5 +1,6 @@
-"""Text to ids and back, compared with tiktoken and with OpenAI's files."""
+"""Text to ids and back, compared with tiktoken, with OpenAI's files, and with the library tokenizers."""
 
+import json
 import random
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiktoken
+from llama_folder import END, OTHER, trained, write_tokenizer
 
 from gpt import tokenizer
 from gpt.errors import UserError
@@ -184,3 +186,101 @@ print(tokenizer.load("gpt2").encode("Hello, I am"))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "[15496, 11, 314, 716]\n", done.stderr
+
+
+# That of a tokenizer.json
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    return tokenizer.load(str(write_tokenizer(tmp_path_factory.mktemp("own"))))
+
+
+def test_a_tokenizer_file_has_the_ids_of_its_library_and_never_a_control_token_of_text(own):
+    peer = trained()
+    for text in ["What is asthma?", "  two  spaces\n\n\n and\tmore ", "1234 naïve 漢字 🙂", ""]:
+        assert own.encode(text) == peer.encode(text).ids and own.decode(own.encode(text)) == text
+    said = f"a{END}b{OTHER}"
+    ids = own.encode(said)
+    assert own.eos in peer.encode(said).ids and not {0, 1} & set(ids) and own.decode(ids) == said
+    assert own.decode([own.eos]) == END and own.encode("a\ud800") == own.encode("a\ufffd")
+    texts = [said, "x", ""]
+    assert [ids.tolist() for ids in own.ids_of_each(texts)] == [own.encode(text) for text in texts]
+
+
+def test_its_tokens_have_as_many_bytes_as_the_text(own):
+    for text in ["What is asthma?", " 漢字 🙂\n"]:
+        assert own.bytes_per_token()[own.encode(text)].sum() == len(text.encode())
+    assert own.bytes_per_token()[own.eos] == 0
+
+
+def test_it_is_known_by_its_content_and_by_what_ends_its_texts(own, tmp_path):
+    again = tokenizer.load(str(write_tokenizer(tmp_path / "again", chat_template="unused")))
+    other = tokenizer.load(str(write_tokenizer(tmp_path / "other", eos_token={"content": OTHER})))
+    assert again.name == own.name and tokenizer.load(own.name).encode("x") == own.encode("x")
+    assert other.name != own.name and (other.eos, own.eos) == (1, 0)
+    with pytest.raises(UserError, match="it is json-"):
+        tokenizer.carried(f"json-{'0' * 16}", tmp_path / "again")
+
+
+def test_the_end_of_a_text_may_be_in_the_settings_of_the_model(tmp_path):
+    folder = write_tokenizer(tmp_path, eos_token=None)
+    with pytest.raises(UserError, match="does not say which token ends a text"):
+        tokenizer.read(folder)
+    (folder / "config.json").write_text('{"eos_token_id": [1, 0]}')
+    assert tokenizer.read(folder).eos == 1
+    (folder / "config.json").write_text('{"eos_token_id": 70}')
+    with pytest.raises(UserError, match="70, which ends a text, is no special token"):
+        tokenizer.read(folder)
+
+
+def test_running_text_is_cut_where_its_ids_stay_the_same(own):
+    text = (ROOT / "gpt" / "sample.csv").read_text()[:30_000]
+    cuts = [match.start() for match in own.safe_cut.finditer(text)]
+    parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
+    assert len(cuts) > 20 and [i for part in parts for i in own.encode(part)] == own.encode(text)
+
+
+CHANGES = {
+    "model.type 'WordPiece'": {"model": {"type": "WordPiece"}},
+    "model.dropout 0.1": {"model": {"dropout": 0.1}},
+    "model.byte_fallback True": {"model": {"byte_fallback": True}},
+    "normalizer.type 'Lowercase'": {"normalizer": {"type": "Lowercase"}},
+    "pre_tokenizer.type 'Metaspace'": {"pre_tokenizer": {"type": "Metaspace", "add_prefix_space": False}},
+    "pre_tokenizer.add_prefix_space True": {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
+    "decoder.type 'Metaspace'": {"decoder": {"type": "Metaspace"}},
+}
+
+
+@pytest.mark.parametrize("expected", CHANGES)
+def test_a_tokenizer_whose_ids_do_not_stand_for_the_bytes_of_a_text_is_refused(expected, tmp_path):
+    file = write_tokenizer(tmp_path) / "tokenizer.json"
+    content = json.loads(file.read_text())
+    for key, value in CHANGES[expected].items():
+        content[key] = content[key] | value if key == "model" else value
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        tokenizer.read(tmp_path)
+    assert caught.value.code == 3 and caught.value.what.endswith(f"byte-pair encoding: {expected}")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"[" * 99_999, b'{"model": 1}', b"\xff", None])
+def test_what_is_no_tokenizer_is_refused_in_one_line(content, tmp_path):
+    file = write_tokenizer(tmp_path) / "tokenizer.json"
+    if content is None:
+        content = (
+            file.read_bytes().replace(b'"<|end|>": 0', b'"<|end|>": 9999999').replace(b'"id": 0', b'"id": 9999999')
+        )
+    file.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        tokenizer.read(tmp_path)
+    assert caught.value.code == 3 and "\n" not in str(caught.value)
+
+
+def test_ids_of_a_large_vocabulary_have_four_bytes(tmp_path):
+    file = write_tokenizer(tmp_path) / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"] |= {f"unused{i}": i for i in range(400, 2**16 + 1)}
+    file.write_text(json.dumps(content))
+    large = tokenizer.read(tmp_path)
+    assert large.n_vocab == 2**16 + 1 and large.ids("text").dtype == np.uint32

@@ -7,8 +7,9 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from gpt.config.fields import BelowOne, Count, Seed, Text, section, variants
+from gpt.files import paths
 
-TokenizerName = Literal["gpt2", "bytes"]
+BUILT_IN = ("gpt2", "bytes")
 TemplateName = Literal["alpaca", "alpaca_stanford", "plain"]
 Delimiter = Annotated[str, Field(pattern=r'^(comma|semicolon|tab|pipe|\\t|[^"\r\n\x00])$')]
 
@@ -22,6 +23,15 @@ def _check_encoding(name: str) -> str:
 
 
 Encoding = Annotated[str, AfterValidator(_check_encoding)]
+
+
+def _check_tokenizer(name: str) -> str:
+    if name not in BUILT_IN and not (paths.absolute(name) / "tokenizer.json").is_file():
+        raise PydanticCustomError("tokenizer", "it is gpt2, bytes, or a folder that has a tokenizer.json")
+    return name
+
+
+TokenizerName = Annotated[Text, AfterValidator(_check_tokenizer)]
 
 
 # The notice of health data, and of models that do not say what they have learned from.

@@ -68,14 +68,17 @@ def _prepare(cfg: DataConfig, root: Path, is_typed: bool, reason: str = "") -> P
             shutil.rmtree(leftover, ignore_errors=True)
         new.mkdir()
         try:
+            tokens = tokenizer.load(cfg.tokenizer)
+            for name, content in tokens.files.items():
+                (new / name).write_bytes(content)
             write = _write_texts if cfg.kind == "text" else _write_records
             meta = {
                 "format": prepared.FORMAT,
                 "name": cfg.name,
                 "kind": cfg.kind,
                 "settings": prepared.settings_of(cfg),
-                "tokenizer": cfg.tokenizer,
-                "n_vocab": tokenizer.load(cfg.tokenizer).n_vocab,
+                "tokenizer": tokens.name,
+                "n_vocab": tokens.n_vocab,
                 "template": cfg.template,
                 **write(cfg, source, new),
             }
@@ -130,7 +133,7 @@ def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str
     _report_bad_rows(bad, directory)
     for line in records.describe_left_out(cleaned):
         log.info(line)
-    end = np.array([encoding.eos], dtype=np.uint16)
+    end = np.array([encoding.eos], dtype=encoding.dtype)
     lengths = [len(prompt) + len(response) + 1 for prompt, response in ids]
     kept = [i for i, length in enumerate(lengths) if cfg.max_tokens is None or length <= cfg.max_tokens]
     ladder = list(cleaned.ladder)
@@ -153,7 +156,7 @@ def _write_records(cfg: DataConfig, source: Source, directory: Path) -> dict[str
         if name != "train":  # its first documents shall be a fair sample of it
             random.Random(f"{cfg.split_seed} {name}").shuffle(order)
         _write_lines(directory / f"{name}.jsonl", [lines[i] for i in order])
-        with token_files.Writer(directory, name) as writer:
+        with token_files.Writer(directory, name, encoding.dtype) as writer:
             for prompt, response in (ids[i] for i in order):
                 writer.add(np.concatenate([prompt, response, end]))
                 writer.end_document(len(prompt))
@@ -201,7 +204,7 @@ def _write_texts(cfg: DataConfig, source: Source, directory: Path) -> dict[str, 
     """Running text: cut by characters in the order of splits.IN_ORDER; files are joined by end of text. They are read
     twice, as their characters must be counted before they are cut, and never as a whole."""
     encoding = tokenizer.load(cfg.tokenizer)
-    end = np.array([encoding.eos], dtype=np.uint16)
+    end = np.array([encoding.eos], dtype=encoding.dtype)
     form = cfg.encoding, cfg.document_separator
     measured = [text_files.measure(path, *form) for path in source.files]
     n_chars, n_marks, n_separators = (sum(counts) for counts in list(zip(*measured, strict=True))[:3])
@@ -218,7 +221,9 @@ def _write_texts(cfg: DataConfig, source: Source, directory: Path) -> dict[str, 
         log.warning(f"left out of {source.base}, as they do not end in .txt or .txt.gz: {listed(source.left_out)}")
     parts = token_files.encode_files(source.files, measured, splits.text_ranges(n_chars, cfg), encoding, *form)
     with contextlib.ExitStack() as stack:
-        writers = {name: stack.enter_context(token_files.Writer(directory, name)) for name in splits.IN_ORDER}
+        writers = {
+            name: stack.enter_context(token_files.Writer(directory, name, encoding.dtype)) for name in splits.IN_ORDER
+        }
         for name, is_first, ids in parts:
             if is_first and writers[name].n_tokens:
                 writers[name].add(end)

@@ -22,6 +22,7 @@ from typing import Any, TextIO
 from filelock import lock_descriptor
 from pydantic import ValidationError, create_model
 
+from gpt import tokenizer
 from gpt.config.data import DataConfig
 from gpt.data import sources, splits, token_files, topics
 from gpt.errors import ENVIRONMENT, UserError
@@ -38,7 +39,8 @@ SETTINGS = ("name", "kind", "columns", "tokenizer", "template", "max_tokens", "s
             "split_seed", "on_bad_row", "card")  # fmt: skip
 HOW_WRITTEN = ("delimiter", "encoding", "document_separator")  # these, too; recorded where they are set
 TOKEN_FILES = set(chain.from_iterable(map(token_files.names, splits.NAMES)))
-RUN_FILES = {*TOKEN_FILES, "val.jsonl", "meta.json", topics.FILE}  # what a run opens; the other files are for people
+# What a run opens; the other files are for people.
+RUN_FILES = {*TOKEN_FILES, *tokenizer.FILES, "val.jsonl", "meta.json", topics.FILE}
 SHOWN_FILES = {"README.md", "token_lengths.png", "bad_rows.txt", *(f"{split}.jsonl" for split in splits.NAMES)}
 VERSION = re.compile("[0-9a-f]{12}")  # the name of a folder: the beginning of the fingerprint
 META_LIMIT = 2**26  # bytes of meta.json, enough for 500,000 source files
@@ -63,6 +65,11 @@ class Prepared:
 
     folder: Path
     meta: dict[str, Any]
+
+    @property
+    def tokens(self) -> tokenizer.Tokenizer:
+        """What the data was prepared with. Raises UserError (3) where its files are not that."""
+        return tokenizer.carried(self.meta["tokenizer"], self.folder)
 
 
 def opened(folder: Path) -> Prepared:
@@ -182,11 +189,7 @@ def read_meta(directory: Path) -> dict[str, Any]:
             written = escape(str(meta.get("format"))[:40])
             raise UserError(f"it is in format {written}, this program writes {FORMAT}", str(directory))
         names = _META.model_validate(meta, strict=True).files.keys()
-        if (
-            not all(map(may_contain, names))
-            or not names >= TOKEN_FILES
-            or not meta["splits"].keys() >= set(splits.NAMES)
-        ):
+        if not (all(map(may_contain, names)) and names >= TOKEN_FILES and meta["splits"].keys() >= set(splits.NAMES)):
             raise ValueError("other files than those of prepared data")
         if meta["fingerprint"] != fingerprint_of(meta):
             raise ValueError("fingerprint differs")
@@ -199,7 +202,7 @@ def read_meta(directory: Path) -> dict[str, Any]:
 def may_contain(name: str) -> bool:
     """Whether a file in a prepared directory may have this name."""
     is_alpaca = name.endswith("_alpaca.jsonl") and Path(name).name == name
-    return is_alpaca or name in TOKEN_FILES | SHOWN_FILES | {topics.FILE}
+    return is_alpaca or name in TOKEN_FILES | tokenizer.FILES | SHOWN_FILES | {topics.FILE}
 
 
 def fingerprint_of(meta: dict[str, Any]) -> str:
@@ -216,7 +219,8 @@ def directory_of(cfg: DataConfig, root: Path) -> Path:
 def settings_of(cfg: DataConfig) -> dict[str, Any]:
     how_written = {name: value for name in HOW_WRITTEN if (value := getattr(cfg, name)) is not None}
     card = {name: text for name, text in asdict(cfg.card).items() if name != "notice"}  # which is of models
-    return {name: getattr(cfg, name) for name in SETTINGS} | {"card": card} | how_written
+    content = {"tokenizer": tokenizer.load(cfg.tokenizer).name, "card": card}  # wherever the tokenizer's files are
+    return {name: getattr(cfg, name) for name in SETTINGS} | content | how_written
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
 """Encodes texts into files of token ids, which gpt/data/batching.py maps into memory, and checks those of others.
 
-<split>.bin holds the ids of all documents one after the other, uint16; <split>.index.npy one row per document: start,
-response_start, end, as offsets into it.
+<split>.bin holds the ids of all documents one after the other, uint16, or uint32 where the vocabulary is larger than
+that; <split>.index.npy one row per document: start, response_start, end, as offsets into it.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -49,7 +50,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
 
 
 def encode(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """The ids of each text, uint16, while the next texts are being made: the tokenizer works outside Python's global
+    """The ids of each text, while the next texts are being made: the tokenizer works outside Python's global
     lock, and so long at a time that it does not wait for it."""
     for encoded in in_order(tokenizer.ids_of_each, _batches(texts)):
         yield from encoded
@@ -141,7 +142,8 @@ class Writer:
     """The two files of a split on their way to the disk. Ids go there as they come; what stays in memory is 24 bytes a
     document."""
 
-    def __init__(self, directory: Path, split: str) -> None:
+    def __init__(self, directory: Path, split: str, dtype: type[np.unsignedinteger] = np.uint16) -> None:
+        self._dtype = np.dtype(dtype).newbyteorder("<")
         ids_path, self._index_path = (directory / name for name in names(split))
         self.n_tokens = 0
         self._file = open(ids_path, "wb")  # noqa: SIM115  closed by __exit__
@@ -155,7 +157,7 @@ class Writer:
 
     def add(self, ids: np.ndarray) -> None:
         """Ids of the current document."""
-        self._file.write(np.ascontiguousarray(ids, dtype="<u2"))
+        self._file.write(np.ascontiguousarray(ids, dtype=self._dtype))
         self.n_tokens += len(ids)
 
     def end_document(self, n_prompt: int = 0) -> None:
@@ -199,10 +201,19 @@ def read(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_ids(path: Path) -> np.ndarray:
-    n_bytes = _size(path)
+    n_bytes, dtype = _size(path), _dtype(path)
     if n_bytes % 2:
         raise damaged(path, f"{n_bytes} bytes are no whole number of ids")
-    return np.memmap(path, dtype="<u2", mode="r") if n_bytes else np.empty(0, "<u2")  # an empty file cannot be mapped
+    return np.memmap(path, dtype=dtype, mode="r") if n_bytes else np.empty(0, dtype)  # an empty file cannot be mapped
+
+
+def _dtype(path: Path) -> str:
+    """That of the ids in a file: four bytes for each where that makes as many as the index ends with, else two."""
+    last = b""
+    with contextlib.suppress(OSError), open(path.with_suffix(".index.npy"), "rb") as index:
+        index.seek(-8, os.SEEK_END)
+        last = index.read()
+    return "<u4" if path.stat().st_size == 4 * int.from_bytes(last, "little") > 0 else "<u2"
 
 
 def _read_index(path: Path) -> np.ndarray:
@@ -287,11 +298,11 @@ def _version(path: Path) -> tuple[Any, ...]:
 
 def _read_through(path: Path) -> str:
     """The sha256 of a token file; its largest id is remembered."""
-    version, digest, largest = _version(path), hashlib.sha256(), 0
+    version, dtype, digest, largest = _version(path), np.dtype(_dtype(path)), hashlib.sha256(), 0
     with sources.reading(path), open(path, "rb") as file:
         while content := file.read(2**18):
             digest.update(content)
-            largest = max(largest, int(np.frombuffer(content, "<u2", len(content) // 2).max(initial=0)))
+            largest = max(largest, int(np.frombuffer(content, dtype, len(content) // dtype.itemsize).max(initial=0)))
     _largest_ids[version] = largest
     return digest.hexdigest()
 

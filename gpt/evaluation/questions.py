@@ -21,7 +21,7 @@ from gpt.files import paths
 from gpt.files.paths import PROJECT_ROOT
 from gpt.prompts import Question, format_prompt, read_prompt
 from gpt.terminal.console import escape
-from gpt.tokenizer import Tokenizer, load
+from gpt.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +42,14 @@ class Training:
         """All of its texts, without the template."""
         if self.questions:
             return [text_of(question) for question in self.questions]
-        tokens, split = load(self.data.meta["tokenizer"]), Split.open(self.data.folder, "train")
+        tokens, split = self.data.tokens, Split.open(self.data.folder, "train")
         return [tokens.decode(split.ids[start:end].tolist()) for start, _, end in split.documents]
 
     @cached_property
     def counts(self) -> np.ndarray:
         """(V,) how often each token occurs."""
         ids = Split.open(self.data.folder, "train").ids
-        return np.bincount(ids, minlength=load(self.data.meta["tokenizer"]).n_vocab)
+        return np.bincount(ids, minlength=self.data.tokens.n_vocab)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class Part:
     def sha256(self) -> str:
         """Of the questions and references, or of the tokens of a text."""
         if not self.questions:
-            return hashlib.sha256(np.ascontiguousarray(self.split.ids, "<u2").tobytes()).hexdigest()
+            ids = self.split.ids
+            return hashlib.sha256(ids.astype(ids.dtype.newbyteorder("<")).tobytes()).hexdigest()
         return hashlib.sha256(json.dumps([identity(question) for question in self.questions]).encode()).hexdigest()
 
     @cached_property
@@ -154,8 +155,8 @@ def of_data(cfg: EvaluateConfig, data: Prepared, subject: Subject, training: Tra
         split = encoded(of_data, template, subject.tokens)
         return Part(source, split, mask, of_data, known, training, beside=Training(data))
     if data.meta["tokenizer"] != subject.tokens.name:
-        texts = [load(data.meta["tokenizer"]).decode(split.ids[a:b].tolist()) for a, _, b in split.documents]
-        split = joined([(np.empty(0, np.uint16), subject.tokens.ids(text)) for text in texts])
+        texts = [data.tokens.decode(split.ids[a:b].tolist()) for a, _, b in split.documents]
+        split = joined([(np.empty(0, subject.tokens.dtype), subject.tokens.ids(text)) for text in texts])
     return Part(source, split, "all", [], [], training)
 
 
@@ -203,7 +204,7 @@ def first(part: Part, n: int) -> Part:
 
 def _questions(data: Prepared, split_name: str) -> list[Question]:
     """The questions of a split, from its token files: they are known by their fingerprint, JSON Lines are not."""
-    tokens, split = load(data.meta["tokenizer"]), Split.open(data.folder, split_name)
+    tokens, split = data.tokens, Split.open(data.folder, split_name)
     found = []
     for start, response, end in split.documents.tolist():
         prompt = read_prompt(data.meta["template"], tokens.decode(split.ids[start:response].tolist()))
@@ -213,7 +214,7 @@ def _questions(data: Prepared, split_name: str) -> list[Question]:
 
 def encoded(questions: Sequence[Question], template: str, tokens: Tokenizer) -> Split:
     """Documents as training has them: prompt, response, end of text."""
-    end = np.array([tokens.eos], dtype=np.uint16)
+    end = np.array([tokens.eos], dtype=tokens.dtype)
     prompts = [format_prompt(template, question.instruction, question.input) for question in questions]
     references = [question.reference or "" for question in questions]
     pairs = zip(tokens.ids_of_each(prompts), tokens.ids_of_each(references), strict=True)
@@ -225,7 +226,7 @@ def joined(documents: Sequence[tuple[np.ndarray, np.ndarray]]) -> Split:
     prompts, totals = ([len(p) for p, _ in documents], [len(p) + len(r) for p, r in documents])
     ends = np.cumsum(totals)
     starts = ends - totals
-    ids = np.concatenate([part for document in documents for part in document]).astype(np.uint16)
+    ids = np.concatenate([part for document in documents for part in document])
     return Split(ids, np.stack([starts, starts + prompts, ends], axis=1).astype(np.int64), "evaluated")
 
 

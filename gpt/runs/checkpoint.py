@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from gpt import optim
+from gpt import optim, tokenizer
 from gpt.errors import ENVIRONMENT, NUMERICAL, UserError, unusable
 from gpt.files.atomic import sync, why_refused
 from gpt.files.directory import in_bytes
@@ -47,9 +47,9 @@ from gpt.runs.manifest import (
     Manifest,
     facts_of,
     hash_json,
+    in_json,
     of_rank,
     read_manifest,
-    write_json,
 )  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def publish(
             "progress": asdict(progress),
             "files": files,
         }
-        write_json(temporary / MANIFEST, {"content": content, "sha256": hash_json(content)})
+        (temporary / MANIFEST).write_bytes(in_json({"content": content, "sha256": hash_json(content)}))
         sync(temporary / MANIFEST)
         sync(temporary)
         if final.exists():
@@ -97,7 +97,8 @@ def publish(
 
     try:
         by_all(ranks, begin if ranks.is_first else None)
-        written = by_all(ranks, lambda: write_files(temporary, state, weights, config, ranks))
+        texts = {CONFIG: in_json(config), **tokenizer.load(identity.tokenizer).files}
+        written = by_all(ranks, lambda: write_files(temporary, state, weights, texts, ranks))
         files = {name: facts for part in written for name, facts in part.items()}
         by_all(ranks, complete if ranks.is_first else None)
     except (OSError, SafetensorError) as error:
@@ -137,23 +138,21 @@ def by_all(ranks: Ranks, work: Callable[[], Any] | None) -> list[Any]:
 
 
 def write_files(
-    directory: Path, state: Tensors, weights: Tensors, config: dict[str, Any], ranks: Ranks
+    directory: Path, state: Tensors, weights: Tensors, texts: dict[str, bytes], ranks: Ranks
 ) -> dict[str, dict[str, Any]]:
     """Writes all files of this rank but the manifest and waits until they are on the disk. Returns their facts. Hashing
     takes longer than writing, so it goes on in threads meanwhile. Raises OSError or SafetensorError."""
     hashed, synced = {}, []
     with ThreadPoolExecutor() as threads:
-        for name, content in ((CONFIG, config), (STATE, state), (WEIGHTS, weights)):
-            if name != CONFIG and ranks.count > 1:
+        for name, content in [*(texts.items() if ranks.is_first else ()), (STATE, state), (WEIGHTS, weights)]:
+            if name not in texts and ranks.count > 1:
                 name = of_rank(name, ranks.rank, ranks.count)
             path = directory / name
-            if name != CONFIG:
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
                 safetensors.torch.save_file(content, path)
                 path.chmod(directory.stat().st_mode & 0o666)  # safetensors lets nobody else read, whatever the umask
-            elif ranks.is_first:
-                write_json(path, config)
-            else:
-                continue
             hashed[name] = threads.submit(facts_of, path)
             synced.append(threads.submit(sync, path))
         for future in synced:
@@ -246,7 +245,7 @@ def is_valid(path: Path) -> bool:
 def verify(path: Path) -> Manifest:
     """The manifest of a checkpoint whose files are all as they were written. Raises UserError (3) with the reason."""
     manifest = read_manifest(path)
-    for name in (*manifest.weights, *manifest.state, CONFIG):
+    for name in (*manifest.weights, *manifest.state, *manifest.texts):
         file, wanted = path / name, manifest.files.get(name)
         if wanted is None or not file.is_file():
             raise unusable(path, f"{name}: missing")

@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
-from gpt.config.data import TemplateName, TokenizerName
+from gpt import tokenizer
+from gpt.config.data import TemplateName
 from gpt.config.families import AnyModelConfig
 from gpt.config.fields import first_error
 from gpt.config.schema import LoRAConfig
@@ -24,6 +25,7 @@ FORMAT, SHARDED = 5, 6  # the second has the weights and the state in a file for
 WEIGHTS, STATE, CONFIG, MANIFEST = "model.safetensors", "state.safetensors", "config.json", "manifest.json"
 STATE_1 = "state.pt"  # optimizer and progress in format 1
 OF = re.compile(r"\.\d+-of-(\d{1,6})\.safetensors$")  # what the name of a rank's file ends with
+TokenizerKey = Annotated[str, Field(pattern=tokenizer.NAMES)]
 LARGEST_MANIFEST = 2**24  # bytes; they have about 2,000, and 330 more for each rank
 
 
@@ -33,7 +35,7 @@ class Identity:
 
     model: AnyModelConfig
     vocab_size: int
-    tokenizer: TokenizerName
+    tokenizer: TokenizerKey
     template: TemplateName | None  # None: a model of plain text
     lora: LoRAConfig | None = None  # adapters beside the weights
 
@@ -58,7 +60,7 @@ class Manifest:
     val_loss: float | None
     model: AnyModelConfig
     vocab_size: int
-    tokenizer: TokenizerName
+    tokenizer: TokenizerKey
     template: TemplateName | None
     lora: LoRAConfig | None
     progress: Progress | None  # None: in STATE_1
@@ -73,6 +75,11 @@ class Manifest:
     def state(self) -> list[str]:
         """The files that the optimizer's state is in."""
         return self._files(STATE) if self.progress else [STATE_1]
+
+    @property
+    def texts(self) -> list[str]:
+        """The files that are no tensors."""
+        return [CONFIG] if self.tokenizer in tokenizer.TOKENIZERS else [CONFIG, *sorted(tokenizer.FILES)]
 
     def _files(self, name: str) -> list[str]:
         """A file, or one for each rank, in their order, which all say how many there are."""
@@ -141,8 +148,8 @@ def facts_of(path: Path) -> FileFacts:
     return FileFacts(path.stat().st_size, sha256(path))
 
 
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def in_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def hash_json(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from gpt import lora
+from gpt import lora, tokenizer
 from gpt.config.fields import first_error
 from gpt.config.schema import LoRAConfig
 from gpt.errors import ENVIRONMENT, UserError, unusable
@@ -23,6 +23,7 @@ from gpt.runs.checkpoint import best, listed, read_parts, verify
 from gpt.runs.manifest import FORMAT, UPGRADES, Identity, read_manifest
 
 LAST_MODEL = "last_model.pt"  # of a run
+TOKENIZER = "tokenizer_files"  # in it: name -> text, of a tokenizer that is not built in
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ def save_model(
             atomic.replacing(path) as temporary,
             open(temporary, "wb") as file,
         ):
-            torch.save({"format": FORMAT, "step": step, **alone.as_dict(), "weights": weights}, file)
+            content = {"format": FORMAT, "step": step, **alone.as_dict(), "weights": weights}
+            if files := tokenizer.load(identity.tokenizer).files:
+                content[TOKENIZER] = {name: text.decode() for name, text in files.items()}
+            torch.save(content, file)
     except (OSError, RuntimeError) as error:
         disk = error.__context__ if isinstance(error.__context__, OSError) else error  # torch wraps what the disk says
         reason = str(disk).splitlines()[0]
@@ -98,6 +102,7 @@ def read_directory(path: Path) -> tuple[Identity, int, dict[str, Parts], list[Pa
     path = best(steps) or (steps[-1] if steps else path)
     manifest = verify(path)
     weights = read_parts(path, manifest.weights)
+    tokenizer.carried(manifest.tokenizer, path)
     return manifest.identity, manifest.step, weights, [path / name for name in manifest.weights], path
 
 
@@ -111,10 +116,12 @@ def read_content(content: dict[str, Any], path: Path) -> tuple[Identity, int, di
         identity = TypeAdapter(Identity).validate_python({key: content.get(key) for key in Identity.__annotations__})
         step = TypeAdapter(int).validate_python(content.get("step"))
         weights = TypeAdapter(dict[str, object]).validate_python(content["weights"])
+        files = TypeAdapter(dict[str, str]).validate_python(content.get(TOKENIZER, {}))
     except TypeError as error:
         raise unusable(path, "not a model that this project wrote") from error
     except ValidationError as error:
         raise unusable(path, first_error(error)) from error
+    tokenizer.carried(identity.tokenizer, path, {name: text.encode() for name, text in files.items()})
     # One that is not contiguous can claim any size: a single number, repeated by a stride of 0.
     if not all(isinstance(tensor, torch.Tensor) and tensor.is_contiguous() for tensor in weights.values()):
         raise unusable(path, "not all weights are contiguous tensors")

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from gpt import tokenizer
 from gpt.errors import CHECKPOINT, UserError
 from gpt.runs import checkpoint, peft_adapter
 from gpt.weights import locate, weight_files
@@ -34,4 +35,5 @@ def of_run(weights: Weights, run_dir: Path) -> Weights:
     if not steps:
         return weights
     manifest = checkpoint.read_manifest(steps[-1])
+    tokenizer.carried(manifest.tokenizer, steps[-1])
     return replace(weights, identity=replace(manifest.identity, lora=None), step=manifest.step)

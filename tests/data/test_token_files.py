@@ -143,6 +143,16 @@ def test_the_ids_of_a_document_come_in_any_parts(tmp_path):
     assert counts == {"documents": 1, "tokens": 5, "response_tokens": 5}
 
 
+def test_ids_of_a_large_vocabulary_take_four_bytes_and_are_read_as_they_were_written(tmp_path):
+    with token_files.Writer(tmp_path, "val", np.uint32) as writer:
+        writer.add(np.array([1, 151_642, 2], dtype=np.uint32))
+        writer.end_document(1)
+        writer.finish()
+    ids, documents = token_files.read(tmp_path, "val")
+    assert (ids.dtype, ids.tolist(), documents.tolist()) == (np.uint32, [1, 151_642, 2], [[0, 1, 3]])
+    assert (tmp_path / "val.bin").stat().st_size == 12 and token_files.largest_id(tmp_path, "val") == 151_642
+
+
 def listed(directory):
     """What meta.json says of the files in a directory."""
     return {

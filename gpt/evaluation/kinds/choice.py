@@ -47,7 +47,7 @@ class Evaluation(Kind):
                  for unit, own in zip(units, options, strict=True) for i in own]  # fmt: skip
         texts = task.tokens.ids_of_each([text for _, text in pairs])
         split = questions.joined(
-            [(np.array(prompt, np.uint16), text) for (prompt, _), text in zip(pairs, texts, strict=True)]
+            [(np.array(prompt, task.tokens.dtype), text) for (prompt, _), text in zip(pairs, texts, strict=True)]
         )
         context = task.model.config.context_length
         scored = scoring.of_documents(

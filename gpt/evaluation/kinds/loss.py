@@ -127,4 +127,4 @@ def with_end_of_text(split: Any, eos: int) -> Any:
     starts = split.documents[:, 0]
     moved = split.documents + np.arange(len(starts))[:, None]
     documents = np.stack([moved[:, 0], moved[:, 1] + 1, moved[:, 2] + 1], axis=1)
-    return type(split)(np.insert(split.ids, starts, eos).astype(np.uint16), documents, split.name)
+    return type(split)(np.insert(split.ids, starts, eos).astype(split.ids.dtype), documents, split.name)
