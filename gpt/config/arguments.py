@@ -1,6 +1,7 @@
 """Rewrites the command line for Hydra, which by itself refuses sentences and takes paths as its grammar has them."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
@@ -28,12 +29,13 @@ INPUTS = ("data.path", "prompts", "file", *places.WEIGHTS)  # which exist alread
 QUOTED = re.compile(r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*\"""", re.DOTALL)
 
 
-def prepare(typed: list[str], script: str) -> list[str]:
-    """The arguments that Hydra gets. Raises UserError or HydraException for what is no override."""
+def prepare(typed: list[str], script: str, architecture: Callable[[str, str | None], str]) -> list[str]:
+    """The arguments that Hydra gets. `architecture`: the file of conf/model/ for weights, by their name and revision.
+    Raises UserError or HydraException for what is no override."""
     may_be_several = any(text in ("-m", "--multirun", "hydra.mode=MULTIRUN") for text in typed)
     arguments = [text for argument in typed for text in taken_as_typed(argument, may_be_several)]
     if script == "train":
-        arguments = [*choices_for_weights(arguments), *arguments]
+        arguments = [*choices_for_weights(arguments, architecture), *arguments]
         arguments = [*run_settings.choices(arguments), *arguments]
     # Hydra's parser refuses overrides on both sides of a flag: `train.py model=mini -m seed=1,2`
     arguments.sort(key=lambda argument: argument not in ("-m", "--multirun"))
@@ -43,12 +45,32 @@ def prepare(typed: list[str], script: str) -> list[str]:
     return arguments
 
 
-def choices_for_weights(arguments: list[str]) -> list[str]:
-    """The overrides that init.from implies unless others are typed: the architecture of the weights, a low rate."""
+def choices_for_weights(arguments: list[str], architecture: Callable[[str, str | None], str]) -> list[str]:
+    """The overrides that init.from implies unless others are typed: the architecture of the weights, a low rate. Raises
+    UserError for weights of several architectures."""
     given = {argument.partition("=")[0]: argument.partition("=")[2] for argument in arguments}
     if given.get("init.from", "null") == "null" or "experiments" in given:
         return []
-    return [f"{key}={choice}" for key, choice in (("model", "pretrained"), ("finetune", "full")) if key not in given]
+    chosen = [] if "finetune" in given else ["finetune=full"]
+    if "model" in given:
+        return chosen
+    names, revisions = (_values(given, key) for key in ("init.from", "init.revision"))
+    files = {architecture(name, revisions[0] if revisions else None) for name in names if not only_shows(arguments)}
+    if len(files) > 1:
+        what = f"init.from names weights of several architectures, model={' and model='.join(sorted(files))}"
+        raise UserError(what, remedy="a sweep for each")
+    return [f"model={files.pop() if files else 'pretrained'}", *chosen]
+
+
+def _values(given: dict[str, str], key: str) -> list[str]:
+    """The texts that a key has in some job, without those that only Hydra can find out."""
+    try:
+        override = OverridesParser.create().parse_override(f"{key}={given.get(key, 'null')}")
+    except HydraException:  # reported when all is parsed
+        return []
+    values = override.value().list if override.is_choice_sweep() else [override.value()]
+    texts = [value.text if isinstance(value, QuotedString) else value for value in values]
+    return [text for text in texts if isinstance(text, str) and "${" not in text]
 
 
 def taken_as_typed(argument: str, may_be_several: bool) -> list[str]:

@@ -65,11 +65,25 @@ OmegaConf.register_new_resolver("launch_id", lambda: launch_id(), replace=True)
 OmegaConf.register_new_resolver("job_id", lambda _root_: jobs.name_of(composition.identity(_root_)), replace=True)
 OmegaConf.register_new_resolver(
     "architecture",
-    lambda key, _root_: locate.setting(_root_.init["from"], _root_.init.revision, PROJECT_ROOT, key),
+    lambda key, at_most=None, *, _root_: setting(key, at_most, _root_),
     replace=True,
 )  # conf/model/pretrained.yaml
 OmegaConf.register_new_resolver("choice", lambda group, _root_: choice(group, _root_), replace=True)
 OmegaConf.register_new_resolver("sweep_name", lambda name: name or LAUNCH_ID, replace=True)
+
+
+def setting(key: str, at_most: int | None, root: DictConfig) -> Any:
+    """A value of the weights that init.from names, or a smaller number."""
+    value = locate.setting(root.init["from"], root.init.revision, PROJECT_ROOT, key)
+    return value if at_most is None else min(value, at_most)
+
+
+def architecture(name: str, revision: str | None) -> str:
+    """The file of conf/model/ for weights. What is wrong with these is said later, with all else that is wrong."""
+    try:
+        return locate.choice(name, revision, PROJECT_ROOT)
+    except UserError:
+        return "pretrained"
 
 
 @functools.cache
@@ -102,7 +116,7 @@ def compose(typed: list[str]) -> schema.TrainConfig:
     UserError as `load` does, and for what Hydra refuses."""
     try:
         with hydra.initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
-            overrides = arguments.prepare(typed, "train")
+            overrides = arguments.prepare(typed, "train", architecture)
             hydra_patches.take_unknown_keys(True)
             cfg = hydra.compose("train", overrides, return_hydra_config=True)
         return validated(composition.without_hydra(cfg), schema.TrainConfig)
@@ -254,7 +268,7 @@ def execute(main: Callable[[], Any], script: str) -> int:
     if job := job_process.received(sys.argv[1:]):
         return job_process.run(main.__wrapped__, job)
     try:
-        sys.argv[1:] = arguments.prepare(sys.argv[1:], script)
+        sys.argv[1:] = arguments.prepare(sys.argv[1:], script, architecture)
         hydra_patches.take_unknown_keys(not arguments.only_shows(sys.argv[1:]))
         main()
     except callback.DryRun as request:

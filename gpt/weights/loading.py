@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import nn
 
 from gpt import lora, tokenizer
 from gpt.config.families import GPT2Config, ModelConfig, model_class
@@ -26,7 +27,6 @@ from gpt.weights.weight_files import Adapters, Weights, same
 log = logging.getLogger(__name__)
 
 GPT2_WIDTHS = (768, 1024, 1280, 1600)  # of GPT-2 small to xl, whose heads are known to be 64 wide
-PRETRAINED = "model=pretrained takes the architecture from the file"
 PADDING = 1024  # rows that an embedding may have beyond the vocabulary, at most: some pad it to a round number
 
 
@@ -50,6 +50,7 @@ def find(cfg: InitConfig, model: ModelConfig, tokenizer_name: str, root: Path) -
     weights = adapters.read(source, root)
     locate.check_tokenizer(source, tokenizer_name)
     log.info(f"weights from {weights.path}: {weights.about}")
+    check_family(weights, model)
     origin = {"from": cfg.from_, "about": weights.about, "revision": source.revision, "sha256": weights.hashes()}
     return First(*fit(weights, model, tokenizer.load(tokenizer_name).n_vocab), weights.path, origin, weights.adapters)
 
@@ -61,7 +62,7 @@ def load(name: str, root: Path, device: torch.device, given: Mapping[str, Any] =
     weights = adapters.read(source, root)
     if source.kind == "adapter" or (source.kind == "file" and weights.identity is None):  # what they are is inferred
         log.info(f"weights from {weights.path}: {weights.about}")
-    identity = weights.identity or identity_of(weights, name)
+    identity = weights.identity or identity_of(weights, name, locate.own_tokenizer(source))
     known = {key: value for key, value in given.items() if value is not None}
     unknown = known.keys() - vars(identity.model).keys()
     if unknown:
@@ -79,14 +80,33 @@ def load(name: str, root: Path, device: torch.device, given: Mapping[str, Any] =
     return Loaded(model.to(device).eval(), *about)
 
 
-def identity_of(weights: Weights, name: str) -> Identity:
-    """Weights from elsewhere are of GPT-2's vocabulary, or of bytes where there are as many tokens as these."""
+def identity_of(weights: Weights, name: str, own: str) -> Identity:
+    """Weights from elsewhere have the tokenizer `own`; where that is GPT-2's, it is that of bytes if there are as many
+    tokens as these."""
     a = weights.architecture
-    tokens = tokenizer.load("bytes" if a.vocab_size == tokenizer.load("bytes").n_vocab else "gpt2")
+    is_of_bytes = own == "gpt2" and a.vocab_size == tokenizer.load("bytes").n_vocab
+    tokens = tokenizer.load("bytes" if is_of_bytes else own)
     shape = (a.n_layer, a.n_head, a.n_embd, a.context_length)
     model_name = Path(name).name or weights.path.resolve().name or "model"  # checkpoint=. has no name
-    model = GPT2Config("gpt2", model_name, *shape, 0.0, a.tie_weights, a.gelu)
+    model = GPT2Config("gpt2", model_name, *shape, 0.0, a.tie_weights, a.gelu or "tanh")
+    if a.model:
+        model = replace(a.model, name=model_name)
     return Identity(model, tokens.n_vocab, tokens.name, None)
+
+
+def check_family(weights: Weights, model: ModelConfig) -> None:
+    """Raises UserError (3) for weights of another family than that of the model."""
+    family = weights.architecture.family
+    if family != model.family:
+        what = f"family {family} in the file, {model.family} in model.family"
+        raise UserError(what, str(weights.path), pretrained(family), CHECKPOINT)
+
+
+def pretrained(family: str) -> str:
+    """What to do about weights that do not fit the settings."""
+    return (
+        f"model={locate.PRETRAINED[family]} takes the architecture from the file" if family in locate.PRETRAINED else ""
+    )
 
 
 def build(cfg: ModelConfig, n_vocab: int, first: First | None) -> LanguageModel:
@@ -122,13 +142,14 @@ def empty(cfg: ModelConfig, n_vocab: int, weights: Weights) -> LanguageModel:
 
 
 def fit(
-    weights: Weights, cfg: ModelConfig, n_vocab: int, remedy: str = PRETRAINED
+    weights: Weights, cfg: ModelConfig, n_vocab: int, remedy: str | None = None
 ) -> tuple[LanguageModel, dict[str, Parts]]:  # fmt: skip
     """A model without weights, and the tensors that it takes of those that were found.
 
     The context may be shorter than that of the file, and the padding of an embedding is left out. Raises UserError (3),
     or (2) for a context that is longer."""
     path, shape, tensors = weights.path, weights.architecture, dict(weights.tensors)
+    remedy = remedy or pretrained(shape.family)
     model = empty(cfg, n_vocab, weights)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if not n_vocab <= shape.vocab_size < n_vocab + PADDING:
@@ -139,14 +160,14 @@ def fit(
         raise UserError(what, str(path), f"set model.context_length={shape.context_length}, or less")
     if shape.vocab_size > n_vocab:
         log.info(f"{shape.vocab_size - n_vocab} rows of the embedding are beyond the vocabulary, and left out")
-    for name, rows in (("wte.weight", n_vocab), ("lm_head.weight", n_vocab), ("wpe.weight", cfg.context_length)):
-        if name in tensors:
-            tensors[name] = cut(tensors[name], rows)
+    embeddings = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    for name in {*embeddings, "lm_head.weight"} & tensors.keys():
+        tensors[name] = cut(tensors[name], wanted[name][0] if name in wanted else n_vocab)
     without = tensor_names.missing_biases(tensors, list(wanted))
     if without:
         log.info(f"{len(without)} biases that the weights do not have are 0 at first")
     tensors |= {name: (torch.zeros(wanted[name]),) for name in without}
-    head, embedding = tensors.get("lm_head.weight"), tensors.get("wte.weight")
+    head, embedding = tensors.get("lm_head.weight"), tensors.get(embeddings[0])
     if cfg.tie_weights and head and embedding and same(head, embedding):
         del tensors["lm_head.weight"]
     elif not cfg.tie_weights and not head and embedding:
@@ -155,7 +176,7 @@ def fit(
     differs = any(getattr(cfg, key, None) != getattr(shape, key) for key in ("n_layer", "n_head", "n_embd", "gelu"))
     remedy = remedy if differs else ""
     check_shapes(path, {name: shape_of(parts) for name, parts in tensors.items()}, wanted, remedy)
-    stated_by = weights.identity.model if weights.identity else shape
+    stated_by = weights.identity.model if weights.identity else shape.model or shape
     for key in shape.stated:
         in_model, in_file = getattr(cfg, key, None), getattr(stated_by, key)
         if in_model != in_file:

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ UNDERSTOOD = (
 )
 
 ADAPTER, ADAPTER_WEIGHTS, LAST_MODEL = "adapter_config.json", "adapter_model.safetensors", "last_model.pt"
+PRETRAINED = {"gpt2": "pretrained", "modern": "pretrained_modern"}  # files of conf/model/, by family
 # Files that a person may name and mean the directory that they are a part of; so are a TensorFlow checkpoint's.
 PARTS = (
     *hub.KINDS, *map(hub.index_of, hub.KINDS), "config.json", "manifest.json", "hparams.json", "checkpoint", ADAPTER,
@@ -100,7 +102,7 @@ def architecture(source: Source, root: Path) -> Architecture:
     if source.kind == "adapter":
         return architecture(base_of(source, root), root)
     if stated := source.stated():
-        return stated
+        return replace(stated, tokenizer=own_tokenizer(source))
     from gpt.weights import weight_files
 
     return weight_files.read(source).architecture
@@ -133,7 +135,20 @@ def setting(name: str | None, revision: str | None, root: Path, key: str) -> Any
         raise UserError("model=pretrained takes the architecture from weights", "init.from", "set init.from=gpt2")
     if key == "name":
         return Path(name).name or (root / name).resolve().name or "model"  # init.from=. has none
-    return getattr(_architecture(name, revision, root), key)
+    found = _architecture(name, revision, root)
+    place = found if key == "tokenizer" else found.model or found
+    if not hasattr(place, key):
+        what = f"it has no {key}: it is of the family {found.family}"
+        remedy = f"set model={PRETRAINED[found.family]}" if found.family in PRETRAINED else ""
+        raise UserError(what, name, remedy)
+    return getattr(place, key)
+
+
+def choice(name: str, revision: str | None, root: Path) -> str:
+    """The file of conf/model/ for the architecture of the weights called `name`. Raises UserError."""
+    if name in hub_names.PINNED:
+        return PRETRAINED["gpt2"]
+    return PRETRAINED.get(_architecture(name, revision, root).family, PRETRAINED["gpt2"])
 
 
 @cache
@@ -146,6 +161,19 @@ VOCABULARIES = {
     "transformers": (("vocab.json", ()), ("tokenizer.json", ("model", "vocab"))),
     "tensorflow": (("encoder.json", ()),),
 }
+
+
+def own_tokenizer(source: Source) -> str:
+    """What the tokenizer of weights from elsewhere is called: its folder, or "gpt2" where it is that, or none is there.
+    Raises UserError (3) for files that are damaged."""
+    from gpt import tokenizer  # not at every start
+
+    path = source.path / tokenizer.FILE
+    if source.kind != "transformers" or not path.exists():
+        return "gpt2"
+    model = read_json(path).get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    return str(source.path) if tokenizer.vocabulary_difference("gpt2", vocabulary) else "gpt2"
 
 
 def check_tokenizer(source: Source, named: str) -> None:

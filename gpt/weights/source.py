@@ -1,11 +1,13 @@
 """Describes weights before they are read: where they are, and of which architecture. No torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from gpt.config.families import ModelConfig
 from gpt.errors import CHECKPOINT, UserError, unusable
 from gpt.files.json_file import read_object
+from gpt.weights import llama_config
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of a GPT-2. `stated`: what the file says itself; the rest follows from shapes, or is what is usual."""
+    """The shape of a model, a GPT-2 if `model` is not another. `stated`: what the file says itself; the rest follows
+    from shapes, or is what is usual."""
 
     n_layer: int
     n_head: int
@@ -36,6 +39,12 @@ class Architecture:
     tie_weights: bool = True
     gelu: Literal["tanh", "exact"] | None = "tanh"  # None: of another family
     stated: tuple[str, ...] = ("n_head",)
+    model: ModelConfig | None = None  # all settings, where they are known
+    tokenizer: str = "gpt2"  # the name of one that is built in, or the folder with its files
+
+    @property
+    def family(self) -> str:
+        return self.model.family if self.model else "gpt2"
 
 
 def of_openai(path: Path) -> Architecture:
@@ -45,6 +54,7 @@ def of_openai(path: Path) -> Architecture:
 
 
 # What transformers' configuration can say that is not in our model; its own values where it does not say anything.
+FREE = ("name", "context_length", "dropout", "tie_weights")  # settings that a model may have otherwise than its weights
 FIXED = {
     "layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
@@ -56,10 +66,14 @@ def of_transformers(path: Path) -> Architecture:
     """From transformers' config.json. Raises UserError (3) for another family, and for another kind of GPT-2."""
     config = read_json(path)
     family = config.get("model_type")
+    if isinstance(family, str) and family in llama_config.CLASSES:
+        n = integers(path, config, *llama_config.SHAPE)
+        return of_model(llama_config.read(path, config, n), n["vocab_size"])
     if family != "gpt2":
         classes = config.get("architectures")
         named = f" ({', '.join(map(str, classes))})" if isinstance(classes, list) and classes else ""
-        raise UserError(f"a {family} model{named}, not GPT-2", str(path), "only GPT-2 can be read", CHECKPOINT)
+        what = f"a {family} model{named}, not GPT-2, Llama or Qwen3"
+        raise UserError(what, str(path), "only these can be read", CHECKPOINT)
     n = integers(path, config, "n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
     wanted = FIXED | {"n_inner": 4 * n["n_embd"]}
     values = {key: config.get(key, value) for key, value in wanted.items()}
@@ -74,6 +88,13 @@ def of_transformers(path: Path) -> Architecture:
         n["n_layer"], n["n_head"], n["n_embd"], n["n_positions"], n["vocab_size"],
         bool(config.get("tie_word_embeddings", True)), GELU[activation], ("n_head", "gelu"),
     )  # fmt: skip
+
+
+def of_model(model: ModelConfig, vocab_size: int, tokenizer: str = "gpt2") -> Architecture:
+    """Of a model whose settings are known."""
+    stated = tuple(field.name for field in fields(model) if field.name not in FREE)
+    shape = model.n_layer, model.n_head, model.n_embd, model.context_length, vocab_size, model.tie_weights
+    return Architecture(*shape, getattr(model, "gelu", None), stated, model, tokenizer)
 
 
 def integers(path: Path, content: dict[str, Any], *keys: str) -> dict[str, int]:

@@ -1,7 +1,7 @@
-"""Translates the names that other projects give the tensors of a GPT-2. No file is read here.
+"""Translates the names that other projects give the tensors of a model. No file is read here.
 
-Ours are the names of OpenAI's code, as transformers and nanoGPT have them too (wte, wpe, h.0.attn.c_attn, ...), and our
-matrices are (out, in). A tensor may consist of several of theirs, one below the other: `Parts`.
+Ours of a GPT-2 are the names of OpenAI's code, as transformers and nanoGPT have them too (wte, wpe, h.0.attn.c_attn,
+...), and our matrices are (out, in). A tensor may consist of several of theirs, one below the other: `Parts`.
 """
 
 import os.path
@@ -129,6 +129,13 @@ def turn(tensor: Tensor) -> Tensor:
     if tensor.dim() == 3 and tensor.shape[0] == 1:
         tensor = tensor[0]
     return tensor.T if tensor.dim() == 2 else tensor
+
+
+def without_prefix(tensors: Tensors) -> dict[str, Parts]:
+    """Tensors of transformers' Llama or Qwen3 under the names of gpt/modern.py, which lack `model.` at the beginning.
+    Frequencies of the rotation, which some files have, are not learned, and left out."""
+    plain = {WRAPPERS.sub("", name).removeprefix("model."): tensor for name, tensor in tensors.items()}
+    return {name: (tensor,) for name, tensor in plain.items() if not name.endswith("rotary_emb.inv_freq")}
 
 
 def missing_biases(tensors: dict[str, Parts], wanted: list[str]) -> list[str]:

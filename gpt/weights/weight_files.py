@@ -1,10 +1,10 @@
 """Reads weights from files of any kind: mapped into memory, verified where the format has checksums, and renamed to
-those of gpt/model.py. Nothing is copied, and nothing in a file is executed.
+ours. Nothing is copied, and nothing in a file is executed.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from gpt.files.tensor_shards import Parts, joined, shape_of
 from gpt.runs import model_file
 from gpt.runs.manifest import Identity
 from gpt.terminal.console import escape
+from gpt.tokenizer import TOKENIZERS
 from gpt.weights import tensor_names, tf_bundle
-from gpt.weights.source import Architecture, Source, read_json
+from gpt.weights.source import Architecture, Source, of_model, read_json
 from gpt.weights.tensor_names import Recognised
 
 WRAPPED = ("model", "model_state_dict", "state_dict", "weights")  # where training programs keep the weights in a file
@@ -32,7 +33,6 @@ SETTINGS = ("config", "cfg", "model_config", "hparams", "hyper_parameters")  # .
 HEADS = ("n_head", "n_heads", "num_heads")
 WIDTH_OF_A_HEAD = 64
 SUMS = "SHA256SUMS"
-FREE = ("name", "context_length", "dropout", "tie_weights")  # settings that a model may have otherwise than its weights
 Adapters = dict[str, tuple[Tensor, Tensor, float]]  # by the name of the weight: A, B, alpha / rank
 
 
@@ -77,6 +77,9 @@ def read(source: Source) -> Weights:
             return of_this_project(*model_file.read_content(content, path))
         tensors, settings = unwrapped(content, path)
     check_types(tensors, path)
+    if stated and stated.model:
+        named = tensor_names.without_prefix(tensors)
+        return Weights(path, files, f"{stated.model.family} as transformers has it", stated, named)
     recognised = tensor_names.recognise(tensors)
     if recognised is None:
         names = ", ".join(escape(name) for name in list(tensors)[:5])
@@ -106,11 +109,7 @@ def of_this_project(
         adapters = pair_adapters(halves, parts, identity.lora, path)
         if len(adapters) != m.n_layer * len(identity.lora.targets):
             raise unusable(path, f"{len(adapters)} adapters for {m.n_layer} layers")
-    stated = tuple(field.name for field in fields(m) if field.name not in FREE)
-    shape = Architecture(
-        m.n_layer, m.n_head, m.n_embd, m.context_length, identity.vocab_size, m.tie_weights, getattr(m, "gelu", None),
-        stated,
-    )  # fmt: skip
+    shape = of_model(m, identity.vocab_size, identity.tokenizer if identity.tokenizer in TOKENIZERS else str(path))
     return Weights(path, files, "a model of this project", shape, parts, identity, step, adapters)
 
 

@@ -5,7 +5,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from launcher import launcher
 from omegaconf import OmegaConf
 
-from gpt.config import arguments
+from gpt.config import arguments, launch
+
+
+def prepare(typed, script):
+    return arguments.prepare(typed, script, launch.architecture)
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +108,9 @@ def test_the_environment_can_be_read(starts, tmp_path):
 
 def test_sentences_reach_hydra_as_texts():
     sentence = "prompt=What's up, doc (or ${nobody})?"
-    [typed] = arguments.prepare([sentence], "generate")
+    [typed] = prepare([sentence], "generate")
     assert typed == "prompt='What\\'s up, doc (or \\${nobody})?'"
-    assert arguments.prepare(["prompt=null", "prompt='quoted'"], "generate") == [
+    assert prepare(["prompt=null", "prompt='quoted'"], "generate") == [
         "prompt=null", "prompt='quoted'",
     ]  # fmt: skip
 
@@ -124,7 +128,7 @@ def test_paths_are_taken_as_typed_in_each_script_and_for_each_key(name, tmp_path
         ("prepare_data", ("data.path", "+data.prepared_dir", "++data.path")),
     ):
         for key in keys:
-            typed = arguments.prepare([f"{key}={name}"], script)[-1]
+            typed = prepare([f"{key}={name}"], script)[-1]
             assert value_of(typed) == f"{tmp_path}/{name}", typed
 
 
@@ -137,15 +141,15 @@ def value_of(argument):
 def test_sentences_and_names_are_taken_as_typed():
     for key in ("wandb.group", "wandb.project", "data.card.title", "data.columns.question", "sweep.name"):
         for text in ("lr=1e-3, first (try)", "2024", "it's", "[a]"):
-            assert value_of(arguments.prepare([f"{key}={text}"], "train")[-1]) == text
-    assert arguments.prepare(["wandb.group=null"], "train") == ["wandb.group=null"]
+            assert value_of(prepare([f"{key}={text}"], "train")[-1]) == text
+    assert prepare(["wandb.group=null"], "train") == ["wandb.group=null"]
 
 
 def test_several_values_are_choice_or_files_that_exist(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def values(text, *mode):
-        typed = arguments.prepare([f"data.path={text}", *mode], "train")[-1]
+        typed = prepare([f"data.path={text}", *mode], "train")[-1]
         override = OverridesParser.create().parse_override(typed)
         values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
         return [str(getattr(value, "text", value)).strip("'").removeprefix(f"{tmp_path}/") for value in values]
@@ -161,13 +165,13 @@ def test_several_values_are_choice_or_files_that_exist(tmp_path, monkeypatch):
 
 def test_a_path_with_an_interpolation_is_left_to_hydra(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    typed = arguments.prepare(["out_dir=runs/${model.name}, b", "data.path=${oc.env:X}/y"], "train")
+    typed = prepare(["out_dir=runs/${model.name}, b", "data.path=${oc.env:X}/y"], "train")
     assert typed == [f"out_dir='{tmp_path}/runs/${{model.name}}, b'", "data.path='${oc.env:X}/y'"]
 
 
 def test_a_path_in_a_section_that_is_typed_begins_where_the_user_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert f"init.from={tmp_path}/x.pt" in arguments.prepare(["init={from: x.pt}"], "train")
+    assert f"init.from={tmp_path}/x.pt" in prepare(["init={from: x.pt}"], "train")
 
 
 def test_weights_that_are_not_there_hide_no_other_fault(starts, tmp_path):
@@ -191,7 +195,7 @@ def test_what_may_have_been_meant_is_said_of_weights_too_where_several_faults_sh
 
 def test_weights_from_elsewhere_bring_their_architecture_and_are_trained_gently_unless_something_else_is_typed():
     def typed(*words):
-        return arguments.prepare(list(words), "train")
+        return prepare(list(words), "train")
 
     assert typed("init.from=gpt2") == ["model=pretrained", "finetune=full", "init.from=gpt2"]
     assert typed("init.from=gpt2", "finetune=lora") == ["model=pretrained", "init.from=gpt2", "finetune=lora"]
@@ -200,7 +204,7 @@ def test_weights_from_elsewhere_bring_their_architecture_and_are_trained_gently_
 
 
 def test_a_flag_may_stand_anywhere():
-    assert arguments.prepare(["model=mini", "-m", "seed=1,2"], "train") == ["-m", "model=mini", "seed=1,2"]
+    assert prepare(["model=mini", "-m", "seed=1,2"], "train") == ["-m", "model=mini", "seed=1,2"]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +220,7 @@ def test_a_flag_may_stand_anywhere():
     ],
 )
 def test_the_names_of_a_report_are_taken_as_typed_with_and_without_brackets(value, names):
-    (argument,) = arguments.prepare([f"report={value}"], "train")
+    (argument,) = prepare([f"report={value}"], "train")
     override = OverridesParser.create().parse_override(argument)
     assert [getattr(name, "text", name) for name in override.value()] == names
-    assert arguments.prepare(["report=null"], "train") == ["report=null"]
+    assert prepare(["report=null"], "train") == ["report=null"]

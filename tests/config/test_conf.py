@@ -16,6 +16,7 @@ from gpt.model import GPT
 from gpt.prompts import TEMPLATES
 
 CONF = ROOT / "conf"
+PRETRAINED = {"pretrained", "pretrained_modern"}
 
 
 def choices(group):
@@ -23,12 +24,12 @@ def choices(group):
 
 
 def choice(override):
-    """What to type for a choice; one of them needs weights to read its values from."""
-    return (
-        [override, f"init.from={ROOT / 'tests/golden/tensorflow/tiny'}"]
-        if override == "model=pretrained"
-        else [override]
-    )
+    """What to type for a choice; two of them need weights to read their values from."""
+    weights = {"model=pretrained": "tensorflow/tiny", "model=pretrained_modern": "qwen3"}
+    return [
+        override,
+        *(f"init.from={ROOT / 'tests/golden' / name}" for key, name in weights.items() if key == override),
+    ]
 
 
 def loaded(*overrides):
@@ -39,7 +40,7 @@ def loaded(*overrides):
 
 def test_the_groups_hold_what_the_readme_promises():
     modern = {"modern_tiny", "modern_mini", "modern_small"}
-    assert set(choices("model")) == {"tiny", "mini", "small", "medium", "large", "xl", "pretrained"} | modern
+    assert set(choices("model")) == {"tiny", "mini", "small", "medium", "large", "xl"} | modern | PRETRAINED
     assert set(choices("finetune")) == {"full", "lora", "last_blocks"}
     assert set(choices("data")) == {"sample", "medquad", "helpsteer", "alpaca", "text"}
     assert set(choices("schedule")) == optim.CURVES.keys()
@@ -56,7 +57,7 @@ def test_the_groups_hold_what_the_readme_promises():
 def test_each_choice_composes_and_is_typed(override):
     group, name = override.split("=")
     cfg = loaded(*choice(override))
-    if group != "debug" and name != "pretrained":
+    if group != "debug" and name not in PRETRAINED:
         assert getattr(cfg, group).name == name
 
 

@@ -18,7 +18,7 @@ from gpt.sweeps import composition
 def started(*typed: str) -> TrainConfig:
     """The settings of `python train.py *typed`."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", arguments.prepare(list(typed), "train"), return_hydra_config=True)
+        cfg = compose("train", arguments.prepare(list(typed), "train", launch.architecture), return_hydra_config=True)
     return launch.validated(composition.without_hydra(cfg), TrainConfig)
 
 

@@ -16,7 +16,7 @@ from launcher import launcher
 from omegaconf import OmegaConf
 
 import gpt.config.launch  # noqa: F401 - the resolvers that conf/train.yaml uses
-from gpt.config import arguments
+from gpt.config import arguments, launch
 from gpt.sweeps import hydra_patches, jobs
 
 HYDRA = ROOT / "conf" / "hydra"
@@ -113,7 +113,7 @@ def test_a_plugin_that_is_not_installed_is_one_line_that_says_what_to_install(sl
 )  # fmt: skip
 def test_an_axis_of_a_search_is_left_to_hydra(axis):
     command = ["-m", "hydra/sweeper=optuna"]
-    assert arguments.prepare([*command, axis], "train") == [*command, axis]
+    assert arguments.prepare([*command, axis], "train", launch.architecture) == [*command, axis]
 
 
 BROKEN = """

@@ -118,8 +118,8 @@ def test_what_was_put_there_is_found(tmp_path, no_hub):
     assert (source.path, source.kind, source.revision) == (folder, "transformers", None)
     other = tmp_path / "another"
     shutil.copytree(tmp_path / "outputs", other / "outputs")
-    (other / "outputs" / "weights" / "gpt2" / "config.json").write_text('{"model_type": "llama"}')
-    assert "a llama model, not GPT-2" in problem("gpt2", other).what
+    (other / "outputs" / "weights" / "gpt2" / "config.json").write_text('{"model_type": "mistral"}')
+    assert "a mistral model, not GPT-2, Llama or Qwen3" in problem("gpt2", other).what
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_the_architecture_is_what_the_configuration_says(root):
 
 def settings(*typed: str) -> schema.TrainConfig:
     """What train.py gets from these arguments."""
-    typed = [*arguments.choices_for_weights(list(typed)), *typed]
+    typed = [*arguments.choices_for_weights(list(typed), launch.architecture), *typed]
     return launch.to_dataclass(composed(*typed), schema.TrainConfig)
 
 
@@ -180,7 +180,8 @@ def test_what_is_given_beside_it_wins(root):
     assert settings(name, "model.context_length=16").model.context_length == 16
     cfg = settings(name, "model=tiny", "finetune=lora")
     assert (cfg.model.name, cfg.finetune.name) == ("tiny", "lora")
-    assert arguments.choices_for_weights(["init.from=null"]) == arguments.choices_for_weights([]) == []
+    for typed in (["init.from=null"], []):
+        assert arguments.choices_for_weights(typed, launch.architecture) == []
 
 
 def test_the_name_of_a_model_is_never_empty(root, monkeypatch):
@@ -201,11 +202,9 @@ def test_weights_that_cannot_be_read_are_the_error_of_a_configuration(root, name
 
 
 def test_another_family_of_models_ends_a_command_line_with_its_own_line_and_code(tmp_path):
-    llama = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-    (tmp_path / "config.json").write_text(json.dumps(llama))
+    other = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(other))
     result = run_script(f"init.from={tmp_path}", f"out_dir={tmp_path / 'run'}")
     assert result.returncode == 3, result.stderr
-    expected = (
-        f"error: a llama model (LlamaForCausalLM), not GPT-2 ({tmp_path / 'config.json'}); only GPT-2 can be read"
-    )
-    assert result.stderr.splitlines() == [expected] and not list(tmp_path.glob("run/*"))
+    expected = f"error: a mistral model (MistralForCausalLM), not GPT-2, Llama or Qwen3 ({tmp_path / 'config.json'});"
+    assert result.stderr.splitlines() == [f"{expected} only these can be read"] and not list(tmp_path.glob("run/*"))
