@@ -1,7 +1,8 @@
 """Writes and reads adapters without the model that they are for, in the two files of the peft library (0.4 and later).
 
-In peft's names a model is transformers' GPT2LMHeadModel: our h.0.attn.c_attn.lora_a, (rank, in), is there
-base_model.model.transformer.h.0.attn.c_attn.lora_A.weight, of the same shape.
+In peft's names a model is that of transformers: our h.0.attn.c_attn.lora_a, (rank, in), of a GPT-2 is there
+base_model.model.transformer.h.0.attn.c_attn.lora_A.weight, of the same shape; that of a Llama or Qwen3 begins with
+base_model.model.model.layers.0.
 """
 
 import json
@@ -19,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from gpt import lora
-from gpt.config.families import GPT2Config
+from gpt.config.families import GPT2Config, ModernConfig
 from gpt.config.fields import first_error
 from gpt.config.schema import LoRAConfig
 from gpt.config.value_errors import as_typed
@@ -35,10 +36,12 @@ from gpt.runs.manifest import read_manifest
 
 log = logging.getLogger(__name__)
 
-LINEAR = GPT2Config.linear_layers
+PREFIXES = {"gpt2": "transformer", "modern": "model"}  # of the families that transformers has
+LINEAR = (*GPT2Config.linear_layers, *ModernConfig.linear_layers)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAME = re.compile(
-    rf"base_model\.model\.(?:transformer\.)?(h\.\d+\.({'|'.join(map(re.escape, LINEAR))}))\.lora_([AB])\.weight"
+    r"base_model\.model\.(?:transformer\.|model\.)?"
+    rf"((?:h|layers)\.\d+\.({'|'.join(map(re.escape, LINEAR))}))\.lora_([AB])\.weight"
 )
 # Settings of peft's that say how an adapter was made, or what its tensors show as well.
 HISTORY = {
@@ -74,7 +77,7 @@ def save(
         "r": cfg.rank,
         "lora_alpha": int(cfg.alpha) if cfg.alpha.is_integer() else cfg.alpha,
         "target_modules": list(cfg.targets),  # peft takes all modules whose names end so
-        "fan_in_fan_out": True,  # transformers' GPT-2 keeps its matrices as (in, out)
+        "fan_in_fan_out": model.config.family == "gpt2",  # which transformers keeps its matrices of as (in, out)
         "bias": "none",
         "lora_dropout": 0.0,
         "modules_to_save": None,
@@ -88,7 +91,9 @@ def save(
         adapters = {name: joined(parts[name]) for name in adapters}
     for name, tensor in adapters.items():
         layer, _, letter = name.rpartition(".lora_")
-        tensors[f"base_model.model.transformer.{layer}.lora_{letter.upper()}.weight"] = tensor.cpu().contiguous()
+        tensors[f"base_model.model.{PREFIXES[model.config.family]}.{layer}.lora_{letter.upper()}.weight"] = (
+            tensor.cpu().contiguous()
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(directory / WEIGHTS) as temporary:
@@ -111,7 +116,7 @@ def say_how(directory: Path, base: str) -> None:
     UserError (5)."""
     model = directory.with_name("base")
     export = shlex.join(["python", str(PROJECT_ROOT / "generate.py"), f"checkpoint={base}", f"export={model}"])
-    load = f"PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained({str(model)!r}), {str(directory)!r})"
+    load = f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({str(model)!r}), {str(directory)!r})"
     text = f"This adapter is for {base}, which peft does not read. Export that:\n\n    {export}\n\n"
     text += f"and load both:\n\n    {load}\n"
     try:
@@ -138,7 +143,9 @@ def read(directory: Path) -> Adapter:
             others.append(name)
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        raise unsupported(path, f"not an adapter of a linear layer of GPT-2: {', '.join(others[:3])[:300]}{more}")
+        raise unsupported(
+            path, f"not an adapter of a linear layer of GPT-2, Llama or Qwen3: {', '.join(others[:3])[:300]}{more}"
+        )
     if not tensors:
         raise unusable(path, "no adapter in it")
     try:

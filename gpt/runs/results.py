@@ -15,7 +15,7 @@ from gpt.terminal import figures
 
 
 def write(run: Run, model: LanguageModel, progress: Progress, data: dict[str, Any]) -> Path:
-    """last_model.pt (adapters folded in), adapter/ (alone, for peft; of a GPT-2), loss.png, README.md (model card).
+    """last_model.pt (adapters folded in), adapter/ (alone, for peft), loss.png, README.md (model card).
 
     `data` is the meta.json of what the run was trained on. Returns the path of the first. Raises UserError (5) when the
     model cannot be written.
@@ -23,10 +23,10 @@ def write(run: Run, model: LanguageModel, progress: Progress, data: dict[str, An
     cfg, identity, path = run.cfg, run.identity, run.directory / LAST_MODEL
     newest = next(reversed(listed(run.directory / "checkpoints")), None)  # where the weights are, if they are sharded
     model_file.save_model(path, model, identity, progress.step, newest)
-    if identity.lora and cfg.model.family == "gpt2":  # peft puts adapters into a model of transformers
+    if identity.lora and cfg.model.family in peft_adapter.PREFIXES:  # peft puts adapters into a model of transformers
         adapter = run.directory / "adapter"
         peft_adapter.save(adapter, model, identity.lora, cfg.init.from_, cfg.init.revision, newest)
-        if cfg.init.from_ and identity.tokenizer == "gpt2" and not peft_adapter.can_load(cfg.init.from_):
+        if cfg.init.from_ and identity.tokenizer != "bytes" and not peft_adapter.can_load(cfg.init.from_):
             peft_adapter.say_how(adapter, cfg.init.from_)
     rows = read_rows(run.directory / "metrics.jsonl")
     figures.loss_curve(rows, run.directory / "loss.png", title=f"{cfg.model.name} on {cfg.data.name}")

@@ -1,7 +1,8 @@
 """Writes a model as a Hugging Face directory, which transformers, the hub and llama.cpp's converter read.
 
-Names, shapes and settings are those of GPT2LMHeadModel. llama.cpp asks for some things more: `n_ctx` in config.json,
-which transformers 5 no longer writes, one file model*.safetensors, and a tokenizer that cuts texts as GPT-2's does.
+Names, shapes and settings are those of GPT2LMHeadModel, LlamaForCausalLM or Qwen3ForCausalLM. Of GPT-2, llama.cpp asks
+for some things more: `n_ctx` in config.json, which transformers 5 no longer writes, one file model*.safetensors, and a
+tokenizer that cuts texts as GPT-2's does.
 """
 
 import contextlib
@@ -15,13 +16,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from gpt import lora, tokenizer
+from gpt.config.families import ModernConfig
 from gpt.errors import ENVIRONMENT, UserError
 from gpt.files.atomic import sha256, sync, why_refused
 from gpt.files.directory import in_bytes
-from gpt.model import GPT, INIT_STD, LAYER_NORM_EPS
+from gpt.model import GPT, INIT_STD, LAYER_NORM_EPS, LanguageModel
 from gpt.runs.model_file import Loaded
-from gpt.tokenizer import END_OF_TEXT
-from gpt.weights import hub_card
+from gpt.runs.peft_adapter import PREFIXES
+from gpt.tokenizer import END_OF_TEXT, Tokenizer
+from gpt.weights import hub_card, llama_config
 from gpt.weights.tensor_names import MATRIX
 from gpt.weights.weight_files import SUMS
 
@@ -68,43 +71,67 @@ def check(loaded: Loaded, directory: Path) -> None:
     """Raises UserError (2) with the reason why this model cannot be exported to there."""
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise UserError("the export would replace what is there", str(directory), "name a directory that is not there")
-    model, path = loaded.model, str(loaded.path)
-    if model.config.family != "gpt2":
-        reason = f"it is of the family {model.config.family}, and only gpt2 has a form that transformers knows"
-        raise UserError(f"the model cannot be exported: {reason}", path)
-    if loaded.tokenizer_name != "gpt2":
-        reason = f"its tokenizer is {loaded.tokenizer_name}, which transformers does not know"
-        raise UserError(f"the model cannot be exported: {reason}", path, "train with data.tokenizer=gpt2")
-    n_vocab = tokenizer.load("gpt2").n_vocab
-    if model.vocab_size != n_vocab:
+    model, path, remedy = loaded.model, str(loaded.path), ""
+    others = llama_config.without_class(model.config) if isinstance(model.config, ModernConfig) else []
+    n_vocab = tokenizer.load(loaded.tokenizer_name).n_vocab
+    if model.config.family not in PREFIXES:
+        reason = f"it is of the family {model.config.family}, and only {' and '.join(PREFIXES)} have a form that "
+        reason += "transformers knows"
+    elif others:
+        reason = f"neither {' nor '.join(llama_config.CLASSES.values())} has {', '.join(others)}"
+    elif loaded.tokenizer_name == "bytes":
+        reason, remedy = "its tokenizer is bytes, which transformers does not know", "train with data.tokenizer=gpt2"
+    elif model.vocab_size != n_vocab:
         reason = f"vocabulary {model.vocab_size}, its tokenizer {loaded.tokenizer_name} has {n_vocab}"
-        raise UserError(f"the model cannot be exported: {reason}", path)
-    if lora.adapters(model):
-        raise UserError("the model cannot be exported: it has weights that GPT-2 has not", path, "merge its adapters")
+    elif lora.adapters(model):
+        reason, remedy = "it has weights that its class has not", "merge its adapters"
+    else:
+        return
+    raise UserError(f"the model cannot be exported: {reason}", path, remedy)
 
 
-def tensors_of(model: GPT) -> dict[str, Tensor]:
-    """The weights under the names of GPT2LMHeadModel, whose Conv1D has matrices as (in, out). No tensor is copied."""
+def tensors_of(model: LanguageModel) -> dict[str, Tensor]:
+    """The weights under the names of transformers; GPT2LMHeadModel's Conv1D has matrices as (in, out). No tensor is
+    copied."""
+    prefix = PREFIXES[model.config.family]
     return {
-        name if name.startswith("lm_head.") else f"transformer.{name}": tensor.T if MATRIX.fullmatch(name) else tensor
+        name if name.startswith("lm_head.") else f"{prefix}.{name}": tensor.T if MATRIX.fullmatch(name) else tensor
         for name, tensor in model.state_dict().items()
     }
 
 
 def texts_of(loaded: Loaded) -> dict[str, bytes]:
     """The content of all files but the weights and the sums."""
-    vocabulary, merges = tokenizer.openai_file(tokenizer.ENCODER), tokenizer.openai_file(tokenizer.MERGES)
-    end = {"bos_token_id": tokenizer.load("gpt2").eos, "eos_token_id": tokenizer.load("gpt2").eos}
+    tokens, config = tokenizer.load(loaded.tokenizer_name), loaded.model.config
+    end = {"bos_token_id": tokens.eos, "eos_token_id": tokens.eos}
+    if isinstance(config, ModernConfig):
+        model = llama_config.written(config, loaded.model.vocab_size, INIT_STD)
+    else:
+        model = config_of(loaded.model)
     return {
         "README.md": hub_card.text(loaded).encode(),
-        CONFIG: in_json(config_of(loaded.model) | end),
+        CONFIG: in_json(model | end),
         "generation_config.json": in_json({**end, "pad_token_id": end["eos_token_id"], "do_sample": False}),
+        **(files_of_its_own(tokens) if tokens.files else files_of_gpt2(config.context_length)),
+    }
+
+
+def files_of_its_own(tokens: Tokenizer) -> dict[str, bytes]:
+    """A tokenizer as it was found, with the class that adds nothing to what tokenizer.json says."""
+    settings = json.loads(tokens.files[tokenizer.SETTINGS]) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    return dict(tokens.files) | {tokenizer.SETTINGS: in_json(settings)}
+
+
+def files_of_gpt2(context_length: int) -> dict[str, bytes]:
+    """GPT-2's tokenizer."""
+    vocabulary, merges = tokenizer.openai_file(tokenizer.ENCODER), tokenizer.openai_file(tokenizer.MERGES)
+    return {
         "vocab.json": vocabulary,
         "merges.txt": merges,
         "tokenizer.json": json.dumps(fast_tokenizer(json.loads(vocabulary), merges.decode())).encode(),
         "tokenizer_config.json": in_json({
             "tokenizer_class": "GPT2Tokenizer",
-            "model_max_length": loaded.model.config.context_length,
+            "model_max_length": context_length,
             "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT,
             "add_prefix_space": False,
             "clean_up_tokenization_spaces": False,  # "What is Asthma ?" stays what it is

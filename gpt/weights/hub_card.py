@@ -15,6 +15,7 @@ import yaml
 
 from gpt import tokenizer
 from gpt.config import run_settings
+from gpt.config.families import GPT2Config, ModelConfig, ModernConfig
 from gpt.config.schema import METRIC
 from gpt.errors import UserError
 from gpt.files.hub import PINNED
@@ -36,7 +37,8 @@ from gpt.runs.model_card import (
     template,
 )
 from gpt.runs.model_file import LAST_MODEL, Loaded
-from gpt.terminal.console import count
+from gpt.terminal.console import count, escape
+from gpt.weights import llama_config
 
 OPENAI = "openai-community/"  # where the hub has OpenAI's weights
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)  # on the hub
@@ -73,7 +75,7 @@ def text(loaded: Loaded) -> str:
     record, config = find_record(loaded.path), loaded.model.config
     title = shown(setting(record.settings, "data.card.title"))
     parts = [
-        f"---\n{yaml.safe_dump(front_matter(record.settings), sort_keys=False, allow_unicode=True)}---",
+        f"---\n{yaml.safe_dump(front_matter(record.settings, config), sort_keys=False, allow_unicode=True)}---",
         f"# {shown(config.name)} GPT" + (f" on {title}" if title != UNKNOWN else ""),
         *notice(record.settings).splitlines(),
         table({
@@ -93,12 +95,12 @@ def text(loaded: Loaded) -> str:
         "## This directory",
         "`sha256sum -c SHA256SUMS` verifies the files. To put them on the hub, which nothing does by itself:",
         "    hf auth login\n    hf upload <user>/<name> <this directory>",
-        "llama.cpp reads them after `python convert_hf_to_gguf.py <this directory>`." + gelu_in_llama_cpp(config.gelu),
+        "llama.cpp reads them after `python convert_hf_to_gguf.py <this directory>`." + gelu_in_llama_cpp(config),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 
-def front_matter(settings: dict[str, Any]) -> dict[str, Any]:
+def front_matter(settings: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     """What the hub reads (huggingface.co/docs/hub/model-cards). Keys about which nothing is known are left out."""
     base, hub = base_model(settings), setting(settings, "data.hub")
     name = setting(settings, "data.name")
@@ -110,7 +112,7 @@ def front_matter(settings: dict[str, Any]) -> dict[str, Any]:
         "pipeline_tag": "text-generation",
         "base_model": base,
         "datasets": [hub] if is_from_hub else None,
-        "tags": ["gpt2", *([shown(name)] if name != UNKNOWN else [])],
+        "tags": [model_type(config), *([shown(name)] if name != UNKNOWN else [])],
     }
     return {key: value for key, value in metadata.items() if value is not None}
 
@@ -119,6 +121,11 @@ def base_model(settings: dict[str, Any]) -> str | None:
     """The name on the hub of those of OpenAI's weights with which the run began, if it did."""
     name = str(setting(settings, "init.from")).removeprefix(OPENAI)
     return OPENAI + name if name in PINNED else None
+
+
+def model_type(config: ModelConfig) -> str:
+    """What transformers calls the family."""
+    return llama_config.kind_of(config) if isinstance(config, ModernConfig) else config.family
 
 
 def training_data(settings: dict[str, Any]) -> str:
@@ -166,7 +173,9 @@ def usage(loaded: Loaded, settings: dict[str, Any]) -> str:
         ]
     else:
         parts.append("It goes on with any text; there is no template.")
-    room = loaded.model.config.context_length - len(tokenizer.load(loaded.tokenizer_name).encode(example))
+    tokens = tokenizer.load(loaded.tokenizer_name)
+    room = loaded.model.config.context_length - len(tokens.encode(example))
+    alone = ", add_special_tokens=False" if tokens.files else ""  # of what some tokenizers put before a text
     program = f"""\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -174,15 +183,15 @@ path = "."  # this directory, or <user>/<name> on the hub
 tokenizer = AutoTokenizer.from_pretrained(path)
 model = AutoModelForCausalLM.from_pretrained(path)
 prompt = {json.dumps(example)}
-inputs = tokenizer(prompt, return_tensors="pt", split_special_tokens=True)
+inputs = tokenizer(prompt, return_tensors="pt", split_special_tokens=True{alone})
 output = model.generate(**inputs, max_new_tokens={max(1, min(200, room))})
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 """
     return "\n\n".join([
         *parts,
         fenced("python", program),
-        "It is greedy unless told otherwise. `split_special_tokens`: a text that says `<|endoftext|>` is a text, as it "
-        "was in training, and not the control token.",
+        "It is greedy unless told otherwise. `split_special_tokens`: a text that says "
+        f"`{escape(tokens.decode([tokens.eos]))}` is a text, as it was in training, and not the control token.",
     ])  # fmt: skip
 
 
@@ -203,7 +212,7 @@ def licence_in_words(settings: dict[str, Any]) -> str:
     )
 
 
-def gelu_in_llama_cpp(gelu: str) -> str:
+def gelu_in_llama_cpp(config: ModelConfig) -> str:
     """GELU is the tanh form there, whatever config.json says."""
     note = " It computes the tanh form of GELU, this model has learned with the exact one: figures differ a little."
-    return note if gelu == "exact" else ""
+    return note if isinstance(config, GPT2Config) and config.gelu == "exact" else ""

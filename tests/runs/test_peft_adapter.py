@@ -251,5 +251,6 @@ def test_how_peft_gets_a_model_that_it_does_not_read_stands_beside_the_adapter(t
     text = (adapter / "README.md").read_text()
     assert f"generate.py 'checkpoint={ours}' export={adapter.parent / 'base'}" in text
     assert (
-        f"PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained('{adapter.parent / 'base'}'), '{adapter}')" in text
+        f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('{adapter.parent / 'base'}'), '{adapter}')"
+        in text
     )
