@@ -1,6 +1,7 @@
 """Llamas and Qwen3s of transformers: they are read, fine-tuned with their own tokenizers, and handed back."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gpt import sampling, tokenizer
 from gpt.config import launch, schema
 from gpt.errors import UserError
+from gpt.modern import Modern
 from gpt.runs import checkpoint
 from gpt.weights import export, loading
 from train import train
@@ -142,6 +144,15 @@ def test_peft_reads_the_adapter_of_a_run(models, tmp_path):
         ours = loading.load(str(path), ROOT, CPU).model
         with torch.inference_mode():
             torch.testing.assert_close(ours(tokens), logits(theirs, tokens), rtol=0, atol=1e-5)
+
+
+def test_a_model_that_no_public_class_computes_is_not_exported_and_all_of_its_own_settings_are_named(models, tmp_path):
+    ours = loading.load(str(models["llama"][1]), ROOT, CPU)
+    config = replace(ours.model.config, activation="relu2", logit_softcap=15.0)
+    with pytest.raises(UserError) as caught:
+        export.write(replace(ours, model=Modern(config, 400)), tmp_path / "exported")
+    reason = "neither LlamaForCausalLM nor Qwen3ForCausalLM has model.activation=relu2, model.logit_softcap=15.0"
+    assert caught.value.what == f"the model cannot be exported: {reason}" and not list(tmp_path.iterdir())
 
 
 def test_init_from_alone_chooses_the_settings_of_the_family(models):

@@ -38,14 +38,13 @@ def write(loaded: Loaded, directory: Path) -> None:
     Raises UserError: (2) when something is in the way, or the model has no counterpart, (5) when the disk refuses.
     """
     temporary = directory.parent / f".{directory.name}.new"
-    tensors = tensors_of(loaded.model)
     try:
         check(loaded, directory)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, content in texts_of(loaded).items():
             (temporary / name).write_bytes(content)
-        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        whole = {name: tensor.contiguous() for name, tensor in tensors_of(loaded.model).items()}
         safetensors.torch.save_file(whole, temporary / WEIGHTS, {"format": "pt"})  # transformers 4 wants to know it
         shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)  # safetensors lets nobody else read
         sums = [f"{sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir())]
@@ -58,7 +57,7 @@ def write(loaded: Loaded, directory: Path) -> None:
         temporary.rename(directory)
         sync(directory.parent)
     except (OSError, SafetensorError) as error:
-        needed = in_bytes(sum(tensor.nbytes for tensor in tensors.values()))
+        needed = in_bytes(sum(tensor.nbytes for tensor in loaded.model.state_dict().values()))
         raise UserError(
             f"{directory.name} not written: {why_refused(error)} (needs {needed})",
             str(directory.parent), "make room, or name another directory", ENVIRONMENT,

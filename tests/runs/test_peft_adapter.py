@@ -122,7 +122,10 @@ def test_we_compute_with_an_adapter_of_pefts_what_it_does(settings, by_peft):
         ({"alpha_pattern": {"h.0.attn.c_attn": 1}}, "alpha_pattern"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights pissa, with which the weights of the model change"),
-        ({"target_modules": ["c_attn", "wte"]}, "not an adapter of a linear layer of GPT-2: .*wte.lora_embedding_A"),
+        (
+            {"target_modules": ["c_attn", "wte"]},
+            "not an adapter of a linear layer of GPT-2, Llama or Qwen3: .*wte.lora_embedding_A",
+        ),
         ({"kind": "IA3Config", "feedforward_modules": []}, "peft_type IA3, not LORA"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
