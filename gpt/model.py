@@ -25,7 +25,8 @@ LAYER_NORM_EPS = 1e-5
 
 
 class Cache(Protocol):
-    """The keys and values of earlier tokens; the sampler's is KVCache in gpt/sampling.py."""
+    """The keys and values of earlier tokens, of as many heads as a model has of them; the sampler's is KVCache in
+    gpt/sampling.py."""
 
     length: int
 

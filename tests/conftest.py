@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gpt.config.data import DataConfig
-from gpt.config.families import GPT2Config, ModelConfig
+from gpt.config.families import GPT2Config, ModelConfig, ModernConfig
 from gpt.config.optimizers import AdamWConfig, MuonConfig
 from gpt.config.schema import FinetuneConfig, ScheduleConfig, TrainSection
 from gpt.data.batching import Split
@@ -40,6 +40,24 @@ def model_config(**changes) -> ModelConfig:
         "family": "gpt2", "name": "test", "n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 16,
         "dropout": 0.0, "tie_weights": True, "gelu": "tanh", **changes,
     })  # fmt: skip
+
+
+def modern_config(**changes) -> ModernConfig:
+    """A small Qwen3."""
+    return ModernConfig(**{
+        "family": "modern", "name": "test", "n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 32, "head_size": 6,
+        "mlp_size": 48, "context_length": 16, "dropout": 0.0, "tie_weights": False, "activation": "swiglu",
+        "norm_eps": 1e-6, "norm_weights": True, "rope_base": 100.0, "qk_norm": "before_rotation", "window": None,
+        "window_layers": "SSL", "logit_softcap": None, "value_embeddings": False, "residual_scalars": False,
+        "zero_init": False, **changes,
+    })  # fmt: skip
+
+
+# What no public model has, all at once, but for the start at 0.
+UNPUBLISHED = {
+    "qk_norm": "after_rotation", "activation": "relu2", "norm_weights": False, "window": 3, "logit_softcap": 5.0,
+    "value_embeddings": True, "residual_scalars": True,
+}  # fmt: skip
 
 
 def variant(section: Any, values: dict[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 
 import torch
-from conftest import adamw_config, model_config, muon_config
+from conftest import UNPUBLISHED, adamw_config, model_config, modern_config, muon_config
 from torch import Tensor
 
 from gpt import lora, optim
@@ -14,11 +14,13 @@ from gpt.loop import evaluate, train_step
 from gpt.machine.machine import Machine
 from gpt.machine.ranks import ALONE, COUNTS, Ranks
 from gpt.model import GPT
+from gpt.modern import Modern
 from gpt.objective import NEXT_TOKEN
 from gpt.optimizers.running_mean import in_place
 from gpt.runs.manifest import Identity
 
 ADAPTERS = LoRAConfig(2, 4.0, ("attn.c_attn", "mlp.c_fc"))  # less rows than four ranks
+MODERN_ADAPTERS = LoRAConfig(2, 4.0, ("self_attn.k_proj", "mlp.up_proj"))
 CPU, VOCABULARY = torch.device("cpu"), 257  # tokens: divisible neither by 2 nor by 4
 IDENTITY = Identity(model_config(n_embd=36), VOCABULARY, "bytes", "alpaca")
 OPTIMIZERS = {
@@ -42,13 +44,17 @@ class Trained:
 
     def __init__(
         self, ranks: Ranks = ALONE, optimizer: str = "adamw", dtype: torch.dtype = torch.float32, seed: int = 0,
-        adapters: bool = False, checkpointing: bool = False, ema: float | None = None, **changes,
+        adapters: bool = False, checkpointing: bool = False, ema: float | None = None, family: str = "gpt2",
+        **changes,
     ) -> None:  # fmt: skip
         torch.manual_seed(seed)
-        self.model = GPT(model_config(**{"n_embd": 36, "n_head": 2} | changes), VOCABULARY)
+        if family == "gpt2":
+            self.model = GPT(model_config(**{"n_embd": 36, "n_head": 2} | changes), VOCABULARY)
+        else:
+            self.model = Modern(modern_config(**UNPUBLISHED | {"norm_weights": True} | changes), VOCABULARY)
         self.model.gradient_checkpointing = checkpointing
         if adapters:
-            lora.add(self.model, ADAPTERS, seed)
+            lora.add(self.model, ADAPTERS if family == "gpt2" else MODERN_ADAPTERS, seed)
         self.machine = Machine(CPU, dtype, ranks=ranks)
         self.model = ranks.place(self.model, CPU, dtype)
         self.optimizer = optim.build(self.model, OPTIMIZERS[optimizer], ema=ema)

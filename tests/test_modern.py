@@ -5,26 +5,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import UNPUBLISHED, modern_config
 from test_conf import loaded
 from torch.nn import functional as F
 
+from gpt import optim
 from gpt.config.families import ModernConfig
+from gpt.finetune import depths
 from gpt.model import GPT
 from gpt.modern import Modern, angles, rotated, visible
 from gpt.sampling import KVCache
 
 VOCABULARY = 50
-TINY = ModernConfig(
-    family="modern", name="test", n_layer=3, n_head=4, n_embd=32, context_length=16, dropout=0.0, tie_weights=False,
-    n_kv_head=2, head_size=6, mlp_size=48, activation="swiglu", norm_eps=1e-6, norm_weights=True, rope_base=100.0,
-    qk_norm="before_rotation", window=None, window_layers="SSL", logit_softcap=None, value_embeddings=False,
-    residual_scalars=False, zero_init=False,
-)  # fmt: skip
+TINY = modern_config()
 LLAMA = replace(TINY, qk_norm="none")
-ALL = replace(
-    TINY, qk_norm="after_rotation", activation="relu2", norm_weights=False, window=3, logit_softcap=5.0,
-    value_embeddings=True, residual_scalars=True,
-)  # fmt: skip
+ALL = replace(TINY, **UNPUBLISHED)
 KINDS = [TINY, LLAMA, replace(TINY, tie_weights=True), replace(TINY, window=3), ALL]
 
 
@@ -258,6 +253,42 @@ def test_dropout_acts_while_training_and_never_in_evaluation():
     assert torch.equal(model(tokens), model(tokens))
     model.train()
     assert not torch.equal(model(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("config", KINDS)
+def test_gradient_checkpointing_changes_no_gradient(config):
+    gradients = []
+    for checkpointing in (False, True):
+        model = build(replace(config, dropout=0.1)).train()
+        model.gradient_checkpointing = checkpointing
+        torch.manual_seed(1)
+        model(torch.arange(8)[None]).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(map(torch.equal, *gradients))
+
+
+def test_embeddings_lie_below_the_blocks_and_scalars_are_not_decayed():
+    model = build(ALL)
+    depth = depths(model)
+    assert depth["embed_tokens.weight"] == depth["value_embeddings.0.weight"] == 4 and depth["lm_head.weight"] == 0
+    assert depth["layers.0.residual_scalars"] == depth["layers.0.self_attn.value_gate.weight"] == 3
+    decayed, kept = optim.decay_groups(model.named_parameters(), 0.1)
+    assert [p.shape for p in kept["params"]] == [(2,)] * 3 and len(decayed["params"]) == len(
+        list(model.parameters())
+    ) - 3
+
+
+@pytest.mark.exhaustive  # loading the compiler takes seconds
+@pytest.mark.parametrize("config", KINDS)
+def test_the_compiler_takes_a_block_as_one_graph(config):
+    def run(block):
+        rotation = angles(torch.arange(8), 6, 100.0)
+        x, mask = torch.ones(2, 8, 32).cumsum(1), visible(8, 0, None, config.window, torch.device("cpu"))
+        values = torch.ones(2, 8, 12) if config.value_embeddings else None
+        return block(x, x if config.residual_scalars else None, values, rotation, mask, None)
+
+    block = build(config).layers[-1]
+    torch.testing.assert_close(run(torch.compile(block, backend="eager", fullgraph=True)), run(block))
 
 
 def test_more_tokens_than_the_context_are_refused_with_both_numbers():

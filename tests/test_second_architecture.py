@@ -1,4 +1,5 @@
-"""An architecture that the project does not know trains, resumes, is estimated and talks without a change in gpt/."""
+"""Architectures other than GPT-2 train, resume, are estimated and talk: one that the project does not know, without a
+change in gpt/, and the modern one with all that no public model has."""
 
 import shutil
 from dataclasses import replace
@@ -7,7 +8,7 @@ from typing import ClassVar
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT
+from conftest import ROOT, UNPUBLISHED
 from test_launch import composed
 from test_train import SMALL, in_directory
 from torch import nn
@@ -122,20 +123,29 @@ def registered():
     del MODELS["rotary"]
 
 
-def settings(folder, *changes, yaml=YAML):
+MODERN = [
+    "model=modern_tiny", "model.n_layer=2", "model.n_embd=16", "model.head_size=8", "model.mlp_size=24",
+    "model.context_length=32", "model.tie_weights=false",
+    *(f"model.{key}={value}" for key, value in UNPUBLISHED.items()),
+]  # fmt: skip
+LAYERS = {"rotary": ("qkv", "down"), "modern": ("self_attn.q_proj", "mlp.down_proj")}
+
+
+def settings(folder, *changes, yaml=YAML, family="rotary"):
     """What train.py gets where conf/model/ has a file for this architecture."""
     (folder / "conf" / "model").mkdir(parents=True, exist_ok=True)
     (folder / "conf" / "model" / "rotary.yaml").write_text(yaml)
     small = [text for text in SMALL if not text.startswith("model")]
     search = f"hydra.searchpath=[file://{ROOT},file://{folder / 'conf'}]"
     data = ["data.tokenizer=bytes", f"data.prepared_dir={folder / 'data'}"]
-    cfg = composed(search, "model=rotary", *small, *data, "wandb.mode=disabled", *changes)
+    model = MODERN if family == "modern" else ["model=rotary"]
+    cfg = composed(search, *model, *small, *data, "wandb.mode=disabled", *changes)
     return launch.validated(cfg, TrainConfig)
 
 
-@pytest.fixture
-def run(tmp_path):
-    cfg = settings(tmp_path)
+@pytest.fixture(params=["rotary", "modern"])
+def run(request, tmp_path):
+    cfg = settings(tmp_path, family=request.param)
     train(in_directory(cfg, tmp_path / "run"))
     return cfg, tmp_path / "run"
 
@@ -149,7 +159,8 @@ def test_it_trains_and_its_checkpoints_name_its_family(run):
     losses = [row["val/loss"] for row in read_rows(run_dir / "metrics.jsonl") if "val/loss" in row]
     assert losses[-1] < losses[0]
     manifest = checkpoint.verify(newest(run_dir))
-    assert manifest.model == cfg.model and manifest.model.family == "rotary" and manifest.format == checkpoint.FORMAT
+    assert manifest.model == cfg.model and manifest.model.family == cfg.model.family
+    assert manifest.format == checkpoint.FORMAT
 
 
 def test_it_resumes_to_the_same_weights(run, tmp_path):
@@ -161,6 +172,7 @@ def test_it_resumes_to_the_same_weights(run, tmp_path):
     assert stored.keys() == expected.keys() and all(torch.equal(stored[name], expected[name]) for name in stored)
 
 
+@pytest.mark.parametrize("run", ["rotary"], indirect=True)
 def test_its_cost_is_counted_from_its_own_module(run, tmp_path):
     cfg, run_dir = run
     cost = train(replace(cfg, dry_run=True, out_dir=str(run_dir)))
@@ -188,27 +200,30 @@ def test_it_continues_a_prompt_with_and_without_a_cache(run):
     assert cached == plain and len(cached[0]) == 20
 
 
-def test_a_part_of_it_can_be_trained(tmp_path):
-    cfg = settings(tmp_path, "finetune=last_blocks", "finetune.n_blocks=1")
+@pytest.mark.parametrize("family", LAYERS)
+def test_a_part_of_it_can_be_trained(tmp_path, family):
+    cfg = settings(tmp_path, "finetune=last_blocks", "finetune.n_blocks=1", "finetune.layer_decay=0.9", family=family)
     before = train(in_directory(cfg, tmp_path / "run"))
     assert before > 0
     weights = safetensors.torch.load_file(newest(tmp_path / "run") / "model.safetensors")
     first = safetensors.torch.load_file(checkpoint.listed(tmp_path / "run" / "checkpoints")[0] / "model.safetensors")
     changed = {name for name in weights if not torch.equal(weights[name], first[name])}
-    assert changed and all(name.startswith(("layers.1.", "norm.")) for name in changed)
+    assert changed and all(name.startswith(("layers.1.", "norm.", "lm_head.")) for name in changed)
 
 
-def test_it_has_adapters_beside_the_layers_that_it_names(tmp_path):
-    cfg = settings(tmp_path, "finetune=lora", "finetune.rank=2", "finetune.targets=[qkv,down]")
+@pytest.mark.parametrize("family", LAYERS)
+def test_it_has_adapters_beside_the_layers_that_it_names(tmp_path, family):
+    targets = f"finetune.targets=[{','.join(LAYERS[family])}]"
+    cfg = settings(tmp_path, "finetune=lora", "finetune.rank=2", targets, family=family)
     train(in_directory(cfg, tmp_path / "run"))
     weights = safetensors.torch.load_file(newest(tmp_path / "run") / "model.safetensors")
     layers = {name.removesuffix(".lora_a") for name in weights if name.endswith(".lora_a")}
-    assert layers == {f"layers.{i}.{name}" for i in (0, 1) for name in ("qkv", "down")}
+    assert layers == {f"layers.{i}.{name}" for i in (0, 1) for name in LAYERS[family]}
     assert all(weights[f"{layer}.lora_b"].any() for layer in layers)
     tokens = torch.arange(12)[None]
     with_adapters, merged = (
         loading.load(str(path), ROOT, torch.device("cpu")).model(tokens)
-        for path in (tmp_path / "run", tmp_path / "run" / "last_model.pt")
+        for path in (newest(tmp_path / "run"), tmp_path / "run" / "last_model.pt")
     )
     assert torch.allclose(with_adapters, merged, atol=1e-6)
     assert not (tmp_path / "run" / "adapter").exists()  # peft would look for a model of transformers
@@ -228,6 +243,7 @@ def test_its_own_keys_are_checked_like_all_others(tmp_path):
         settings(tmp_path, yaml=YAML.replace("rotary_base", "rotary_bas"))
 
 
+@pytest.mark.parametrize("run", ["rotary"], indirect=True)
 def test_the_export_to_gpt2_refuses_it_in_one_line(run, tmp_path):
     _, run_dir = run
     loaded = loading.load(str(run_dir), ROOT, torch.device("cpu"))
@@ -236,6 +252,7 @@ def test_the_export_to_gpt2_refuses_it_in_one_line(run, tmp_path):
     assert caught.value.code == 2 and not (tmp_path / "exported").exists()
 
 
+@pytest.mark.parametrize("run", ["rotary"], indirect=True)
 def test_where_its_family_is_not_registered_its_checkpoint_is_refused_by_name(run):
     _, run_dir = run
     del MODELS["rotary"]

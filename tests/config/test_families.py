@@ -61,7 +61,7 @@ def test_settings_of_models_are_known_without_torch():
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
-        (["model.n_kv_head=3"], "model.n_head 4 is not divisible by model.n_kv_head 3"),
+        (["model.n_kv_head=3"], "model.n_head 2 is not divisible by model.n_kv_head 3"),
         (["model.head_size=33"], "model.head_size=33: input should be a multiple of 2"),
         (["model.window_layers=SSM"], "model.window_layers=SSM: string should match pattern '^[SL]+$'"),
         (["model.gelu=exact"], "unknown key model.gelu"),

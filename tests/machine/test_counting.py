@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from conftest import LINEAR, finetune_config, model_config
+from conftest import LINEAR, UNPUBLISHED, finetune_config, model_config, modern_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt import finetune
 from gpt.machine import counting
 from gpt.model import GPT
+from gpt.modern import Modern
 
 VOCABULARY = 61
 CHOICES = {
@@ -47,6 +48,17 @@ def test_the_bytes_are_those_of_a_real_step(choice, dropout, masked, dtype):
     real = counting.run(model, 3, False, masked, dtype)
     counted = counting.step(cfg, CHOICES[choice], VOCABULARY, rows=3, masked=masked, dtype=dtype)
     assert counted.bytes == pytest.approx(real.bytes, rel=0.02) and counted.forward == real.forward
+
+
+@pytest.mark.parametrize("changes", [{}, {"window": None, "qk_norm": "before_rotation"}], ids=["masks", "none"])
+def test_a_modern_model_is_counted_as_it_computes(changes):
+    cfg = modern_config(**UNPUBLISHED | {"dropout": 0.1, "context_length": 24} | changes)
+    model = Modern(cfg, VOCABULARY).train()
+    with FlopCounterMode(display=False) as counter:
+        model.hidden(torch.randint(VOCABULARY, (3, cfg.context_length))).sum().backward()
+    count = counting.step(cfg, None, VOCABULARY, rows=3)
+    assert count.forward + count.backward == counter.get_total_flops()
+    assert count.bytes == pytest.approx(counting.run(model, 3, False, False, torch.float32).bytes, rel=0.02)
 
 
 def test_checkpointing_computes_the_blocks_twice_and_holds_less():

@@ -13,7 +13,7 @@ one, many = Trained(**{how}), Trained(ranks, **{how})
 pairs = list(zip(one.steps(0, 20), many.steps(0, 20)))
 pairs.append((one.evaluate(), many.evaluate()))
 answer = {{"differences": [abs(a - b) for a, b in pairs], "fell": pairs[0][0] - one.step(0)[0]}}
-answer["rows"] = ranks.gather(len(many.model.wte.weight.to_local()))
+answer["rows"] = ranks.gather(len(many.model.head.to_local()))
 if ranks.is_first:
     print("answer " + json.dumps(answer), flush=True)
 """
@@ -111,7 +111,8 @@ def test_two_ranks_train_and_evaluate_as_one_process_does_and_muon_makes_the_sam
 @pytest.mark.parametrize(
     "how",
     [{}, {"checkpointing": True}, {"optimizer": "sgd"}, {"adapters": True}, {"tie_weights": False},
-     {"adapters": True, "checkpointing": True}, {"ema": 0.8}],
+     {"adapters": True, "checkpointing": True}, {"family": "modern"},
+     {"family": "modern", "adapters": True, "checkpointing": True}, {"family": "modern", "qk_norm": "before_rotation"}, {"ema": 0.8}],
     ids=str,
 )  # fmt: skip
 def test_everything_that_is_trained_is_trained_as_by_one_process(tmp_path, n, how):
@@ -121,7 +122,7 @@ def test_everything_that_is_trained_is_trained_as_by_one_process(tmp_path, n, ho
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("how", ["optimizer='muon'", "dtype=torch.bfloat16"])
+@pytest.mark.parametrize("how", ["optimizer='muon'", "dtype=torch.bfloat16", "family='modern', dtype=torch.bfloat16"])
 def test_what_is_rounded_to_bfloat16_differs_by_no_more_than_rounding(tmp_path, how):
     """As much as one process differs from itself when the rows of a step are added up in another order."""
     (answer,) = answers(tmp_path, 2, SAME.format(how=f"dict({how})"))
