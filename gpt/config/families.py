@@ -19,10 +19,12 @@ class ModelConfig:
     """The settings that a model of any family has.
 
     linear_layers: names of a block's nn.Linear that may have adapters (finetune=lora); empty: none of them.
+    lora_targets: those of them that have one where finetune.targets does not say.
     checks: values that are fine alone and wrong together.
     """
 
     linear_layers: ClassVar[tuple[str, ...]] = ()
+    lora_targets: ClassVar[tuple[str, ...]] = ()
     checks: ClassVar[tuple[Check, ...]] = ()
 
     family: str
@@ -34,12 +36,17 @@ class ModelConfig:
     dropout: BelowOne
     tie_weights: Flag
 
+    def unpublished(self) -> list[str]:
+        """The settings, as key=value, that no class of transformers has; with one of them a model is not exported."""
+        return []
+
 
 @section
 class GPT2Config(ModelConfig):
     """The settings of a GPT-2 (Radford et al., 2019)."""
 
     linear_layers: ClassVar[tuple[str, ...]] = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    lora_targets: ClassVar[tuple[str, ...]] = ("attn.c_attn",)
     checks: ClassVar[tuple[Check, ...]] = (
         (("model.n_embd", "model.n_head"), lambda d, h: d % h > 0,
          "model.n_embd {0} is not divisible by model.n_head {1}"),
@@ -57,6 +64,7 @@ class ModernConfig(ModelConfig):
         "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
         "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
     )  # fmt: skip
+    lora_targets: ClassVar[tuple[str, ...]] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     checks: ClassVar[tuple[Check, ...]] = (
         (("model.n_head", "model.n_kv_head"), lambda h, k: h % k > 0,
          "model.n_head {0} is not divisible by model.n_kv_head {1}"),
@@ -80,6 +88,20 @@ class ModernConfig(ModelConfig):
     residual_scalars: Flag
     zero_init: Flag
 
+    def unpublished(self) -> list[str]:
+        """What neither LlamaForCausalLM nor Qwen3ForCausalLM has."""
+        has_window = any(map(self.is_windowed, range(self.n_layer)))
+        differs = {
+            "activation": self.activation != "swiglu",
+            "norm_weights": not self.norm_weights,
+            "qk_norm": self.qk_norm == "after_rotation",
+            "window": has_window and self.qk_norm == "none",  # only Qwen3 has layers with one
+            "logit_softcap": self.logit_softcap is not None,
+            "value_embeddings": self.value_embeddings,
+            "residual_scalars": self.residual_scalars,
+        }
+        return [f"model.{key}={str(getattr(self, key)).lower()}" for key, is_other in differs.items() if is_other]
+
     def is_windowed(self, layer: int) -> bool:
         """Whether a layer sees `window` tokens only; the last one never does."""
         is_short = self.window_layers[layer % len(self.window_layers)] == "S"
@@ -101,6 +123,12 @@ MODELS: dict[str, Family] = {
 
 # The settings of any family that is registered by the time a configuration is checked.
 AnyModelConfig = Annotated[ModelConfig, Variants("family", lambda: {name: f.config for name, f in MODELS.items()})]
+
+
+def lora_targets(family: str) -> list[str]:
+    """The layers of a family that have adapters by default; none of a family that does not exist."""
+    config = MODELS[family].config if family in MODELS else ModelConfig
+    return list(config.lora_targets or config.linear_layers)
 
 
 def model_class(family: str) -> type:

@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter
 
 from gpt.config import arguments, environment, places, run_settings, schema
+from gpt.config.families import lora_targets
 from gpt.config.value_errors import find_errors, user_error_behind
 from gpt.errors import ENVIRONMENT, UserError, exit_code
 from gpt.files import atomic
@@ -69,6 +70,7 @@ OmegaConf.register_new_resolver(
     replace=True,
 )  # conf/model/pretrained.yaml
 OmegaConf.register_new_resolver("choice", lambda group, _root_: choice(group, _root_), replace=True)
+OmegaConf.register_new_resolver("lora_targets", lora_targets, replace=True)
 OmegaConf.register_new_resolver("sweep_name", lambda name: name or LAUNCH_ID, replace=True)
 
 

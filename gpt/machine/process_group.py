@@ -27,6 +27,7 @@ from gpt.machine.ranks import STEP, Ranks
 T = TypeVar("T")
 BUCKET = 2**26  # bytes; smaller gradients are added up together
 POLL = 0.0005  # seconds between looks at an exchange of GPUs
+CONNECTING = 300.0  # seconds in which the first rank has to listen; without torchrun it may have been started later
 POLL_START = 0.05  # seconds between looks at ranks that are still to come
 SLICE = 1.0  # seconds of waiting, after which signals are heard and other ranks' faults are looked for
 NEVER = timedelta(days=30)  # torch's own limit; those of a group are shorter, and not always the same
@@ -232,7 +233,7 @@ def opened(cfg: ParallelConfig, kind: type[ProcessGroup] = ProcessGroup) -> Iter
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
 
     def meet() -> ProcessGroup:
-        prefix, store = f"gpt-lab/{place.attempt}", meeting_place(place, cfg.start_timeout)
+        prefix, store = f"gpt-lab/{place.attempt}", meeting_place(place)
         faults = group_faults.Faults(dist.PrefixStore(prefix, store), place.rank, place.count)
         group_faults.join(faults)
         waiting = store.clone()  # a connection that waits can do nothing else meanwhile, such as tell of a fault
@@ -273,10 +274,10 @@ def beside(work: Callable[[], T]) -> T:
     return results[0]
 
 
-def meeting_place(place: rank_environment.RankEnvironment, seconds: float) -> dist.Store:
+def meeting_place(place: rank_environment.RankEnvironment) -> dist.Store:
     """The store that all ranks connect to. torchrun keeps one that survives a new start of its ranks."""
     is_master = place.is_first and not place.has_agent
-    limit = timedelta(seconds=seconds)
+    limit = timedelta(seconds=CONNECTING)
     return dist.TCPStore(place.address, place.port, None, is_master, limit, wait_for_workers=False)
 
 
@@ -284,4 +285,4 @@ def launch_id(own: str) -> str:
     """The name of this start, the same for all ranks, and also for those that torchrun starts again in their place:
     that of the rank which asked first."""
     place = rank_environment.read()
-    return meeting_place(place, 300).compare_set("gpt-lab/launch_id", "", own).decode()
+    return meeting_place(place).compare_set("gpt-lab/launch_id", "", own).decode()

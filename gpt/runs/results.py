@@ -23,7 +23,8 @@ def write(run: Run, model: LanguageModel, progress: Progress, data: dict[str, An
     cfg, identity, path = run.cfg, run.identity, run.directory / LAST_MODEL
     newest = next(reversed(listed(run.directory / "checkpoints")), None)  # where the weights are, if they are sharded
     model_file.save_model(path, model, identity, progress.step, newest)
-    if identity.lora and cfg.model.family in peft_adapter.PREFIXES:  # peft puts adapters into a model of transformers
+    is_public = cfg.model.family in peft_adapter.PREFIXES and not cfg.model.unpublished()
+    if identity.lora and is_public:  # peft puts adapters into a model of transformers
         adapter = run.directory / "adapter"
         peft_adapter.save(adapter, model, identity.lora, cfg.init.from_, cfg.init.revision, newest)
         if cfg.init.from_ and identity.tokenizer != "bytes" and not peft_adapter.can_load(cfg.init.from_):

@@ -71,7 +71,7 @@ def check(loaded: Loaded, directory: Path) -> None:
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise UserError("the export would replace what is there", str(directory), "name a directory that is not there")
     model, path, remedy = loaded.model, str(loaded.path), ""
-    others = llama_config.without_class(model.config) if isinstance(model.config, ModernConfig) else []
+    others = model.config.unpublished()
     n_vocab = tokenizer.load(loaded.tokenizer_name).n_vocab
     if model.config.family not in PREFIXES:
         reason = f"it is of the family {model.config.family}, and only {' and '.join(PREFIXES)} have a form that "

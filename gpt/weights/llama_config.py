@@ -102,18 +102,3 @@ def written(config: ModernConfig, vocab_size: int, std: float) -> dict[str, Any]
     is_windowed = "sliding_attention" in kinds
     window = {"use_sliding_window": is_windowed, "sliding_window": config.window if is_windowed else None}
     return common | window | {"layer_types": kinds}
-
-
-def without_class(config: ModernConfig) -> list[str]:
-    """The settings of a model that neither LlamaForCausalLM nor Qwen3ForCausalLM has, as key=value."""
-    has_window = any(map(config.is_windowed, range(config.n_layer)))
-    differs = {
-        "activation": config.activation != "swiglu",
-        "norm_weights": not config.norm_weights,
-        "qk_norm": config.qk_norm == "after_rotation",
-        "window": has_window and config.qk_norm == "none",  # only Qwen3 has layers with one
-        "logit_softcap": config.logit_softcap is not None,
-        "value_embeddings": config.value_embeddings,
-        "residual_scalars": config.residual_scalars,
-    }
-    return [f"model.{key}={str(getattr(config, key)).lower()}" for key, is_other in differs.items() if is_other]

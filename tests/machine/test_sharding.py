@@ -112,7 +112,8 @@ def test_two_ranks_train_and_evaluate_as_one_process_does_and_muon_makes_the_sam
     "how",
     [{}, {"checkpointing": True}, {"optimizer": "sgd"}, {"adapters": True}, {"tie_weights": False},
      {"adapters": True, "checkpointing": True}, {"family": "modern"},
-     {"family": "modern", "adapters": True, "checkpointing": True}, {"family": "modern", "qk_norm": "before_rotation"}, {"ema": 0.8}],
+     {"family": "modern", "adapters": True, "checkpointing": True}, {"family": "modern", "qk_norm": "before_rotation"},
+     {"ema": 0.8}],
     ids=str,
 )  # fmt: skip
 def test_everything_that_is_trained_is_trained_as_by_one_process(tmp_path, n, how):

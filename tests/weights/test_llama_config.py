@@ -47,7 +47,7 @@ def test_settings_of_transformers_are_the_same_after_a_way_there_and_back(kind, 
     again = getattr(transformers, f"{kind}Config")(**llama_config.written(ours, 320, 0.02)).to_dict()
     differing = {key for key, value in theirs.to_dict().items() if again.get(key) != value}
     assert differing <= {"architectures", "dtype", "max_window_layers"}
-    assert read(tmp_path, again).model == ours and not llama_config.without_class(ours)
+    assert read(tmp_path, again).model == ours and not ours.unpublished()
 
 
 def test_a_published_configuration_has_the_parameters_that_its_model_has(tmp_path):
@@ -100,8 +100,8 @@ def test_settings_without_a_public_class_are_all_named(tmp_path):
         ours, activation="relu2", norm_weights=False, window=8, window_layers="SL", logit_softcap=15.0,
         value_embeddings=True, residual_scalars=True,
     )  # fmt: skip
-    assert llama_config.without_class(odd) == [
+    assert odd.unpublished() == [
         "model.activation=relu2", "model.norm_weights=false", "model.window=8", "model.logit_softcap=15.0",
         "model.value_embeddings=true", "model.residual_scalars=true",
     ]  # fmt: skip
-    assert llama_config.without_class(replace(ours, qk_norm="after_rotation")) == ["model.qk_norm=after_rotation"]
+    assert replace(ours, qk_norm="after_rotation").unpublished() == ["model.qk_norm=after_rotation"]
