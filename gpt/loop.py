@@ -164,6 +164,7 @@ def fit(
 
             started = time.perf_counter()
             optim.set_lr(optimizer, optim.lr_factor(cfg.schedule, step, total_steps))
+            model.training_window = optim.training_window(cfg.schedule, model.window, step, total_steps)
             place = 0 if cfg.train.one_batch else step
             micro_batches = ahead.step(place)
             own = [sum(batch.n_tokens for batch in micro_batches), sum(batch.n_targets for batch in micro_batches)]

@@ -43,9 +43,13 @@ class LanguageModel(nn.Module, ABC):
     a block that the config's `linear_layers` names; a matrix is a parameter of two dimensions. Parameters, operations
     and memory are counted by running the model on tensors without content (gpt/machine/counting.py).
 
+    window: tokens that a windowed layer sees, its own among them; None: no layer has a window.
+    training_window: the same in training mode, where a schedule may begin with fewer; an evaluation has all of them.
     logit_softcap: c, where logits z are c tanh(z / c) and so never beyond c (Gemma 2, 2024); None: they are z.
     """
 
+    window: int | None = None
+    training_window: int | None = None
     logit_softcap: float | None = None
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:

@@ -155,6 +155,7 @@ class Modern(LanguageModel):
     def __init__(self, config: ModernConfig, vocab_size: int) -> None:
         super().__init__(config, vocab_size)
         self.logit_softcap = config.logit_softcap
+        self.window = self.training_window = config.window
         self.embed_tokens = nn.Embedding(vocab_size, config.n_embd)
         self.value_embeddings = nn.ModuleDict({
             str(layer): nn.Embedding(vocab_size, config.n_kv_head * config.head_size)
@@ -195,7 +196,8 @@ class Modern(LanguageModel):
             positions = torch.arange(past, past + T, device=tokens.device)  # (T,)
         rotation = angles(positions, config.head_size, config.rope_base)
         full = visible(T, past, documents, None, tokens.device)
-        windowed = visible(T, past, documents, config.window, tokens.device)
+        window = self.training_window if self.training else self.window
+        windowed = visible(T, past, documents, window, tokens.device)
         x, embedded = self.embed_tokens(tokens), None  # (B, T, C)
         if config.residual_scalars:
             x = embedded = normalised(x, config.norm_eps)

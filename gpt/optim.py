@@ -1,4 +1,4 @@
-"""Builds optimizers and their parameter groups, and computes the learning rate of each step."""
+"""Builds optimizers and their parameter groups, and computes the learning rate and the window of each step."""
 
 import importlib
 import inspect
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from gpt.config.optimizers import AdamWConfig, MuonConfig, OptimizerConfig, SOAPConfig
-from gpt.config.schema import FinetuneConfig, ScheduleConfig
+from gpt.config.schedules import ScheduleConfig
+from gpt.config.schema import FinetuneConfig
 from gpt.errors import ENVIRONMENT, UserError
 from gpt.files.tensor_files import copy_rows
 from gpt.files.tensor_shards import Parts, is_sharded, joined, on_cpu, parts_of, shape_of
@@ -265,9 +266,9 @@ def in_steps(length: float, total_steps: int) -> int:
 
 
 def check_schedule(cfg: ScheduleConfig, total_steps: int) -> None:
-    """Raises UserError when warm-up or decay is longer than the run."""
-    for key, length in (("warmup", cfg.warmup), ("decay", cfg.decay)):
-        if in_steps(length, total_steps) > total_steps:
+    """Raises UserError when a warm-up or the decay is longer than the run."""
+    for key, length in (("warmup", cfg.warmup), ("decay", cfg.decay), ("window_warmup", cfg.window_warmup)):
+        if length is not None and in_steps(length, total_steps) > total_steps:
             raise UserError(f"schedule.{key}={length:g} is longer than the run of {count(total_steps, 'step')}")
 
 
@@ -285,6 +286,19 @@ def lr_factor(cfg: ScheduleConfig, step: int, total_steps: int) -> float:
     start = max(start, warmup)
     x = max(0.0, (step - start) / max(1, total_steps - start))
     return CURVES[cfg.name](x, cfg.final)
+
+
+def training_window(cfg: ScheduleConfig, window: int | None, step: int, total_steps: int) -> int | None:
+    """The tokens that a windowed layer of a model with such a `window` sees in step `step` (from 0).
+
+    During schedule.window_warmup they are the multiples of schedule.window_start below the window, one after the other
+    for the same number of steps, and the window from then on. After modded-nanogpt, whose window grows in blocks.
+    """
+    if window is None or cfg.window_warmup is None:
+        return window
+    n_smaller = math.ceil(window / cfg.window_start) - 1
+    warmup = in_steps(cfg.window_warmup, total_steps)
+    return window if step >= warmup else cfg.window_start * (1 + step * n_smaller // warmup)
 
 
 CURVES: dict[str, Callable[[float, float], float]] = {

@@ -16,7 +16,8 @@ import torch
 from gpt.config.data import DataConfig
 from gpt.config.families import GPT2Config, ModelConfig, ModernConfig
 from gpt.config.optimizers import AdamWConfig, MuonConfig
-from gpt.config.schema import FinetuneConfig, ScheduleConfig, TrainSection
+from gpt.config.schedules import ScheduleConfig
+from gpt.config.schema import FinetuneConfig, TrainSection
 from gpt.data.batching import Split
 from gpt.files.jsonl import RowFile
 from gpt.sweeps import jobs
@@ -104,7 +105,10 @@ def muon_config(**changes) -> MuonConfig:
 
 
 def schedule_config(**changes) -> ScheduleConfig:
-    return variant(ScheduleConfig, {"name": "cosine", "warmup": 0.1, "decay": 0.2, "final": 0.1, **changes})
+    return variant(ScheduleConfig, {
+        "name": "cosine", "warmup": 0.1, "window_warmup": None, "window_start": 2, "decay": 0.2, "final": 0.1,
+        **changes,
+    })  # fmt: skip
 
 
 def finetune_config(name: str = "full", **changes) -> FinetuneConfig:

@@ -24,7 +24,8 @@ ORDER = [
     "config",
     "gpt",
     "optimizers",
-    "config.schema config.data config.families config.optimizers config.places config.fields errors files terminal",
+    "config.schema config.data config.families config.optimizers config.places config.schedules config.fields "
+    "errors files terminal",
 ]
 AT_MOST_IN_GPT = 14
 
@@ -122,7 +123,8 @@ def test_nothing_of_ours_calls_what_a_configuration_names():
 
 
 def test_every_module_has_its_tests():
-    plain = {"errors", "config.schema", "config.data", "files.paths", "evaluation.task"}  # nothing in them computes
+    # Nothing in these computes.
+    plain = {"errors", "config.schema", "config.data", "config.schedules", "files.paths", "evaluation.task"}
     for path in MODULES:
         folder = (ROOT / "tests" / path.relative_to(ROOT / "gpt")).parent
         stem = f"{path.stem}_kind" if folder.name == "kinds" else path.stem  # tests/test_loss.py is gpt/loss.py's

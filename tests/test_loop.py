@@ -7,7 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import adamw_config, data_config, made_split, model_config, schedule_config, train_section
+from conftest import (
+    adamw_config,
+    data_config,
+    made_split,
+    model_config,
+    modern_config,
+    schedule_config,
+    train_section,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt import optim
@@ -16,6 +24,7 @@ from gpt.errors import UserError
 from gpt.loop import fit, train_step
 from gpt.machine.machine import Machine
 from gpt.model import GPT
+from gpt.modern import Modern
 from gpt.objective import NEXT_TOKEN
 from gpt.progress import Progress
 
@@ -25,9 +34,9 @@ SPLIT = made_split([5, 9, 17, 4, 30, 12, 8, 8, 6, 21, 7, 11] * 3)
 VAL = made_split([7, 19, 12], seed=1, name="val")
 
 
-def settings(**changes):
+def settings(schedule=None, **changes):
     """The sections of a configuration that the loop reads."""
-    return SimpleNamespace(train=train_section(**changes), schedule=schedule_config(), seed=3)
+    return SimpleNamespace(train=train_section(**changes), schedule=schedule or schedule_config(), seed=3)
 
 
 def batches_of(cfg, total_steps=10, **data):
@@ -377,6 +386,30 @@ def test_a_run_that_is_asked_to_stop_at_any_moment_goes_on_to_the_same_rows_and_
     assert [{k: v for k, v in row.items() if k not in timing} for row in rows + rest] == [
         {k: v for k, v in event.row.items() if k not in timing} for event in events
     ]
+
+
+def test_a_growing_window_is_the_same_at_each_step_of_a_resumed_run_and_evaluations_have_the_whole():
+    """Windows of 2, 4 and 6 tokens for two steps each, then 8; the run is interrupted at step 5, within a stage."""
+    growing = schedule_config(window_warmup=6, window_start=2)
+
+    def new_model():
+        torch.manual_seed(0)
+        return Modern(modern_config(window=8, dropout=0.1), 50)
+
+    kinds = {"schedule": growing, "log_every": 1, "eval_every": 1}
+    events, model, *_ = run(new_model(), **kinds)
+    _, first, optimizer, progress = run(new_model(), interrupt=5, **kinds)
+    assert (first.training_window, model.training_window) == (6, 8)
+    continued = new_model()
+    continued.load_state_dict(first.state_dict())
+    again = optim.build(continued, adamw_config(lr=1e-2))
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    rest, *_ = run(continued, progress, optimizer=again, **kinds)
+    assert torch.equal(weights(continued), weights(model))
+    assert [e.row["val/loss"] for e in rest] == [e.row["val/loss"] for e in events[6:]]
+    without, *_ = run(new_model(), log_every=1, eval_every=1)
+    assert without[0].row["val/loss"] == events[0].row["val/loss"]  # of the first weights, with the whole window
+    assert without[1].row["train/loss"] != events[1].row["train/loss"]
 
 
 def run_until(after, model=None, optimizer=None, progress=None):

@@ -122,6 +122,17 @@ def test_windowed_layers_see_as_many_tokens_as_their_window_and_the_last_layer_s
     assert visible(4, 0, None, 4, device) is None  # nothing is beyond it
 
 
+def test_a_window_that_has_not_grown_yet_is_that_of_a_smaller_model_in_training_and_whole_in_evaluation():
+    model, small = (Modern(replace(TINY, window=n), 50) for n in (6, 2))
+    small.load_state_dict(model.state_dict())
+    tokens = torch.arange(16)[None]
+    whole = model(tokens)
+    model.training_window = 2
+    assert torch.equal(model(tokens), small(tokens)) and not torch.equal(model(tokens), whole)
+    model.eval()
+    assert torch.equal(model(tokens), whole)
+
+
 @pytest.mark.parametrize("config", KINDS)
 @torch.no_grad()
 def test_the_untrained_loss_is_the_logarithm_of_the_vocabulary_size(config):

@@ -367,7 +367,20 @@ def test_lengths_below_one_are_fractions_of_the_run_and_others_steps():
     assert [optim.in_steps(length, 200) for length in (0, 0.05, 1, 30)] == [0, 10, 1, 30]
 
 
-@pytest.mark.parametrize("key", ["warmup", "decay"])
+def test_the_window_grows_in_equal_stages_of_its_start_and_is_whole_from_the_end_of_its_warmup_on():
+    cfg = schedule_config(window_warmup=0.5, window_start=64)
+    assert [optim.training_window(cfg, 256, step, 12) for step in range(7)] == [64, 64, 128, 128, 192, 192, 256]
+    assert [optim.training_window(cfg, 200, step, 12) for step in (4, 5, 6, 11)] == [192, 192, 200, 200]
+    in_steps = schedule_config(window_warmup=2, window_start=64)
+    assert [optim.training_window(in_steps, 256, step, 1000) for step in range(3)] == [64, 128, 256]
+
+
+def test_without_a_window_or_its_warmup_nothing_grows():
+    assert optim.training_window(schedule_config(window_warmup=0.5), None, 0, 10) is None
+    assert optim.training_window(schedule_config(window_warmup=None), 256, 0, 10) == 256
+
+
+@pytest.mark.parametrize("key", ["warmup", "decay", "window_warmup"])
 def test_a_part_longer_than_the_run_is_an_error(key):
     with pytest.raises(UserError, match=f"schedule.{key}=30 is longer than the run of 20 steps"):
         optim.check_schedule(schedule_config(name="wsd", **{key: 30}), 20)

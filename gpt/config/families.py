@@ -36,6 +36,10 @@ class ModelConfig:
     dropout: BelowOne
     tie_weights: Flag
 
+    def is_windowed(self, layer: int) -> bool:
+        """Whether a layer sees but a window of the tokens before."""
+        return False
+
     def unpublished(self) -> list[str]:
         """The settings, as key=value, that no class of transformers has; with one of them a model is not exported."""
         return []

@@ -23,7 +23,6 @@ from gpt.config.fields import (
     Flag,
     FlagOrAuto,
     Float,
-    Fraction,
     NonNegative,
     Positive,
     PositiveFraction,
@@ -39,44 +38,10 @@ from gpt.config.fields import (
 )
 from gpt.config.optimizers import OptimizerConfig
 from gpt.config.places import stored, with_paths
+from gpt.config.schedules import ScheduleConfig
 
 METRIC = "val/loss"  # what is minimised: it decides the best checkpoint, when to stop early, and every leaderboard
 MEAN_METRIC = f"{METRIC}_ema"  # the same of the mean of the weights, with train.ema; it decides nothing
-
-
-@section
-class ConstantConfig:
-    """Warm-up, then the same learning rate to the end."""
-
-    name: Literal["constant"]
-    warmup: NonNegative
-
-    decay: ClassVar[float] = 0
-    final: ClassVar[float] = 1
-
-
-@section
-class DecayConfig:
-    """Warm-up, then a curve down to final * optimizer.lr. See gpt/optim.py."""
-
-    name: Literal["cosine", "linear"]
-    warmup: NonNegative
-    final: Fraction
-
-    decay: ClassVar[float] = 0
-
-
-@section
-class WSDConfig:
-    """Warm-up, a stable part, and a decay to final * optimizer.lr (Hu et al., 2024)."""
-
-    name: Literal["wsd"]
-    warmup: NonNegative
-    decay: NonNegative
-    final: Fraction
-
-
-ScheduleConfig = variants(ConstantConfig | DecayConfig | WSDConfig, "name")
 
 
 @section
@@ -307,6 +272,7 @@ ADDED = {"model.family": "gpt2", "objective.name": "next_token",
          "optimizer.embedding_lr": None, "optimizer.head_lr": None, "optimizer.scalar_lr": None,
          "optimizer.nesterov": True, "optimizer.scale": "original", "optimizer.orthogonalization": "newton_schulz",
          "optimizer.cautious_decay": False, "optimizer.momentum_warmup": 0, "optimizer.second_moment": None,
+         "schedule.window_warmup": None, "schedule.window_start": 64,
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from gpt import progress
 from gpt.config import schema
 from gpt.config.environment import DEEPEST
-from gpt.config.families import MODELS, Check
+from gpt.config.families import MODELS, AnyModelConfig, Check
 from gpt.config.fields import Variants
 from gpt.errors import UserError
 from gpt.terminal.console import count
@@ -132,10 +132,16 @@ def _contradictions(values: Any, errors: dict[str, str]) -> Iterator[str]:
     if length is None:
         yield "train.max_steps, train.max_epochs and train.max_tokens are all null: a run needs one of them"
         return
-    for key in ("schedule.warmup", "schedule.decay"):
+    for key in ("schedule.warmup", "schedule.decay", "schedule.window_warmup"):
         part = _get(values, key)
         if part is not None and not _is_below(key, errors) and part >= 1 and int(part) > length[0]:
             yield f"{key} {part:g} is longer than the run: {count(length[0], 'step')} by {length[1]}"
+
+
+def has_window(model: dict[str, Any]) -> bool:
+    """Whether valid settings of a model give any layer a window."""
+    config = TypeAdapter(AnyModelConfig).validate_python(model)
+    return any(map(config.is_windowed, range(config.n_layer)))
 
 
 # Whatever the family of the model is.
@@ -152,6 +158,10 @@ CHECKS: list[Check] = [
      "finetune.rank {0} is more than model.n_embd {1}"),
     (("model.tie_weights", "optimizer.head_lr"), lambda tied, lr: tied,
      "optimizer.head_lr {1}: with model.tie_weights the head is the embedding; set optimizer.embedding_lr"),
+    (("schedule.window_warmup", "model"), lambda _, model: not has_window(model),
+     "schedule.window_warmup {0}: no layer of the model has a window, see model.window of model=modern_mini"),
+    (("schedule.window_warmup", "schedule.window_start", "model.window"), lambda _, start, window: start >= window,
+     "schedule.window_start {1} is not below model.window {2}"),
     (("sweep.rungs", "train.max_tokens"), lambda rungs, tokens: bool(rungs) and rungs[-1] >= tokens,
      "sweep.rungs {0}: the last one is not below the budget, train.max_tokens {1}"),
 ]  # fmt: skip

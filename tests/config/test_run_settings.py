@@ -114,6 +114,7 @@ def test_an_older_file_has_todays_values_for_what_came_later_and_else_says_what_
         del values["optimizer"][key]
     for kind in ("embedding", "head", "scalar"):
         del values["optimizer"][f"{kind}_lr"]
+    del values["schedule"]["window_warmup"], values["schedule"]["window_start"]
     del values["train"]["ema"]
     (run_dir / "config.yaml").write_text(yaml.safe_dump(values))
     again = started(f"out_dir={run_dir}")

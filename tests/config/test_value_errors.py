@@ -104,6 +104,7 @@ def test_the_default_configuration_has_no_problem(default):
             {"train.max_tokens": 10_240, "train.tokens_per_step": 1024, "schedule.warmup": 11},
             "schedule.warmup 11 is longer than the run: 10 steps by train.max_tokens",
         ),
+        ({"schedule.window_warmup": 0.5}, "schedule.window_warmup 0.5: no layer of the model has a window"),
     ],
 )
 def test_a_fault_is_named_by_its_full_key_and_alone(default, changes, expected):
@@ -132,6 +133,20 @@ def test_a_fault_is_named_by_its_full_key_and_alone(default, changes, expected):
 )
 def test_what_goes_together_is_no_problem(default, changes):
     assert errors_of(default, changes) == []
+
+
+def test_a_window_grows_only_where_layers_have_one_that_is_wider_than_its_start():
+    def errors(*typed):
+        cfg = composed("model=modern_mini", "schedule.window_warmup=0.5", "train.max_steps=10", *typed)
+        return find_errors(cfg, schema.TrainConfig)
+
+    assert errors("model.window=128") == []
+    for typed in ([], ["model.window=128", "model.window_layers=L"], ["model.window=128", "model.n_layer=1"]):
+        assert len(errors(*typed)) == 1 and "no layer of the model has a window" in errors(*typed)[0]
+    assert errors("model.window=64") == ["schedule.window_start 64 is not below model.window 64"]
+    assert errors("model.window=128", "schedule.window_warmup=11") == [
+        "schedule.window_warmup 11 is longer than the run: 10 steps by train.max_steps"
+    ]
 
 
 def test_another_kinds_name_alone_is_one_fault_and_not_one_for_each_of_its_keys(default):

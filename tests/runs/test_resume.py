@@ -94,7 +94,8 @@ def test_a_changed_setting_is_refused_with_both_values_unless_its_key_is_allowed
 def test_a_setting_that_is_younger_than_the_checkpoint_had_the_value_that_changes_nothing(tmp_path):
     started(tmp_path)
     same = {"nesterov": True, "second_moment": None, "embedding_lr": None}
-    assert resumed(tmp_path, changed(optimizer=same, train={"ema": None})).step == 5
+    windows = {"window_warmup": None, "window_start": 64}
+    assert resumed(tmp_path, changed(optimizer=same, train={"ema": None}, schedule=windows)).step == 5
     with pytest.raises(UserError, match=r"train.ema None != 0.9, optimizer.nesterov True != False"):
         resumed(tmp_path, changed(optimizer=same | {"nesterov": False}, train={"ema": 0.9}))
 

@@ -107,7 +107,7 @@ def test_what_is_written_is_what_is_read(tmp_path):
     fields = {"error": "é\x1b", "code": 4, "log": "/a/train.log", "seconds": 1.5, "fingerprint": "f", "name": "lr=é"}
     job = sweep_job(tmp_path, 3, JOB, [5.0, 4.0], status="failed", **fields)
     assert jobs.read(tmp_path) == [job]
-    assert (job.number, job.config, job.status, job.id) == (3, JOB, "failed", jobs.name_of(JOB))
+    assert (job.number, job.config, job.status, job.id) == (3, jobs.current(JOB), "failed", jobs.name_of(JOB))
     assert {name: getattr(job, name) for name in fields} == fields
     assert (job.val_loss, job.val_bpb, job.tokens, job.tokens_per_second) == (4.0, 2.0, 1000, 500.0)
     assert jobs.load(job.folder) == replace(job, rows=[])
