@@ -4,12 +4,9 @@ How far the estimates are from what is measured: tests/machine/test_cost.py, exp
 """
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpt.config.schema import TrainConfig, TrainSection
 from gpt.machine import memory, rank_environment
@@ -17,29 +14,18 @@ from gpt.machine.ranks import Planned
 from gpt.progress import budget
 
 if TYPE_CHECKING:  # torch takes seconds, and a script reads this file before it knows what to do
-    import torch
-
     from gpt.data.batching import Batch, TrainBatches
     from gpt.machine.machine import Machine
+    from gpt.machine.rates import Rates
 
 # Measured on a CPU.
-EFFICIENCY = 0.78  # speed of a step, without the optimizer, by that of a probe's products; 0.69 to 0.90 were found
 OPTIMIZER_BYTES = 28  # for each parameter AdamW reads 16 and writes 12; gradient norm and clipping are lost in it
 STARTUP = 6.0  # seconds until the first step, with prepared data
 
 
 @dataclass(frozen=True)
-class Rates:
-    """How fast a machine is at the matrix products of a model and at reading and writing memory."""
-
-    block_flops: float  # per second
-    head_flops: float
-    bytes: float
-
-
-@dataclass(frozen=True)
 class Cost:
-    """What one run will cost. None: not known before the data is prepared."""
+    """What one run will cost. None: not known before the data is prepared; and the time, where nothing of it fits."""
 
     cfg: TrainConfig
     parameters: int
@@ -108,50 +94,6 @@ def operations_to_compile(cfg: TrainConfig, vocab_size: int, steps: int, machine
     return run_operations(cfg, vocab_size, steps, machine) if is_long else bound
 
 
-@cache
-def probe(device: "torch.device", dtype: "torch.dtype", n_embd: int, vocab_size: int) -> Rates:
-    """A few tenths of a second of each kind of work that a step consists of."""
-    import torch
-
-    def rate(rows: int, width: int) -> float:
-        """Operations per second of (rows, C) x (C, width); of fewer rows where they take long (bfloat16, emulated)."""
-        weight = torch.ones(depth, width, device=device, dtype=dtype)
-        n = 1
-        while n < rows and duration(lambda n=n: weight.new_ones(n, depth) @ weight, device, at_least=0.0) < 0.1:
-            n = min(rows, 8 * n)
-        x = weight.new_ones(n, depth)
-        return 2 * n * depth * width / duration(lambda: x @ weight, device)
-
-    depth = min(n_embd, 2048)  # wider ones are no faster, and a model that does not fit shall have an estimate too
-    source = torch.ones(2**24, device=device)  # 64 MiB, more than caches hold
-    target = torch.empty_like(source)
-    return Rates(
-        block_flops=rate(1024, 4 * depth),
-        head_flops=rate(512, min(vocab_size, 8192)),
-        bytes=2 * source.nbytes / duration(lambda: target.copy_(source), device),
-    )
-
-
-def duration(work: Callable[[], Any], device: "torch.device", at_least: float = 0.1) -> float:
-    """Seconds that `work()` takes: the shortest of several times, as all else on the machine only adds to it. Goes on
-    for `at_least` so many seconds."""
-    import torch
-
-    def once() -> float:
-        started = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
-        return time.perf_counter() - started
-
-    times = [once(), once()]  # the first one is slower: threads and kernels are made
-    while sum(times) < at_least:
-        times.append(once())
-    return min(times)
-
-
 def estimate(cfg: TrainConfig, root: Path) -> Cost:
     """The cost of a run from its first step to its last. Writes nothing; prepared data is read if it is there.
 
@@ -159,7 +101,7 @@ def estimate(cfg: TrainConfig, root: Path) -> Cost:
     """
     from gpt import optim, tokenizer
     from gpt.data import batching, prepared, sources
-    from gpt.machine import compilation, device
+    from gpt.machine import compilation, device, rates
     from gpt.machine.machine import Machine
     from gpt.machine.sizes import count_sizes
 
@@ -190,9 +132,10 @@ def estimate(cfg: TrainConfig, root: Path) -> Cost:
         tokens = round(steps * work.tokens)
         operations = operations_to_compile(cfg, vocab_size, steps, machine)
         environment["compile"] = compilation.decide(cfg.train, {}, machine, operations)
-        rates = probe(where, dtype, cfg.model.n_embd, vocab_size)
-        seconds = run_seconds(cfg, work, steps, rates, vocab_size, machine)
-        if environment["compile"]:
+        n_targets = math.ceil(work.targets * rows * cfg.model.context_length / work.slots)
+        measured = rates.measure(cfg, vocab_size, min(n_targets, math.ceil(work.targets)), machine)
+        seconds = measured and run_seconds(cfg, work, steps, measured, vocab_size, machine)
+        if seconds and environment["compile"]:
             seconds = compilation.COST + seconds * (1 - compilation.SAVED[dtype])
     sizes = count_sizes(cfg.model, cfg.finetune, vocab_size)
     return Cost(
@@ -242,7 +185,7 @@ class Work:
         )
 
 
-def run_seconds(cfg: TrainConfig, work: Work, steps: int, rates: Rates, vocab_size: int, machine: "Machine") -> float:
+def run_seconds(cfg: TrainConfig, work: Work, steps: int, rates: "Rates", vocab_size: int, machine: "Machine") -> float:
     """The whole run: its start, its steps, its evaluations and its samples. Checkpoints come on top, and so does what
     ranks exchange. They share a step by rows and an evaluation by batches, and the one that has most decides."""
     from gpt.machine.sizes import count_sizes
@@ -260,8 +203,8 @@ def run_seconds(cfg: TrainConfig, work: Work, steps: int, rates: Rates, vocab_si
     samples = math.ceil(steps / train.sample_every) if train.sample_every else 0
     return (
         STARTUP
-        + steps * (in_step / EFFICIENCY + OPTIMIZER_BYTES * updated / rates.bytes)
-        + evaluations * in_evaluation / EFFICIENCY
+        + steps * (in_step + OPTIMIZER_BYTES * updated / rates.bytes)
+        + evaluations * in_evaluation
         + samples * cfg.sample.max_new_tokens * 4 * sizes.parameters / rates.bytes  # each token reads all weights
     )
 

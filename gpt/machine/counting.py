@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from gpt.config.data import DataConfig
 from gpt.config.families import ModelConfig
 from gpt.config.schema import FinetuneConfig, TrainConfig
 from gpt.machine.sizes import ByValue, NotDrawn, build
@@ -42,9 +43,14 @@ def micro_batch(
     in_step = cfg.train.rows_per_step(cfg.model.context_length)
     return step(
         cfg.model, cfg.finetune, vocab_size, min(rows, in_step), is_later=rows < in_step,
-        masked=cfg.data.kind != "text" and cfg.data.batching == "packed", kind=kind, dtype=dtype,
-        checkpointing=cfg.train.gradient_checkpointing, shards=shards,
+        masked=is_masked(cfg.data), kind=kind, dtype=dtype, checkpointing=cfg.train.gradient_checkpointing,
+        shards=shards,
     )  # fmt: skip
+
+
+def is_masked(data: DataConfig) -> bool:
+    """Whether rows hold several documents each, so that attention needs a mask."""
+    return data.kind != "text" and data.batching == "packed"
 
 
 @ByValue

@@ -74,7 +74,7 @@ def show_sweep(rows: list[dict[str, Any]], keys: list[str], costs: list[Cost | N
     columns = ["job", *keys, "fits", "minutes", "GB", "micro-batch", "steps", "tokens", "parameters"]
     print("\n" + console.table(table, columns) + "\n", flush=True)
     known = [cost for cost in costs if cost]
-    bounded = [cost for cost in known if cost.steps]
+    bounded = [cost for cost in known if cost.seconds]
     if bounded:
         steps, tokens, seconds = (sum(getattr(c, name) for c in bounded) for name in ("steps", "tokens", "seconds"))
         left_out = f"; {len(rows) - len(bounded)} left out" if len(bounded) < len(rows) else ""
