@@ -95,7 +95,7 @@ class SweepCallback(Callback):
 
         def select(launcher: Launcher, task: Callable[[DictConfig], Any]) -> Launcher:
             plugins.silence()
-            return SelectingLauncher(launcher, config, loader, task, lambda folder: _begin(folder, config))
+            return SelectingLauncher(launcher, config, loader, task, _begin)
 
         hydra_patches.wrap_launcher(select)
 
@@ -205,9 +205,12 @@ def close(interrupted: bool) -> int:
     return summary.close(folder, None if interrupted else wandb)
 
 
-def _begin(folder: Path, config: DictConfig) -> None:
+def _begin(folder: Path, configs: list[DictConfig]) -> None:
+    """A sweep goes to W&B as its first jobs do, with the tags of all of them: what tags stand for may be swept."""
     global _running
-    _running = folder, WandbConfig(**OmegaConf.to_container(config.wandb, resolve=True))
+    settings = [WandbConfig(**OmegaConf.to_container(config.wandb, resolve=True)) for config in configs]
+    tags = dict.fromkeys(tag for one in settings for tag in one.tags)
+    _running = folder, replace(settings[0], tags=list(tags))
 
 
 def _process() -> tuple[str, int]:

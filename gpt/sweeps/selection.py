@@ -48,9 +48,9 @@ class SelectingLauncher(Launcher):
 
     def __init__(
         self, launcher: Launcher, config: DictConfig, loader: ConfigLoader, task: Callable[[DictConfig], Any],
-        on_begin: Callable[[Path], None],
+        on_begin: Callable[[Path, list[DictConfig]], None],
     ) -> None:  # fmt: skip
-        """`task` runs a job; `on_begin` is called with the sweep's directory before the first one.
+        """`task` runs a job; `on_begin` is called with the sweep's directory and the first jobs before these.
 
         Raises UserError when another process runs this sweep (6), or when another version of this project made it.
         """
@@ -114,7 +114,7 @@ class SelectingLauncher(Launcher):
                 jobs.write(job)
         if not self._planned:
             _write_facts(self._directory)
-            self._on_begin(self._directory)
+            self._on_begin(self._directory, [one.config for one in planned.values()])
         self._planned |= planned
 
     def _run(self, due: list[Planned], rung: int | None) -> None:

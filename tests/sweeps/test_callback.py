@@ -340,6 +340,22 @@ def test_what_cannot_be_swept_is_one_line_before_anything_starts(here, starts, a
     assert not list(sweep_dir.glob("*/*"))
 
 
+def test_weights_to_begin_with_are_an_axis_though_the_name_of_the_model_comes_of_them(here, starts):
+    weights = ",".join(str(ROOT / "tests/golden" / name) for name in ("format_4", "format_5"))
+    sweep_dir = here.sweep("weights")
+    start = starts.start("-m", f"hydra.sweep.dir={sweep_dir}", f"init.from={weights}", "train.tokens_per_step=64")
+    assert (start.code, start.stdout.count("valid")) == (0, 2), start.stderr
+
+
+def test_a_sweep_has_the_tags_of_all_its_jobs(tmp_path, monkeypatch):
+    monkeypatch.setattr(callback, "_running", None)
+    values = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/train.yaml").wandb, resolve=False)
+    jobs_ = [OmegaConf.create({"wandb": values | {"tags": [name, "sample"]}}) for name in ("tiny", "mini")]
+    callback._begin(tmp_path, jobs_)
+    folder, wandb = callback._running
+    assert (folder, wandb.tags) == (tmp_path, ["tiny", "sample", "mini"])
+
+
 def test_a_single_run_leaves_no_record_of_a_sweep(tmp_path, starts):
     start = starts.start(f"hydra.run.dir={tmp_path / 'run'}")
     assert start.code == 0 and not list(tmp_path.rglob("job.json"))
