@@ -157,7 +157,7 @@ def build(
 ) -> Optimizer:
     """The optimizer that `cfg` names, for the parameters that require a gradient, and with `ema` a mean of these that
     forgets as slowly. Each group has its highest learning rate in "peak_lr", for `set_lr`; with finetune.layer_decay it
-    is lower the farther from the loss."""
+    is lower the farther from the loss. "names" are those of its parameters."""
     decay = 1.0 if finetune is None else finetune.layer_decay
     scale = lr_scales(model, decay).__getitem__
     module, _, attribute = cfg.built_by.partition(":")
@@ -168,8 +168,9 @@ def build(
     if ema is not None:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = Combined(parts(optimizer) | {"ema": RunningMean(trained, ema)})
+    names = {parameter: name for name, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
-        group["peak_lr"] = group["lr"]
+        group["peak_lr"], group["names"] = group["lr"], [names[parameter] for parameter in group["params"]]
     return optimizer
 
 
@@ -181,22 +182,33 @@ def parts(optimizer: Optimizer) -> dict[str, torch.optim.Optimizer]:
 
 
 def state_tensors(optimizer: Optimizer, is_first: bool = True) -> dict[str, Tensor]:
-    """An optimizer's state, as {"adamw.0.exp_avg": tensor}: part, number of the parameter in the order of its groups,
-    name; `on_cpu`. Learning rates and the like are settings and not in it."""
-    return on_cpu(flatten_state({name: part.state_dict() for name, part in parts(optimizer).items()}), is_first)
+    """An optimizer's state, as {"adamw.norm.weight.exp_avg": tensor}: part, name of the parameter, name; `on_cpu`.
+    Learning rates and the like are settings and not in it: with others, parameters are in other groups."""
+    state_dicts = {name: part.state_dict() for name, part in parts(optimizer).items()}
+    return on_cpu(flatten_state(state_dicts, weights_of_parts(optimizer)), is_first)
 
 
-def flatten_state(state_dicts: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
-    """The state in torch's state_dict of each part, under names as in `state_tensors`; what is no tensor as JSON. Of a
-    list of tensors each has its place as a further name; a count that a group keeps has the group's number after a g.
-    """
+def weights_of_parts(optimizer: Optimizer) -> dict[str, list[str]]:
+    """The names of the parameters of each part, in the order of its groups, by which torch numbers them."""
+    return {
+        part: [name for group in own.param_groups for name in group["names"]] for part, own in parts(optimizer).items()
+    }
+
+
+def flatten_state(
+    state_dicts: dict[str, dict[str, Any]], weights: dict[str, list[str]] | None = None
+) -> dict[str, Tensor]:
+    """The state in torch's state_dict of each part, under names as in `state_tensors`, or with the numbers of the
+    parameters for their names; what is no tensor as JSON. Of a list of tensors each has its place as a further name; a
+    count that a group keeps has the group's number after a g."""
     flat = {}
     for part, state_dict in state_dicts.items():
         for number, state in state_dict["state"].items():
+            weight = weights[part][number] if weights else number
             for name, value in state.items():
                 is_list = isinstance(value, list) and any(isinstance(item, Tensor) for item in value)
                 items = {f"{name}.{i}": item for i, item in enumerate(value)} if is_list else {name: value}
-                flat |= {f"{part}.{number}.{key}": item for key, item in items.items()}
+                flat |= {f"{part}.{weight}.{key}": item for key, item in items.items()}
         for number, group in enumerate(state_dict["param_groups"]):
             flat |= {f"{part}.g{number}.{name}": group[name] for name in COUNTS if name in group}
     return {
@@ -227,9 +239,10 @@ def restored(tensor: Tensor | Parts, parameter: Tensor) -> Any:
 
 
 def load_state_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor | Parts]) -> None:
-    """Restores an optimizer's state from what `state_tensors` gave; its settings stay.
+    """Restores an optimizer's state from what `state_tensors` gave, or what it gave when it still numbered parameters;
+    its settings stay.
 
-    Raises ValueError for tensors of another kind of optimizer or of other shapes.
+    Raises ValueError for tensors of another kind of optimizer, of other parameters or of other shapes.
     """
     states: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in parts(optimizer)}
     parameters = {
@@ -237,16 +250,27 @@ def load_state_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor | Part
         for part, own in parts(optimizer).items()
     }
     groups = {part: own.state_dict()["param_groups"] for part, own in parts(optimizer).items()}
+    numbers = {
+        part: {name: i for i, name in enumerate(names)} | {str(i): i for i in range(len(names))}
+        for part, names in weights_of_parts(optimizer).items()
+    }
     for key, tensor in sorted(tensors.items()):  # the places of a list in their order
-        part, number, name, *place = key.split(".")
+        part, *words = key.split(".")
         if part == "ema" and part not in states:
             continue  # a mean that the run no longer keeps
+        if part not in states:
+            raise ValueError(f"{key}: of {part}, not of {' and '.join(states)}")
         try:
-            if number.startswith("g"):
-                groups[part][int(number[1:])][name] = restored(tensor, parameters[part][0])
+            length = next((i for i in range(1, len(words)) if ".".join(words[:i]) in numbers[part]), 0)
+            if not length and words[0].startswith("g") and words[1:] in [[name] for name in COUNTS]:
+                for group in groups[part]:  # all of them have counted the same steps
+                    group[words[1]] = restored(tensor, parameters[part][0])
                 continue
-            value = restored(tensor, parameters[part][int(number)])
-            state = states[part].setdefault(int(number), {})
+            if not length:
+                raise ValueError("this optimizer trains no such weight")
+            number, (name, *place) = numbers[part][".".join(words[:length])], words[length:]
+            value = restored(tensor, parameters[part][number])
+            state = states[part].setdefault(number, {})
             state[name] = [*state.get(name, []), value] if place else value
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error

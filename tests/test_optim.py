@@ -82,6 +82,22 @@ def test_steps_lower_the_loss_and_saved_state_goes_on_in_the_same_way(cfg):
     assert run(model, optimizer, 3) == run(twin, twin_optimizer, 3)
 
 
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_state_stays_with_its_weight_where_other_learning_rates_make_other_groups(decay):
+    model = GPT(model_config(tie_weights=False), 50)  # whose head and embedding are of one shape
+    of_one_rate, of_several = adamw_config(), adamw_config(embedding_lr=1e-2, head_lr=5e-3, scalar_lr=1e-4)
+    optimizer = optim.build(model, of_several)
+    weights_after(model, optimizer, 2)
+    saved = {name: tensor.clone() for name, tensor in optim.state_tensors(optimizer).items()}
+    other = optim.build(model, of_one_rate, finetune_config("full", layer_decay=decay))
+    optim.load_state_tensors(other, saved)
+    for weight in model.parameters():
+        assert torch.equal(other.state[weight]["exp_avg"], optimizer.state[weight]["exp_avg"])
+    numbered = optim.flatten_state({"adamw": other.state_dict()})  # as older checkpoints have it
+    optim.load_state_tensors(other, numbered)
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in optim.state_tensors(other).items())
+
+
 @by_name
 def test_state_that_does_not_fit_is_refused_by_its_name(cfg):
     model = GPT(model_config(), 50)
@@ -229,7 +245,8 @@ def test_where_nothing_is_trained_that_muon_or_adamw_is_for_the_other_works_alon
     optimizer.step()
     optimizer.zero_grad()
     optim.load_state_tensors(optimizer, optim.state_tensors(optimizer))
-    assert all(name.startswith(f"{kind}.0.") for name in optim.state_tensors(optimizer))
+    weight = "h.0.mlp.c_fc.weight" if kind == "muon" else "wpe.weight"
+    assert all(name.startswith(f"{kind}.{weight}.") for name in optim.state_tensors(optimizer))
 
 
 def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else():

@@ -136,6 +136,12 @@ def check_settings(previous: Checkpoint, config: dict[str, Any], allowed: list[s
     before, now = (ABSENT | flatten(places.with_paths(c, places.stored)) for c in (previous.config, now_is_json))
     changed = [key for key in now if before.get(key, now[key]) != now[key]]
     decisive = [key for key in changed if is_decisive(key)]
+    if "optimizer.name" in changed:
+        run_dir = previous.path.parents[1]
+        raise UserError(
+            f"optimizer.name {before['optimizer.name']} != {now['optimizer.name']}: a checkpoint is of one optimizer",
+            str(previous.path), f"choose {another(run_dir)}, which init.from={run_dir} begins with its weights",
+        )  # fmt: skip
     refused = [key for key in decisive if not any(is_within(key, allowed_key) for allowed_key in allowed)]
     if refused:
         if "data.fingerprint" in refused:  # then the other keys of the data say why

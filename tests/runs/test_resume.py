@@ -91,6 +91,14 @@ def test_a_changed_setting_is_refused_with_both_values_unless_its_key_is_allowed
     assert "optimizer.lr was 0.1 and is now 0.2" in caplog.text
 
 
+def test_another_optimizer_is_refused_also_where_changes_of_the_optimizer_are_allowed(tmp_path):
+    started(tmp_path)
+    other = changed(optimizer={"name": "muon", "lr": 0.2})
+    with pytest.raises(UserError, match=r"optimizer.name \w+ != muon: a checkpoint is of one optimizer") as caught:
+        resumed(tmp_path, other, allowed=["optimizer"])
+    assert caught.value.code == 2 and f"init.from={tmp_path}" in caught.value.remedy
+
+
 def test_a_setting_that_is_younger_than_the_checkpoint_had_the_value_that_changes_nothing(tmp_path):
     started(tmp_path)
     same = {"nesterov": True, "second_moment": None, "embedding_lr": None}

@@ -124,7 +124,8 @@ def test_damage_to_the_file_of_any_rank_is_found(copy, name, how):
 def test_a_checkpoint_without_the_files_of_a_rank_is_none(copy):
     manifest = json.loads((copy / "manifest.json").read_text())["content"]
     del manifest["files"]["model.2-of-2.safetensors"]
-    checkpoint.write_json(copy / "manifest.json", {"content": manifest, "sha256": checkpoint.hash_json(manifest)})
+    content = checkpoint.in_json({"content": manifest, "sha256": checkpoint.hash_json(manifest)})
+    (copy / "manifest.json").write_bytes(content)
     with pytest.raises(UserError, match=r"model.2-of-2.safetensors: missing"):
         checkpoint.verify(copy)
 
