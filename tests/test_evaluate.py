@@ -9,7 +9,9 @@ import sys
 
 import pytest
 from conftest import ROOT
+from hydra.core.hydra_config import HydraConfig
 from made_run import make, settings
+from omegaconf import OmegaConf
 from test_launch import composed
 
 import evaluate
@@ -130,6 +132,8 @@ def test_a_run_that_has_come_to_its_end_is_evaluated_as_it_says_and_what_goes_wr
 
     def trained(*overrides):
         cfg = launch.to_dataclass(composed(f"out_dir={copy}", "wandb.mode=disabled", *overrides), TrainConfig)
+        OmegaConf.set_readonly(HydraConfig.get(), False)
+        HydraConfig.get().runtime.choices = {}  # as where a run goes on by its folder
         return launch.evaluated(lambda cfg: 1.5, cfg)
 
     assert trained("evaluate_at_end=[loss]") == 1.5 and not (copy / "evaluations").exists()  # it is not finished

@@ -5,12 +5,10 @@ import copy
 import conftest
 import pytest
 import torch
-from conftest import LINEAR, ROOT, adamw_config, model_config
-from omegaconf import OmegaConf
-from pydantic import TypeAdapter
+from conftest import LINEAR, adamw_config, model_config
 
 from gpt import optim
-from gpt.config import schema
+from gpt.config import launch
 from gpt.finetune import describe, lr_scales, n_trained, prepare
 from gpt.loop import train_step
 from gpt.machine.machine import Machine
@@ -115,7 +113,5 @@ def test_the_learning_rate_falls_by_the_decay_with_each_layer_below_the_loss():
 
 @pytest.mark.parametrize("name", ["full", "lora", "last_blocks"])
 def test_each_choice_under_conf_is_typed_and_lowers_the_learning_rate(name):
-    cfg = OmegaConf.load(ROOT / "conf" / "finetune" / f"{name}.yaml")
-    from_scratch = OmegaConf.load(ROOT / "conf" / "optimizer" / "adamw.yaml").lr
-    assert TypeAdapter(schema.FinetuneConfig).validate_python(OmegaConf.to_container(cfg.finetune)).name == name
-    assert cfg.optimizer.lr < from_scratch
+    cfg = launch.compose([f"finetune={name}"])
+    assert cfg.finetune.name == name and cfg.optimizer.lr < launch.compose([]).optimizer.lr

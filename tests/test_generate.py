@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, model_config
+from conftest import ROOT, adamw_config, model_config
 
 import generate
-from gpt import tokenizer
+from gpt import optim, tokenizer
 from gpt.config import arguments
 from gpt.config.data import DISCLAIMER
 from gpt.config.schema import GenerateConfig
@@ -41,7 +41,7 @@ def run_dir(model, tmp_path_factory) -> Path:
     identity = Identity(MODEL, BYTES.n_vocab, "bytes", "plain")
     for step, is_best in [(3, True), (6, False)]:
         progress = Progress(step=step, best=2.0, best_step=step if is_best else 3)
-        checkpoint.publish(run_dir, model, torch.optim.SGD(model.parameters()), progress, identity, {}, keep=2)
+        checkpoint.publish(run_dir, model, optim.build(model, adamw_config()), progress, identity, {}, keep=2)
     model_file.save_model(run_dir / "last_model.pt", model, identity, step=6)
     return run_dir
 
@@ -197,7 +197,7 @@ class TestText:
         self, model, tmp_path, capsys, card, note
     ):
         identity = Identity(MODEL, BYTES.n_vocab, "bytes", None)
-        optimizer = torch.optim.SGD(model.parameters())
+        optimizer = optim.build(model, adamw_config())
         checkpoint.publish(tmp_path, model, optimizer, Progress(step=3), identity, {"data": {"card": card}}, keep=1)
         generate.generate(settings(tmp_path, prompt="Once upon a time"))
         assert capsys.readouterr().err.partition("prompt: Once upon a time\n")[2] == note

@@ -5,10 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import ROOT
+from conftest import ROOT, adamw_config
 from test_launch import composed
 
+from gpt import optim
 from gpt.config import arguments, launch, value_errors
 from gpt.notebook import build_model
 from gpt.progress import Progress
@@ -57,7 +57,7 @@ def test_what_is_shown_of_python_runs(code, tmp_path, monkeypatch, capsys):
     run = Path("outputs", "runs", "mine")
     run.mkdir(parents=True)
     identity = Identity(model.config, model.vocab_size, "gpt2", "alpaca")
-    optimizer = torch.optim.SGD(model.parameters())
+    optimizer = optim.build(model, adamw_config())
     checkpoint.publish(run, model, optimizer, Progress(step=1, best=9.0, best_step=1), identity, {})
     variables = {}
     exec(code, variables)

@@ -100,11 +100,12 @@ def launch_id() -> str:
 
 
 def choice(group: str, root: DictConfig) -> str:
-    """The name of the file that is chosen of a group; a folder in it becomes a part of the name."""
+    """The name of the chosen file of a group, "None" where there is none; a folder in it becomes a part of the name."""
     hydra = (
         root.hydra if "hydra" in root else HydraConfig.get()
     )  # the configuration of a job that is planned has its own
-    return str(hydra.runtime.choices[group]).removesuffix(".yaml").replace("/", "_")
+    chosen = hydra.runtime.choices.get(group)  # a run that goes on by its folder has chosen none, and may be evaluated
+    return str(chosen).removesuffix(".yaml").replace("/", "_")
 
 
 def schema_of(script: str) -> type:

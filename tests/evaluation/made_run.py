@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import data_config, model_config
+from conftest import adamw_config, data_config, model_config
 
-from gpt import tokenizer
+from gpt import optim, tokenizer
 from gpt.config.schema import as_dict
 from gpt.data import preparation
 from gpt.evaluation.registry import kinds
@@ -47,7 +47,7 @@ def make(folder: Path, name: str = "run", seed: int = 0, steps: tuple[int, ...] 
             model.wpe.weight.mul_(3)  # else an untrained model repeats its last token for ever
         progress = Progress(step=step, best=2.0, best_step=steps[-1])
         identity = Identity(MODEL, BYTES.n_vocab, "bytes", "plain")
-        optimizer = torch.optim.SGD(model.parameters())
+        optimizer = optim.build(model, adamw_config())
         checkpoint.publish(folder / name, model, optimizer, progress, identity, settings, keep=None)
     return folder / name
 

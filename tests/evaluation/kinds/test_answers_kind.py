@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
+from conftest import adamw_config
 from made_run import BYTES, MODEL, make, settings
 from test_loss_kind import CPU, result
 
+from gpt import optim
 from gpt.errors import UserError
 from gpt.evaluation import questions, subject
 from gpt.evaluation.baselines import ANOTHER, FREQUENT, NEAREST
@@ -79,7 +81,7 @@ def test_a_fine_tuned_model_is_set_beside_what_it_began_with(run_dir, tmp_path):
 
     torch.manual_seed(5)
     model, identity = GPT(MODEL, BYTES.n_vocab), read_manifest(path).identity
-    checkpoint.publish(tuned, model, torch.optim.SGD(model.parameters()), Progress(step=4, best=1.0, best_step=4),
+    checkpoint.publish(tuned, model, optim.build(model, adamw_config()), Progress(step=4, best=1.0, best_step=4),
                        identity, config)  # fmt: skip
     found = result(settings("answers", checkpoint=str(tuned)), "answers")
     assert found.figures[BASE]["loss of the reference"].value != found.figures["model"]["loss of the reference"].value
