@@ -27,7 +27,7 @@ def test_a_pass_that_takes_long_is_measured_with_fewer_tokens(monkeypatch):
     monkeypatch.setattr(rates, "duration", lambda work, device: seen.append(work()) or 10.0)
     device = torch.device("cpu")
     operations = 10.0 * rates.head_rate(4, 100, True, 1000, device, torch.float32)
-    assert operations == 6 * 8 * 4 * 100 and len(seen) == 2  # once to see how long it takes, once to measure
+    assert operations == 6 * 8 * 4 * 100 and len(seen) == 4  # twice to see how long it takes, and twice to measure
 
 
 def test_a_model_of_which_not_even_two_blocks_fit_has_no_rates():
