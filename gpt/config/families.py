@@ -99,12 +99,15 @@ class ModernConfig(ModelConfig):
             "activation": self.activation != "swiglu",
             "norm_weights": not self.norm_weights,
             "qk_norm": self.qk_norm == "after_rotation",
-            "window": has_window and self.qk_norm == "none",  # only Qwen3 has layers with one
+            "window": has_window and self.qk_norm == "none",  # only Qwen3 has layers with one, and it has these norms
             "logit_softcap": self.logit_softcap is not None,
             "value_embeddings": self.value_embeddings,
             "residual_scalars": self.residual_scalars,
         }
-        return [f"model.{key}={str(getattr(self, key)).lower()}" for key, is_other in differs.items() if is_other]
+        found = {key: f"model.{key}={str(getattr(self, key)).lower()}" for key, is_other in differs.items() if is_other}
+        if "window" in found:
+            found["window"] += " with model.qk_norm=none"
+        return list(found.values())
 
     def is_windowed(self, layer: int) -> bool:
         """Whether a layer sees `window` tokens only; the last one never does."""

@@ -67,6 +67,8 @@ def layer_kinds(config: dict[str, Any]) -> list[str]:
         return []
     n_layer, first = config["num_hidden_layers"], config.get("max_window_layers", 28)
     types = config.get("layer_types") or ["sliding_attention" if i >= first else "" for i in range(min(n_layer, 2**12))]
+    if len(types) != n_layer:
+        raise ValueError(f"layer_types are {len(types)}, num_hidden_layers {n_layer}")
     return ["S" if name == "sliding_attention" else "L" for name in types]
 
 

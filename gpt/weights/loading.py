@@ -20,7 +20,7 @@ from gpt.machine.sizes import NotDrawn
 from gpt.model import LanguageModel
 from gpt.runs.checkpoint import Identity
 from gpt.runs.model_file import Loaded
-from gpt.terminal.console import escape
+from gpt.terminal.console import count, escape
 from gpt.weights import adapters, locate, tensor_names
 from gpt.weights.weight_files import Adapters, Weights, same
 
@@ -173,10 +173,11 @@ def fit(
     elif not cfg.tie_weights and not head and embedding:
         log.info("the weights have no head of their own: it begins as a copy of the embedding")
         tensors["lm_head.weight"] = embedding
+    stated_by = weights.identity.model if weights.identity else shape.model or shape
     differs = any(getattr(cfg, key, None) != getattr(shape, key) for key in ("n_layer", "n_head", "n_embd", "gelu"))
+    differs = differs or any(getattr(cfg, key, None) != getattr(stated_by, key) for key in shape.stated)
     remedy = remedy if differs else ""
     check_shapes(path, {name: shape_of(parts) for name, parts in tensors.items()}, wanted, remedy)
-    stated_by = weights.identity.model if weights.identity else shape.model or shape
     for key in shape.stated:
         in_model, in_file = getattr(cfg, key, None), getattr(stated_by, key)
         if in_model != in_file:
@@ -202,7 +203,7 @@ def check_shapes(path: Path, shapes: dict[str, list[int]], wanted: dict[str, tor
     extra = [f"{escape(name)} {shape}" for name, shape in shapes.items() if name not in wanted]
     if extra:
         more = f" and {len(extra) - 5} more" if extra[5:] else ""
-        what = f"{len(extra)} tensors that the model has no place for: {', '.join(extra[:5])}{more}"
+        what = f"{count(len(extra), 'tensor')} that the model has no place for: {', '.join(extra[:5])}{more}"
         if "lm_head.weight" in shapes and "lm_head.weight" not in wanted:
             remedy = "model.tie_weights=false, for a head that is a matrix of its own"
         if any(".lora_" in name for name in shapes):

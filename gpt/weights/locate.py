@@ -190,6 +190,8 @@ def check_tokenizer(source: Source, named: str) -> None:
                 vocabulary = vocabulary.get(key) if isinstance(vocabulary, dict) else None
             difference = tokenizer.vocabulary_difference(named, vocabulary)
             if difference:
-                raise UserError(f"another vocabulary than that of {named}: {difference}", str(path), "", CHECKPOINT)
+                own = own_tokenizer(source) if file == tokenizer.FILE else named
+                remedy = f"data.tokenizer={own} is their own tokenizer" if own != named else ""
+                raise UserError(f"another vocabulary than that of {named}: {difference}", str(path), remedy, CHECKPOINT)
             return
     log.info(f"no tokenizer in {source.path}: its tokens are taken to be those of {named}")

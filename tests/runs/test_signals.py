@@ -107,7 +107,7 @@ def complaints(output):
 def test_before_the_first_step_a_signal_ends_the_run_at_once(undisturbed, phase, number):
     run, _ = undisturbed
     code, output = finish(run.fresh().signalled(number, *AT_ONCE[phase]))
-    assert run.note.exists(), "the phase was not reached"
+    assert run.note.exists(), f"the phase was not reached: {output}"
     run.note.unlink()
     assert code == CODES[number], output
     assert complaints(output) == [f"error: interrupted by {number.name}"], output

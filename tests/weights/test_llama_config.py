@@ -79,6 +79,7 @@ def test_a_published_configuration_has_the_parameters_that_its_model_has(tmp_pat
         ("llama", {"rope_parameters": [1]}, "config.json damaged"),
         ("llama", {"rope_parameters": {"rope_theta": "x"}}, "config.json damaged"),
         ("qwen3", WINDOWS | {"layer_types": 5}, "config.json damaged"),
+        ("qwen3", WINDOWS | {"layer_types": KINDS[:-1]}, "damaged (layer_types are 3, num_hidden_layers 4)"),
         ("qwen2", {}, "a qwen2 model, not GPT-2, Llama or Qwen3"),
         ("qwen3_moe", {}, "a qwen3_moe model, not GPT-2, Llama or Qwen3"),
     ],
@@ -101,7 +102,7 @@ def test_settings_without_a_public_class_are_all_named(tmp_path):
         value_embeddings=True, residual_scalars=True,
     )  # fmt: skip
     assert odd.unpublished() == [
-        "model.activation=relu2", "model.norm_weights=false", "model.window=8", "model.logit_softcap=15.0",
-        "model.value_embeddings=true", "model.residual_scalars=true",
+        "model.activation=relu2", "model.norm_weights=false", "model.window=8 with model.qk_norm=none",
+        "model.logit_softcap=15.0", "model.value_embeddings=true", "model.residual_scalars=true",
     ]  # fmt: skip
     assert replace(ours, qk_norm="after_rotation").unpublished() == ["model.qk_norm=after_rotation"]

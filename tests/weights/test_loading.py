@@ -313,7 +313,7 @@ DIFFERENCES = {
     ),
     "twice": (
         lambda t: t.update({"transformer.wte.weight": t["wte.weight"] + 1}),
-        "1 tensors that the model has no place for: transformer.wte.weight [257, 16]",
+        "1 tensor that the model has no place for: transformer.wte.weight [257, 16]",
     ),
 }  # fmt: skip
 
