@@ -26,7 +26,8 @@ def reference(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | No
 
 
 CHUNK = 512  # positions in one matrix product: fewer are slower, more take more memory
-CACHED = 64  # positions whose probabilities fit into a processor's cache from one pass over them to the next
+CACHED = 8  # positions for each thread whose probabilities stay in its cache from one pass over them to the next
+SLAB = 4096  # tokens whose part of the head's gradient is still in the cache when it is converted and added
 ALIGNMENT = 64  # rows of logits begin at multiples of this; at 50,257 apart products with them take a third longer
 
 
@@ -79,14 +80,18 @@ def _losses_and_gradients(
     n_vocab = len(head)
     width = -(-n_vocab // ALIGNMENT) * ALIGNMENT
     rows = min(CHUNK, len(hidden))
-    group = CACHED if device_type == "cpu" else rows
+    group = cached_positions(rows, device_type)
     losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     with torch.autocast(device_type, enabled=False):
         # The columns from V to `width` are no tokens. A head that is converted to another type gets rows for them;
         # otherwise it is used as it is, and the logits fill only the first V columns of the buffer.
-        weight = head if dtype == head.dtype else F.pad(head.to(dtype), (0, 0, 0, width - n_vocab))
+        weight = head
+        if dtype != head.dtype:
+            weight = head.new_empty((width, head.shape[1]), dtype=dtype)
+            weight[:n_vocab].copy_(head)
+            weight[n_vocab:] = 0
         buffer = torch.empty((rows, width), dtype=dtype, device=hidden.device)  # for one chunk after the other
-        softmax = torch.empty((min(group, rows), width), dtype=torch.float32, device=hidden.device)
+        wide = torch.empty((group, width), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(hidden), CHUNK):
             here = slice(start, start + CHUNK)
             h = hidden[here].to(dtype)  # (n, C)
@@ -96,35 +101,44 @@ def _losses_and_gradients(
             for i in range(0, len(h), group):
                 part = buffer[i : min(i + group, len(h))]
                 first, last = start + i, start + i + len(part)
-                losses[first:last] = _losses_and_logit_gradients(part, n_vocab, targets[first:last], softcap, softmax)
+                losses[first:last] = _losses_and_logit_gradients(part, n_vocab, targets[first:last], softcap, wide)
             if d_hidden is not None:
                 d_hidden[here] = logits @ weight
             if d_head is not None and dtype == head.dtype:
                 d_head.addmm_(logits.t(), h)
             elif d_head is not None:
-                d_head += (logits.t() @ h)[:n_vocab]
+                for tokens in range(0, n_vocab, SLAB):
+                    d_slab = d_head[tokens : tokens + SLAB]
+                    d_slab += logits[:, tokens : tokens + len(d_slab)].t() @ h
     return losses
 
 
 def _losses_and_logit_gradients(
-    logits: Tensor, n_vocab: int, targets: Tensor, softcap: float | None, softmax: Tensor
+    logits: Tensor, n_vocab: int, targets: Tensor, softcap: float | None, wide: Tensor
 ) -> Tensor:
-    """(n, width) logits -> (n,) losses. Overwrites the logits with the gradient of the losses' sum. `softmax` is a
-    buffer."""
+    """(n, width) logits -> (n,) losses. Overwrites the logits with the gradient of the losses' sum. `wide` is a buffer
+    for logits that are not in float32."""
     n = torch.arange(len(logits), device=logits.device)
-    wide = logits.float()
+    p = logits if logits.dtype == wide.dtype else wide[: len(logits)].copy_(logits)  # logits first, then probabilities
     if softcap is not None:
-        capped = wide[:, :n_vocab]  # the columns after these stay minus infinity
+        capped = p[:, :n_vocab]  # the columns after these stay minus infinity
         capped.div_(softcap).tanh_().mul_(softcap)
-    p = torch.softmax(wide, dim=-1, out=softmax[: len(logits)])
+        slope = capped.div(softcap).square_().neg_().add_(1)
+    largest, of_target = p.amax(-1), p[n, targets]
+    torch.softmax(p, dim=-1, out=p)
     # ln of the sum of exp(logits), from the largest logit and its probability: it can neither under- nor overflow.
-    log_sum = wide.amax(-1) - p.amax(-1).log()
-    losses = log_sum - wide[n, targets]
+    losses = largest - p.amax(-1).log() - of_target
     p[n, targets] -= 1
     if softcap is not None:
-        p[:, :n_vocab] *= capped.div_(softcap).square_().neg_().add_(1)
-    logits.copy_(p)
+        p[:, :n_vocab] *= slope
+    if p is not logits:
+        logits.copy_(p)
     return losses
+
+
+def cached_positions(rows: int, kind: str) -> int:
+    """Of a chunk of so many rows, those that passes over probabilities take at a time on a device of type `kind`."""
+    return min(rows, CACHED * torch.get_num_threads()) if kind == "cpu" else rows
 
 
 def head_operations(n_positions: int, weight: int, is_trained: bool) -> int:
@@ -134,9 +148,8 @@ def head_operations(n_positions: int, weight: int, is_trained: bool) -> int:
 
 def head_bytes(n_positions: int, vocab_size: int, weight: int, is_trained: bool, kind: str, itemsize: int) -> int:
     """Bytes that the loss of a micro-batch takes on a device of type `kind`: a chunk's logits and their probabilities,
-    the head's gradient and, where autocast computes in `itemsize` 2, copies of the head and of a chunk's gradient."""
+    the head's gradient and, where autocast computes in `itemsize` 2, a copy of the head."""
     rows = min(CHUNK, n_positions)
-    group = min(CACHED, rows) if kind == "cpu" else rows
-    logits = rows * vocab_size * itemsize + 2 * group * vocab_size * 4
-    copies = 2 * itemsize * weight if itemsize < 4 else 0
+    logits = rows * vocab_size * itemsize + cached_positions(rows, kind) * vocab_size * 4
+    copies = itemsize * weight if itemsize < 4 else 0
     return logits + copies + (4 * weight if is_trained else 0)

@@ -53,12 +53,12 @@ def test_no_scored_position_is_a_loss_of_zero():
     assert total.item() == 0 and not weight.grad.any()
 
 
-@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize(("n_vocab", "softcap"), [(257, None), (257, 5.0), (loss.SLAB + 65, None)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_under_autocast_products_are_rounded_and_the_loss_is_not(dtype, softcap):
+def test_under_autocast_products_are_rounded_and_the_loss_is_not(dtype, n_vocab, softcap):
     """With inputs that are exact in the lower type, what remains is the rounding of each logit: 2^-8 of some logits of
     size 10, and 2^-11 in float16."""
-    hidden, weight, targets = example(100, 257, scale=1.0)
+    hidden, weight, targets = example(100, n_vocab)
     with torch.no_grad():
         for tensor in (hidden, weight):
             tensor.copy_(tensor.to(dtype).float())
