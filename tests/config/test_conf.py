@@ -111,8 +111,9 @@ def test_each_experiment_changes_known_keys_and_sweeps_over_known_keys(path):
     assert path.read_text().startswith("# @package _global_\n")  # anything above it makes Hydra ignore it silently
     values = yaml.safe_load(path.read_text())
     axes = values.pop("hydra", {"sweeper": {"params": {}}})["sweeper"]["params"]
-    chosen = [item for line in values.pop("defaults", []) for item in line.items()]
-    chosen = [f"{key.removeprefix('override /')}={name}" for key, name in chosen]
+    chosen = [line for line in values.pop("defaults", []) if line != "_self_"]
+    pairs = [item for line in chosen for item in ({"experiments": line} if isinstance(line, str) else line).items()]
+    chosen = [f"{key.removeprefix('override /')}={name}" for key, name in pairs]
     base = as_dict(loaded(*chosen))
     for section, changes in values.items():
         assert section in base and (not isinstance(changes, dict) or changes.keys() <= base[section].keys())
