@@ -35,6 +35,7 @@ SHARDED = ", __import__('gpt.machine.sharding', fromlist=['']).ShardedGroup"
 LINES = """\
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
+sys.stdout = open(1, "w", buffering=1, closefd=False)  # torchrun's -u lets the lines of two ranks run into each other
 import torch
 torch.set_num_threads(1)
 from gpt.config.schema import ParallelConfig

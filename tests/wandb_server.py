@@ -364,3 +364,5 @@ if __name__ == "__main__":
     for module in sys.argv[1].split():
         __import__(module)
     _serve()
+    atexit._run_exitfuncs()
+    os._exit(0)  # as its children, for the same reason
