@@ -84,6 +84,13 @@ class LanguageModel(nn.Module, ABC):
     def blocks(self) -> nn.ModuleList:
         """The layers, from the embedding to the head."""
 
+    def next_positions(self, tokens: Tensor, past: int) -> Tensor:
+        """(B, T) ids -> (T,) places in their row, after `past` tokens. Raises ValueError beyond the context length."""
+        end = past + tokens.shape[1]
+        if end > self.config.context_length:
+            raise ValueError(f"{end} tokens exceed the context length {self.config.context_length}")
+        return torch.arange(past, end, device=tokens.device)
+
     def run(self, block: nn.Module, *inputs: Any) -> Tensor:
         """The output of a block; with gradient checkpointing it is computed a second time in backward."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -204,17 +211,10 @@ class GPT(LanguageModel):
         documents: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        T = tokens.shape[1]
         past = 0 if cache is None else cache.length
-        if positions is None and past + T > self.config.context_length:
-            raise ValueError(f"{past + T} tokens exceed the context length {self.config.context_length}")
         if positions is None:
-            positions = torch.arange(past, past + T, device=tokens.device)  # (T,)
-        mask = None
-        if documents is not None:
-            mask = same_document(documents, T)  # (B, 1, T, S)
-        elif past > 0 and T > 1:
-            mask = torch.ones(T, past + T, dtype=torch.bool, device=tokens.device).tril(past)  # (T, S)
+            positions = self.next_positions(tokens, past)
+        mask = visible(tokens, past, documents)
         x = self.drop(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
         for block in self.blocks:
             x = self.run(block, x, mask, cache)
@@ -227,6 +227,17 @@ class GPT(LanguageModel):
     @property
     def blocks(self) -> nn.ModuleList:
         return self.h
+
+
+def visible(tokens: Tensor, past: int, documents: Tensor | None) -> Tensor | None:
+    """(B, T) ids after `past` others -> (B, 1, T, S) or (T, S) mask, true where each of them may look: not the future,
+    and only its own document. None where attention needs no mask for that."""
+    T = tokens.shape[1]
+    if documents is not None:
+        return same_document(documents, T)
+    if past > 0 and T > 1:
+        return torch.ones(T, past + T, dtype=torch.bool, device=tokens.device).tril(past)
+    return None
 
 
 def same_document(documents: Tensor, T: int) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt.config.families import ModernConfig
-from gpt.model import INIT_STD, Cache, LanguageModel, same_document
+from gpt.model import INIT_STD, Cache, LanguageModel, visible
 
 QUERY_KEY_SCALE = 1.2  # nanochat's, for both, where they are normalised after the rotation
 GATE_INPUTS = 12  # numbers of the stream that decide how much of a value embedding is added; nanochat's
@@ -188,16 +188,13 @@ class Modern(LanguageModel):
         documents: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        config, T = self.config, tokens.shape[1]
-        past = 0 if cache is None else cache.length
-        if positions is None and past + T > config.context_length:
-            raise ValueError(f"{past + T} tokens exceed the context length {config.context_length}")
+        config, past = self.config, 0 if cache is None else cache.length
         if positions is None:
-            positions = torch.arange(past, past + T, device=tokens.device)  # (T,)
+            positions = self.next_positions(tokens, past)
         rotation = angles(positions, config.head_size, config.rope_base)
-        full = visible(T, past, documents, None, tokens.device)
+        full = visible(tokens, past, documents)
         window = self.training_window if self.training else self.window
-        windowed = visible(T, past, documents, window, tokens.device)
+        windowed = full if window is None else within(window, full, tokens, past, documents)
         x, embedded = self.embed_tokens(tokens), None  # (B, T, C)
         if config.residual_scalars:
             x = embedded = normalised(x, config.norm_eps)
@@ -239,15 +236,11 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
-def visible(T: int, past: int, documents: Tensor | None, window: int | None, device: torch.device) -> Tensor | None:
-    """(T, S) or (B, 1, T, S) mask, true where each of the last T tokens may look: not the future, only its own
-    document, and, with a window, itself and the `window` - 1 tokens before. None where all of the past is visible and
-    attention needs no mask for that."""
+def within(window: int, mask: Tensor | None, tokens: Tensor, past: int, documents: Tensor | None) -> Tensor | None:
+    """The mask of `visible` with only itself and the `window` - 1 tokens before each token."""
+    T = tokens.shape[1]
     S = past + T if documents is None else documents.shape[1]
-    mask = None if documents is None else same_document(documents, T)  # (B, 1, T, S)
-    if window is not None and window < S:
-        near = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T).triu(S - T - window + 1)
-        return near if mask is None else mask & near
-    if mask is None and past > 0 and T > 1:
-        return torch.ones(T, S, dtype=torch.bool, device=device).tril(past)
-    return mask
+    if window >= S:
+        return mask
+    near = torch.ones(T, S, dtype=torch.bool, device=tokens.device).tril(S - T).triu(S - T - window + 1)
+    return near if mask is None else mask & near

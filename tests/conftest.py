@@ -209,3 +209,14 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"count: {line}")
     if left_out:
         terminalreporter.write_line(f"{len(left_out)} slow tests are left to `pytest -m exhaustive`")
+
+
+def packed_and_alone(model, vocab_size):
+    """The logits of two documents packed into one row, and those that each gets alone, one after the other."""
+    first, second = torch.randint(vocab_size, (1, 5)), torch.randint(vocab_size, (1, 4))
+    packed = model(
+        torch.cat([first, second], dim=1),
+        positions=torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3]]),
+        documents=torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 1]]),
+    )
+    return packed, torch.cat([model(first), model(second)], dim=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import model_config
+from conftest import model_config, packed_and_alone
 from omegaconf import OmegaConf
 from torch.nn import functional as F
 
@@ -119,13 +119,7 @@ def test_dropout_acts_while_training_and_never_in_evaluation():
 
 def test_packed_documents_get_the_logits_that_each_gets_alone():
     model = build()
-    first, second = torch.randint(VOCABULARY, (1, 5)), torch.randint(VOCABULARY, (1, 4))
-    packed = model(
-        torch.cat([first, second], dim=1),
-        positions=torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3]]),
-        documents=torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 1]]),
-    )
-    torch.testing.assert_close(packed, torch.cat([model(first), model(second)], dim=1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*packed_and_alone(model, VOCABULARY), rtol=1e-5, atol=1e-5)
 
 
 def test_the_mask_of_packed_documents_shows_each_its_own_past():

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import UNPUBLISHED, modern_config
+from conftest import UNPUBLISHED, modern_config, packed_and_alone
 from test_conf import loaded
 from torch.nn import functional as F
 
 from gpt import optim
 from gpt.config.families import ModernConfig
 from gpt.finetune import depths
-from gpt.model import GPT
-from gpt.modern import Modern, angles, rotated, visible
+from gpt.model import GPT, visible
+from gpt.modern import Modern, angles, rotated, within
 from gpt.sampling import KVCache
 
 VOCABULARY = 50
@@ -75,13 +75,7 @@ def test_it_computes_the_logits_of_transformers_models_with_the_same_weights(con
 @torch.no_grad()
 def test_packed_documents_get_the_logits_that_each_gets_alone(config):
     model = build(config)
-    first, second = torch.randint(VOCABULARY, (1, 5)), torch.randint(VOCABULARY, (1, 4))
-    packed = model(
-        torch.cat([first, second], dim=1),
-        positions=torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3]]),
-        documents=torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 1]]),
-    )
-    torch.testing.assert_close(packed, torch.cat([model(first), model(second)], dim=1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*packed_and_alone(model, VOCABULARY), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("pieces", [[8], [1] * 8, [5, 3], [3, 1, 4]], ids=str)
@@ -108,18 +102,24 @@ def test_a_later_token_never_changes_earlier_logits(config):
         assert (moved_by[: position + 1] > 0).all() and (moved_by[position + 1 :] == 0).all()
 
 
+def shown(T, past, documents, window):
+    """The mask of T tokens after `past` others in a layer with a window, or without one."""
+    tokens = torch.zeros(1, T, dtype=torch.long)
+    full = visible(tokens, past, documents)
+    return full if window is None else within(window, full, tokens, past, documents)
+
+
 def test_windowed_layers_see_as_many_tokens_as_their_window_and_the_last_layer_sees_all():
     config = replace(TINY, window=3, window_layers="S")
     assert [config.is_windowed(layer) for layer in range(3)] == [True, True, False]
     assert [replace(config, window_layers="SL").is_windowed(layer) for layer in range(3)] == [True, False, False]
     assert not replace(config, window=None).is_windowed(0)
     expected = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1]]
-    device = torch.device("cpu")
-    assert visible(4, 0, None, 3, device).int().tolist() == expected
-    assert visible(1, 3, None, 3, device).int().tolist() == expected[-1:]
+    assert shown(4, 0, None, 3).int().tolist() == expected
+    assert shown(1, 3, None, 3).int().tolist() == expected[-1:]
     documents = torch.tensor([[0, 1, 1, 1]])
-    assert visible(2, 2, documents, 2, device).int().tolist() == [[[[0, 1, 1, 0], [0, 0, 1, 1]]]]
-    assert visible(4, 0, None, 4, device) is None  # nothing is beyond it
+    assert shown(2, 2, documents, 2).int().tolist() == [[[[0, 1, 1, 0], [0, 0, 1, 1]]]]
+    assert shown(4, 0, None, 4) is None  # nothing is beyond it
 
 
 def test_a_window_that_has_not_grown_yet_is_that_of_a_smaller_model_in_training_and_whole_in_evaluation():
@@ -294,7 +294,7 @@ def test_embeddings_lie_below_the_blocks_and_scalars_are_not_decayed():
 def test_the_compiler_takes_a_block_as_one_graph(config):
     def run(block):
         rotation = angles(torch.arange(8), 6, 100.0)
-        x, mask = torch.ones(2, 8, 32).cumsum(1), visible(8, 0, None, config.window, torch.device("cpu"))
+        x, mask = torch.ones(2, 8, 32).cumsum(1), shown(8, 0, None, config.window)
         values = torch.ones(2, 8, 12) if config.value_embeddings else None
         return block(x, x if config.residual_scalars else None, values, rotation, mask, None)
 
