@@ -181,8 +181,11 @@ LONGEST = [
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first, so that both processes end at about the same time."""
+    """The longest files first, so that both processes end at about the same time; more time for exhaustive tests."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    for item in items:
+        if item.get_closest_marker("exhaustive"):
+            item.add_marker(pytest.mark.timeout(3600))
 
 
 left_out: set[str] = set()  # the exhaustive tests that this run passes over

@@ -148,7 +148,7 @@ def test_every_requirement_is_pinned_to_a_range_and_installed_for_something_that
     module |= {"google-crc32c": "google_crc32c", "huggingface-hub": "huggingface_hub", "rouge-score": "rouge_score"}
     files = [*MODULES, *SCRIPTS, *(ROOT / "tests").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]
     source = "\n".join(path.read_text() for path in files)
-    for name in set(names) - {"ruff", "pytest-xdist", "jupyterlab", "ipykernel"}:
+    for name in set(names) - {"ruff", "pytest-xdist", "pytest-timeout", "jupyterlab", "ipykernel"}:
         imported = module.get(name, name)
         assert re.search(rf"^\s*(import|from) {imported}\b", source, re.M) or f'"{imported}"' in source, name
 

@@ -4,7 +4,6 @@
 that; <split>.index.npy one row per document: start, response_start, end, as offsets into it.
 """
 
-import contextlib
 import hashlib
 import os
 import re
@@ -201,19 +200,21 @@ def read(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_ids(path: Path) -> np.ndarray:
-    n_bytes, dtype = _size(path), _dtype(path)
+    n_bytes = _size(path)
+    dtype = _dtype(path, n_bytes)
     if n_bytes % 2:
         raise damaged(path, f"{n_bytes} bytes are no whole number of ids")
     return np.memmap(path, dtype=dtype, mode="r") if n_bytes else np.empty(0, dtype)  # an empty file cannot be mapped
 
 
-def _dtype(path: Path) -> str:
+def _dtype(path: Path, n_bytes: int) -> str:
     """That of the ids in a file: four bytes for each where that makes as many as the index ends with, else two."""
-    last = b""
-    with contextlib.suppress(OSError), open(path.with_suffix(".index.npy"), "rb") as index:
-        index.seek(-8, os.SEEK_END)
-        last = index.read()
-    return "<u4" if path.stat().st_size == 4 * int.from_bytes(last, "little") > 0 else "<u2"
+    index_path = path.with_suffix(".index.npy")
+    start = max(_size(index_path) - 8, 0)  # and opening what is no ordinary file could wait for ever
+    with open(index_path, "rb") as index:
+        index.seek(start)
+        last = index.read(8)
+    return "<u4" if n_bytes == 4 * int.from_bytes(last, "little") > 0 else "<u2"
 
 
 def _read_index(path: Path) -> np.ndarray:
@@ -298,7 +299,7 @@ def _version(path: Path) -> tuple[Any, ...]:
 
 def _read_through(path: Path) -> str:
     """The sha256 of a token file; its largest id is remembered."""
-    version, dtype, digest, largest = _version(path), np.dtype(_dtype(path)), hashlib.sha256(), 0
+    version, dtype, digest, largest = _version(path), np.dtype(_dtype(path, _size(path))), hashlib.sha256(), 0
     with sources.reading(path), open(path, "rb") as file:
         while content := file.read(2**18):
             digest.update(content)
