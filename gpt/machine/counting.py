@@ -204,8 +204,10 @@ def fake_tensors() -> Iterator[None]:
 
     stand_ins = {}
     if "torch._dynamo" not in sys.modules:
-        torch._dynamo = types.SimpleNamespace(disable=disable, config=_Settings())
+        source = types.SimpleNamespace(ConstantSource=str, RandomValueSource=int)  # of tensors made of given numbers
+        torch._dynamo = types.SimpleNamespace(disable=disable, config=_Settings(), source=source)
         stand_ins = {"torch._dynamo": torch._dynamo, "torch._dynamo.config": torch._dynamo.config}
+        stand_ins["torch._dynamo.source"] = source
     sys.modules |= stand_ins
     try:
         with FakeTensorMode():

@@ -1,8 +1,11 @@
 """What is counted on tensors without content is what real ones take."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
-from conftest import LINEAR, UNPUBLISHED, finetune_config, model_config, modern_config
+from conftest import LINEAR, ROOT, UNPUBLISHED, finetune_config, model_config, modern_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt import finetune
@@ -59,6 +62,19 @@ def test_a_modern_model_is_counted_as_it_computes(changes):
     count = counting.step(cfg, None, VOCABULARY, rows=3)
     assert count.forward + count.backward == counter.get_total_flops()
     assert count.bytes == pytest.approx(counting.run(model, 3, False, False, torch.float32).bytes, rel=0.02)
+
+
+def test_counting_loads_no_compiler_also_for_a_model_that_makes_tensors_of_numbers():
+    code = """
+import sys
+from conftest import UNPUBLISHED, modern_config
+from gpt.machine import counting
+counting.step(modern_config(**UNPUBLISHED), None, 61, rows=3)
+print("torch._dynamo" in sys.modules)
+"""
+    env = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert result.stdout == "False\n", result.stderr
 
 
 def test_checkpointing_computes_the_blocks_twice_and_holds_less():
