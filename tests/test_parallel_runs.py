@@ -92,6 +92,7 @@ def test_a_run_of_two_ranks_is_one_run_on_the_terminal_and_on_the_disk(pair):
     assert (group.directory / "train.log").read_text().count("step 20/60") == 1
 
 
+@pytest.mark.exhaustive
 def test_two_kills_of_ranks_and_torchrun_goes_on_by_itself_to_the_same_rows_and_weights(pair):
     group, _, expected = pair
     group.fresh()

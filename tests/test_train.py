@@ -350,7 +350,7 @@ def test_a_folder_of_the_users_own_is_refused_before_anything_is_written(tmp_pat
     files = dict.fromkeys(("README.md", "config.yaml", "leaderboard.md"), "mine")
     for name, text in files.items():
         (tmp_path / "mine" / name).write_text(text)
-    for arguments in (["out_dir=mine"], [f"out_dir={tmp_path}/mine"], ["-m", "seed=1,2", "hydra.sweep.dir=mine"]):
+    for arguments in (["out_dir=mine"], ["-m", "seed=1,2", "hydra.sweep.dir=mine"]):
         places = [argument.replace("=mine", f"={tmp_path}/mine") for argument in arguments]
         done = run("train.py", *SMALL, f"data.prepared_dir={tmp_path / 'data'}", *places, cwd=tmp_path)
         assert done.returncode == 2 and "it has README.md" in done.stderr, done.stderr

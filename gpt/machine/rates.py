@@ -108,7 +108,7 @@ def memory_rate(device: torch.device) -> float:
     return 2 * source.nbytes / shortest_duration(lambda: target.copy_(source), device)
 
 
-def shortest_duration(work: Callable[[], Any], device: torch.device, at_least: float = 0.5) -> float:
+def shortest_duration(work: Callable[[], Any], device: torch.device, at_least: float = 0.25) -> float:
     """The shortest of two or more `duration`s within `at_least` so many seconds: the first one makes threads and
     kernels, and all else on the machine only adds to them. Where threads have to wait for each other on a busy one, a
     median was five times what whole steps took."""

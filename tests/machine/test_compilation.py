@@ -55,9 +55,8 @@ exec g++ "$@"
 
 
 @COMPILER
-@pytest.mark.parametrize(
-    "fault", ["a compiler that fails", pytest.param("no place for its files", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("fault", ["a compiler that fails", "no place for its files"])
 def test_where_compiling_fails_auto_goes_on_without_in_one_line_and_true_ends_in_one(tmp_path, fault):
     cache, variables = tmp_path / "cache", {}
     if "compiler" in fault:

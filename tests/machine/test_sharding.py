@@ -99,6 +99,7 @@ def answers(folder, n, body, limit=20.0):
     return [json.loads(line.removeprefix("answer ")) for line in output.splitlines() if line.startswith("answer ")]
 
 
+@pytest.mark.exhaustive
 def test_two_ranks_train_and_evaluate_as_one_process_does_and_muon_makes_the_same_of_the_same(tmp_path):
     same, muon = answers(tmp_path, 2, SAME.format(how={}) + IMPORTS + MUON)
     assert max(same["differences"]) < 1e-5 and same["fell"] > 0.01

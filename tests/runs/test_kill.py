@@ -119,7 +119,7 @@ def undisturbed(tmp_path_factory):
     return Run(tmp_path_factory.mktemp("kill")).undisturbed()
 
 
-@pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("every", [24, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_killed_before_any_file_operation_a_run_goes_on_to_the_same_rows_and_weights(
     undisturbed, record_property, every
 ):

@@ -72,6 +72,7 @@ print(json.dumps([answers, seeds]))
 """
 
 
+@pytest.mark.exhaustive
 def test_the_first_process_of_a_group_records_the_job_and_every_one_notes_what_has_ended_it(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=120
