@@ -4,11 +4,13 @@ Compiling costs about a minute when a run starts, less when the files of an earl
 somewhat faster: worth it for long runs only. How much faster: experiments/speed/README.md.
 """
 
+import contextlib
 import logging
 import math
 import os
 import re
 import shutil
+import struct
 import tempfile
 import time
 from importlib.util import find_spec
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 
 CACHE = PROJECT_ROOT / "outputs" / "compiled"
 ROOM = 2**23  # bytes that a compiled block and its gradients take there, about
+
+LINKING = 5.0  # seconds after which no linker, of another run, still writes a library
 
 COST = 60.0  # seconds at the start of a run
 # The share of a run's time that compiling saves. In float32 nearly all of it goes into products of matrices, which
@@ -111,8 +115,26 @@ def made(folder: Path) -> Path:
 
 
 def use(cache: Path) -> None:
-    """Keeps what is compiled in `cache` for later runs, unless TORCHINDUCTOR_CACHE_DIR names another directory."""
+    """Keeps what is compiled in `cache` for later runs, unless TORCHINDUCTOR_CACHE_DIR names another directory. What a
+    killed run has left cut off there is removed: torch would load it and fail."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    for library in cache.rglob("*.so"):
+        with contextlib.suppress(OSError):  # another run may have removed it, and it may be in a folder of others
+            if is_cut_off(library) and time.time() - library.stat().st_mtime > LINKING:
+                library.unlink()
+
+
+def is_cut_off(library: Path) -> bool:
+    """Whether the file is shorter than its header says, where that is one of ELF with 64 bits: the table of sections
+    is the last thing that linkers write (ELF-64 Object File Format 1.5, figure 2)."""
+    with open(library, "rb") as file:
+        header = file.read(64)
+    if not header.startswith(b"\x7fELF\x02\x01"):
+        return not header  # a linker had only made the file; other systems have other formats
+    if len(header) < 64:
+        return True
+    (start,), (size, number) = struct.unpack_from("<Q", header, 40), struct.unpack_from("<HH", header, 58)
+    return library.stat().st_size < start + size * number
 
 
 def compile_blocks(model: LanguageModel, cache: Path) -> None:

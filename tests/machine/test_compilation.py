@@ -46,6 +46,27 @@ def test_without_a_compiler_auto_does_without_and_true_is_refused(monkeypatch):
     assert caught.value.code == 5
 
 
+@COMPILER
+def test_a_library_that_a_killed_run_has_left_cut_off_is_removed_and_whole_ones_stay(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    (tmp_path / "x").mkdir()
+    whole = tmp_path / "x" / "whole.so"
+    (tmp_path / "x.c").write_text("int one(void) { return 1; }")
+    subprocess.run(["g++", "-shared", "-fPIC", "-o", whole, tmp_path / "x.c"], check=True)
+    content = whole.read_bytes()
+    cuts = [*range(0, 64, 7), 64, len(content) // 2, len(content) - 1]
+    for cut in cuts:
+        (tmp_path / "x" / f"{cut}.so").write_bytes(content[:cut])
+    (tmp_path / "x" / "of another system.so").write_bytes(b"\xcf\xfa\xed\xfe")
+    for path in (tmp_path / "x").iterdir():
+        os.utime(path, (0, 0))
+    (tmp_path / "x" / "being written.so").touch()
+    compilation.use(tmp_path)
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {
+        "whole.so", "of another system.so", "being written.so",
+    }  # fmt: skip
+
+
 BROKEN = """#!/bin/sh
 case "$*" in
 *-shared*|*-c*|*.cpp*) echo "x.cpp:3:10: fatal error: Python.h: No such file or directory" >&2; exit 1;;
