@@ -8,6 +8,7 @@ import errno
 import functools
 import gc
 import logging
+import math
 import os
 import re
 import shlex
@@ -70,8 +71,22 @@ OmegaConf.register_new_resolver(
     replace=True,
 )  # conf/model/pretrained.yaml
 OmegaConf.register_new_resolver("choice", lambda group, _root_: choice(group, _root_), replace=True)
+OmegaConf.register_new_resolver(
+    "of_new_embeddings", lambda factor, _root_: of_new_embeddings(factor, _root_), replace=True
+)  # conf/optimizer/adamw.yaml
 OmegaConf.register_new_resolver("lora_targets", lora_targets, replace=True)
 OmegaConf.register_new_resolver("sweep_name", lambda name: name or LAUNCH_ID, replace=True)
+
+
+def of_new_embeddings(factor: float, root: DictConfig) -> float | None:
+    """`factor` times optimizer.lr; None where the first weights are not random, and for an lr that is no rate, which
+    has its own message."""
+    try:
+        lr = root.optimizer.lr
+    except OmegaConfBaseException:
+        return None
+    is_rate = isinstance(lr, int | float) and 0 < lr < math.inf
+    return factor * lr if is_rate and root.init["from"] is None else None
 
 
 def setting(key: str, at_most: int | None, root: DictConfig) -> Any:
