@@ -157,6 +157,67 @@ def fit_prompt(prompt_ids: list[int], context_length: int, max_new_tokens: int) 
     return prompt_ids[-max(context_length - max_new_tokens, context_length // 2, 1) :]
 
 
+def checked_prompt(prompt_ids: list[int], context_length: int, max_new_tokens: int) -> list[int]:
+    """A prompt that can be gone on from: one longer than the context keeps its end, with a warning. Raises UserError
+    for an empty one, or max_new_tokens below 1."""
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+    if not prompt_ids:
+        raise UserError("the prompt is empty", remedy="give at least one token to go on from")
+    if len(prompt_ids) <= context_length:
+        return prompt_ids
+    kept = fit_prompt(prompt_ids, context_length, max_new_tokens)
+    log.warning(
+        "the prompt has %d tokens, the context %d: only its last %d are used",
+        len(prompt_ids), context_length, len(kept),
+    )  # fmt: skip
+    return kept
+
+
+@torch.inference_mode()
+def read(model: LanguageModel, ids: list[int], cache: KVCache | None) -> Tensor:
+    """(V,) logits after `ids`, of which the cache holds the first `cache.length` already, and then all."""
+    with eval_mode(model):
+        return next_logits(model, ids, cache)
+
+
+@torch.inference_mode()  # of a generator: while it runs, and not while its caller does
+def stream(
+    model: LanguageModel,
+    ids: list[int],
+    logits: Tensor,
+    cache: KVCache | None,
+    *,
+    max_new_tokens: int,
+    eos: int | None,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[int]:
+    """Yields the new ids after `ids`, each as soon as it is drawn, without `eos`, which ends them.
+
+    logits: (V,) those that `read` gives of `ids`, all of which the cache holds; what it holds beyond them, such as
+    another sample, is forgotten. `stop` is called before every token; once it returns true, there are no more. The last
+    token is drawn and not read: the cache does not hold it.
+    """
+    ids = list(ids)
+    if cache is not None:
+        cache.length = len(ids)
+    with eval_mode(model):
+        for number in range(1, max_new_tokens + 1):
+            if stop():
+                return
+            token = draw(probabilities(logits, temperature, top_k, top_p), generator)
+            if token == eos:
+                return
+            yield token
+            if number < max_new_tokens:
+                ids.append(token)
+                logits = next_logits(model, ids, cache)
+
+
 def generate(
     model: LanguageModel,
     prompt_ids: list[int],
@@ -176,36 +237,18 @@ def generate(
     A prompt longer than the context keeps its end, with a warning. `stop` is called before every token; once it returns
     true, the ids so far are returned. Raises UserError for an empty prompt or max_new_tokens below 1.
     """
-    context_length = model.config.context_length
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1")
-    if not prompt_ids:
-        raise UserError("the prompt is empty", remedy="give at least one token to go on from")
-    if len(prompt_ids) > context_length:
-        kept = fit_prompt(prompt_ids, context_length, max_new_tokens)
-        log.warning(
-            "the prompt has %d tokens, the context %d: only its last %d are used",
-            len(prompt_ids), context_length, len(kept),
-        )  # fmt: skip
-        prompt_ids = kept
-    samples: list[list[int]] = [[] for _ in range(num_samples)]
-    with eval_mode(model), torch.inference_mode():
-        cache = KVCache(context_length) if use_cache else None
-        after_prompt = next_logits(model, prompt_ids, cache)
-        for number, new in enumerate(samples):
-            generator = sample_generator(seed, number)
-            logits = after_prompt
-            if cache is not None:
-                cache.length = len(prompt_ids)  # all samples share the prompt's keys and values
-            while not stop():
-                token = draw(probabilities(logits, temperature, top_k, top_p), generator)
-                if token == eos:
-                    break
-                new.append(token)
-                if len(new) == max_new_tokens:
-                    break
-                logits = next_logits(model, prompt_ids + new, cache)
-    return samples
+    prompt_ids = checked_prompt(prompt_ids, model.config.context_length, max_new_tokens)
+    cache = KVCache(model.config.context_length) if use_cache else None
+    after_prompt = read(model, prompt_ids, cache)
+    samples = (
+        stream(
+            model, prompt_ids, after_prompt, cache,
+            max_new_tokens=max_new_tokens, eos=eos, temperature=temperature, top_k=top_k, top_p=top_p,
+            generator=sample_generator(seed, number), stop=stop,
+        )
+        for number in range(num_samples)
+    )  # fmt: skip
+    return [list(new) for new in samples]
 
 
 class Continuation(NamedTuple):

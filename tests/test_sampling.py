@@ -26,7 +26,9 @@ from gpt.sampling import (
     keep_top_p,
     preview,
     probabilities,
+    read,
     sample_generator,
+    stream,
 )
 
 CONTEXT = 16
@@ -37,6 +39,8 @@ CONFIG = GPT2Config(
 BYTES = tokenizer.load("bytes")
 PROMPT = BYTES.encode("Asthma")
 LOGITS = torch.tensor([4.51, 0.89, -1.9, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])
+
+SETTINGS = {"max_new_tokens": 30, "eos": None, "temperature": 1.0, "top_k": None, "top_p": None}
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +58,7 @@ def visible_warnings(monkeypatch):
 
 
 def texts(model: GPT, prompt: list[int] = PROMPT, **changes) -> list[list[int]]:
-    settings = {"max_new_tokens": 30, "eos": None, "temperature": 1.0, "top_k": None, "top_p": None}
-    return generate(model, prompt, **settings | {"num_samples": 1, "seed": 0} | changes)
+    return generate(model, prompt, **SETTINGS | {"num_samples": 1, "seed": 0} | changes)
 
 
 class TestProbabilities:
@@ -178,6 +181,51 @@ class TestGenerate:
         assert torch.equal(torch.get_rng_state(), state)
         torch.manual_seed(2)
         assert texts(model, num_samples=2) == first
+
+
+class TestStream:
+    def begun(self, model, **changes):
+        cache = KVCache(CONTEXT)
+        logits = read(model, PROMPT, cache)
+        return stream(model, PROMPT, logits, cache, generator=sample_generator(0, 0), **SETTINGS | changes)
+
+    def test_it_yields_each_id_of_generate_before_the_next_is_computed(self, model):
+        asked = []
+        ids = self.begun(model, stop=lambda: bool(asked.append(None)))
+        assert [(next(ids), len(asked)) for _ in range(3)] == [*zip(texts(model)[0][:3], (1, 2, 3), strict=True)]
+        assert list(ids) == texts(model)[0][3:]
+
+    def test_what_a_cache_holds_of_the_beginning_is_not_computed_again_and_of_another_text_is_forgotten(self, model):
+        whole, cache = read(model, PROMPT, None), KVCache(CONTEXT)
+        read(model, [*PROMPT[:3], 5, 6, 7], cache)
+        cache.length = 3
+        seen = []
+        hook = model.h[0].register_forward_hook(lambda block, inputs, output: seen.append(inputs[0].shape[1]))
+        logits = read(model, PROMPT, cache)
+        hook.remove()
+        assert seen == [len(PROMPT) - 3] and cache.length == len(PROMPT)
+        torch.testing.assert_close(logits, whole)
+        streams = [
+            stream(model, PROMPT, logits, cache, generator=sample_generator(0, number), **SETTINGS)
+            for number in range(2)
+        ]
+        assert [list(ids) for ids in streams] == texts(model, num_samples=2)
+
+    def test_the_caller_computes_as_before_between_two_ids_and_after_it_has_left(self, model):
+        model.train()
+        ids = self.begun(model)
+        next(ids)
+        assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+        ids.close()
+        assert model.training
+        model.eval()
+
+    def test_the_last_token_is_not_read(self, model):
+        cache = KVCache(CONTEXT)
+        logits = read(model, PROMPT, cache)
+        settings = SETTINGS | {"max_new_tokens": 4}
+        assert len(list(stream(model, PROMPT, logits, cache, generator=sample_generator(0, 0), **settings))) == 4
+        assert cache.length == len(PROMPT) + 3
 
 
 class TestTheModelIsLeftAsItWas:
