@@ -1,16 +1,14 @@
 """Generate text: `python generate.py checkpoint=outputs/runs/mine prompt="What are the symptoms of Glaucoma?"`; or hand
 the model on, as a directory of Hugging Face: `python generate.py checkpoint=outputs/runs/mine export=my_model`."""
 
-import sys  # noqa: I001, gpt before hydra: it refuses a Python that is too old
-
-from gpt.config import launch
+from gpt.config import launch  # noqa: I001, gpt before hydra: it refuses a Python that is too old
 from gpt.config.schema import GenerateConfig
 from gpt.data import prompt_files
 from gpt.errors import UserError
 from gpt.files import paths
-from gpt.prompts import format_prompt
 from gpt.runs import model_card
 from gpt.sweeps import named_runs
+from gpt.terminal.answers import remark
 from gpt.terminal.console import escape
 
 import hydra
@@ -23,7 +21,8 @@ def generate(cfg: GenerateConfig) -> None:
     checkpoint = named_runs.resolve(cfg.checkpoint)
     prompts = prompt_files.read(cfg) if cfg.export is None else []
 
-    from gpt import sampling, tokenizer
+    from gpt import tokenizer
+    from gpt.generation import samples
     from gpt.machine import device
     from gpt.weights import export, hub_card, loading  # here, because torch takes seconds to load
 
@@ -43,24 +42,9 @@ def generate(cfg: GenerateConfig) -> None:
         )  # fmt: skip
     settings = f"temperature {cfg.temperature}, top_k {cfg.top_k or 'off'}, top_p {cfg.top_p or 'off'}, seed {cfg.seed}"
     remark(f"{escape(str(loaded.path))}: step {loaded.step}, template {template or 'none'}, {settings}")
-    for i, (instruction, given) in enumerate(prompts):
-        remark(f"\nprompt: {escape(instruction)}" + (f"\ninput: {escape(given)}" if given else ""))
-        text = instruction if template is None else format_prompt(template, instruction, given)
-        samples = sampling.generate(
-            loaded.model, tokens.encode(text), max_new_tokens=cfg.max_new_tokens, eos=tokens.eos,
-            temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p, num_samples=cfg.num_samples, seed=cfg.seed,
-        )  # fmt: skip
-        for number, ids in enumerate(samples, start=1):
-            if cfg.num_samples > 1:
-                remark(f"\nsample {number} of {cfg.num_samples}:")
-            print("\n" * (i + number > 1) + escape(tokens.decode(ids), keep_newlines=True), flush=True)
+    samples.write(cfg, prompts, template, loaded.model, tokens)
     if notice := model_card.notice(hub_card.find_record(loaded.path).settings).strip():
         remark(f"note: {notice}")
-
-
-def remark(text: str) -> None:
-    """A line about the text that is generated, which a pipe or a file does not get."""
-    print(escape(text, keep_newlines=True), file=sys.stderr, flush=True)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="generate")

@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,7 @@ def run_dir(model, tmp_path_factory) -> Path:
 def settings(path: Path, **changes) -> GenerateConfig:
     defaults = {"prompt": None, "input": "", "prompts": None, "template": None, "max_new_tokens": 8, "temperature": 1.0}
     more = {"export": None, "top_k": None, "top_p": None, "num_samples": 1, "seed": 0, "device": "cpu", "threads": None}
+    more |= {"stop": [], "stats": False}
     more["model"] = {"n_head": None, "gelu": None}
     return GenerateConfig(**{"checkpoint": str(path), **defaults, **more, **changes})
 
@@ -85,11 +87,14 @@ class TestTheCommand:
 
     def test_lines_of_standard_input_are_prompts_and_a_pipe_gets_the_texts_alone(self, run_dir):
         command = [sys.executable, str(ROOT / "generate.py"), f"checkpoint={run_dir}", "max_new_tokens=4"]
+        command += ["stats=true", "stop=[###]"]
         done = subprocess.run(
             command, input=b"\xef\xbb\xbfCroup\n\nM\xc3\xa9ni\xc3\xa8re\r\n", capture_output=True, cwd="/"
         )
         assert done.returncode == 0 and "prompt: Croup\n\nprompt: M\xe9ni\xe8re\n" in done.stderr.decode(), done
         assert done.stdout.count(b"\n") > 1 and b"prompt" not in done.stdout
+        assert re.search(r"\nstatistics: [\d.]+ tokens/s, .* GB/s\n", done.stderr.decode())
+        assert b"statistics" not in done.stdout
 
     def test_a_reader_that_stops_reading_is_no_error(self, run_dir):
         command = f"{sys.executable} {ROOT}/generate.py checkpoint={run_dir} prompt=Croup num_samples=9 | head -1"

@@ -16,6 +16,7 @@ ORDER = [
     "notebook",
     "config.launch",
     "sweeps evaluation",
+    "generation",
     "weights",
     "runs",
     "loop objective",

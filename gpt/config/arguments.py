@@ -1,5 +1,6 @@
 """Rewrites the command line for Hydra, which by itself refuses sentences and takes paths as its grammar has them."""
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from gpt.files.paths import exists
 # Keys of sentences and names, and of paths: their values are taken as typed, because Hydra's grammar would change or
 # refuse many of them. Paths are relative to where the user is.
 SENTENCES = ("prompt", "input")
+SEVERAL = ("stop",)  # sentences in a list
 NAMES = (
     "wandb.project", "wandb.entity", "wandb.group", "sweep.name", "report", "data.name", "data.hub", "model.name",
     "init.revision", "data.delimiter", "data.document_separator",
@@ -82,6 +84,8 @@ def taken_as_typed(argument: str, may_be_several: bool) -> list[str]:
     key = left.lstrip("+")
     if not equals or not value or left.startswith("-"):
         return [argument]
+    if key in SEVERAL:
+        return [f"{left}={_list_of_sentences(key, value)}"]
     if key not in (*SENTENCES, *NAMES, *PATHS) and not key.startswith(NAMES_BELOW):
         return [argument, *_paths_within(argument)]
     if key in places.LISTS or (key == "report" and value != "null"):
@@ -89,6 +93,17 @@ def taken_as_typed(argument: str, may_be_several: bool) -> list[str]:
         return [f"{left}=[{','.join(_literal(key, item.strip()) for item in items)}]"]
     chosen = _choices(key, value) if may_be_several else None
     return [f"{left}={','.join(_literal(key, text) for text in chosen or [value])}"]
+
+
+def _list_of_sentences(key: str, value: str) -> str:
+    """[a,"b, c"] stays where it is a list to Hydra; else, as [###] is, its parts are taken as typed; and so is a single
+    sentence, which needs no brackets."""
+    if value == "null" or not (value.startswith("[") and value.endswith("]")):
+        return value if value == "null" else f"[{_literal(key, value)}]"
+    with contextlib.suppress(HydraException):
+        OverridesParser.create().parse_override(f"{key}={value}")
+        return value
+    return f"[{','.join(_literal(key, part) for part in value[1:-1].split(','))}]"
 
 
 def _choices(key: str, value: str) -> list[str] | None:
@@ -119,7 +134,7 @@ def _literal(key: str, value: str) -> str:
         value = places.absolute(key, value, Path.cwd())
         if re.fullmatch(r"[\w./-]+", value, re.ASCII):
             return value
-    if key in SENTENCES or not _has_interpolation(value):
+    if key in (*SENTENCES, *SEVERAL) or not _has_interpolation(value):
         value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # a backslash before ${ keeps it a text
     return QuotedString(value, Quote.single).with_quotes()
 

@@ -253,6 +253,8 @@ class GenerateConfig:
     top_k: Count | None
     top_p: PositiveFraction | None
     num_samples: Count
+    stop: list[Text]
+    stats: Flag
     seed: Seed
     device: DeviceName
     threads: Threads | None

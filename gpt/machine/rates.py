@@ -108,6 +108,12 @@ def memory_rate(device: torch.device) -> float:
     return 2 * source.nbytes / shortest_duration(lambda: target.copy_(source), device)
 
 
+def read_rate(device: torch.device) -> float:
+    """Bytes that are read in a second, at this moment: it is measured each time, for a third of a second."""
+    source = torch.ones(2**26, device=device)  # 256 MiB, many times what caches hold
+    return source.nbytes / shortest_duration(source.sum, device, at_least=0.3)
+
+
 def shortest_duration(work: Callable[[], Any], device: torch.device, at_least: float = 0.25) -> float:
     """The shortest of two or more `duration`s within `at_least` so many seconds: the first one makes threads and
     kernels, and all else on the machine only adds to them. Where threads have to wait for each other on a busy one, a

@@ -5,6 +5,7 @@ trains, the first one only sets a flag that the run reads between micro-batches.
 the process is by then: what handles the first is not disturbed. Ranks that share a run stop together, at the same step.
 """
 
+import math
 import os
 import signal
 import threading
@@ -19,6 +20,7 @@ from gpt.machine.ranks import ALONE, Ranks
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 late: int | None = None  # the signal that came when a run had nothing left to stop: no other run begins after it
 AGAIN = 5.0  # seconds in which the same signal may come twice to a rank: from a cluster, and from torchrun
+AT_ONCE = 1.0  # seconds after a Ctrl-C that ended an answer in which another one ends the program
 SHOW_CURSOR = b"\x1b[?25h"  # the progress bar hides it
 
 
@@ -50,6 +52,40 @@ class Stop:
             _exit(number, frame)
         if self.received is None:
             self.received, self._time = number, time.monotonic()
+
+
+class AnswerEnd:
+    """Returns whether Ctrl-C has ended the answer that is being given: in a `with` block it ends nothing else, unless
+    it is the second one within AT_ONCE. Other signals end the process as ever."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self._time = -math.inf
+
+    def __call__(self) -> bool:
+        return self.came
+
+    def reset(self) -> None:
+        """Says that the next answer begins."""
+        self.came = False
+
+    def __enter__(self) -> "AnswerEnd":
+        self.reset()
+        self._before = signal.signal(signal.SIGINT, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def follows(self) -> bool:
+        """Whether a Ctrl-C that comes now is the second one; else it is the first one."""
+        last, self._time = self._time, time.monotonic()
+        return self._time - last < AT_ONCE
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.follows() or self.came:
+            _raise(number, frame)
+        self.came = True
 
 
 def end_at_once() -> None:

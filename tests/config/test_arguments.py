@@ -224,3 +224,21 @@ def test_the_names_of_a_report_are_taken_as_typed_with_and_without_brackets(valu
     override = OverridesParser.create().parse_override(argument)
     assert [getattr(name, "text", name) for name in override.value()] == names
     assert prepare(["report=null"], "train") == ["report=null"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "strings"),
+    [
+        ("[###]", ["###"]),  # what bash makes of stop=["###"]
+        ('["###"]', ["###"]),
+        ("###", ["###"]),
+        ("\n\n", ["\n\n"]),
+        ("[Question:,### Answer]", ["Question:", "### Answer"]),
+        ("['a, b',c]", ["a, b", "c"]),
+        ("[]", []),
+        ("don't, ${x}", ["don't, ${x}"]),
+        ("[<|end|>,it's]", ["<|end|>", "it's"]),
+    ],
+)
+def test_strings_that_end_a_text_are_taken_as_typed(typed, strings):
+    assert list(value_of(prepare([f"stop={typed}"], "generate")[-1])) == strings

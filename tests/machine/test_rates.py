@@ -34,3 +34,10 @@ def test_a_model_of_which_not_even_two_blocks_fit_has_no_rates():
     cfg = loaded("model=xl", "model.n_embd=200000", "model.n_head=2000")
     machine = Machine(torch.device("cpu"), environment={"micro_batch": 1})
     assert rates.measure(cfg, 50257, 1024, machine) is None
+
+
+def test_reading_memory_is_measured_each_time(monkeypatch):
+    seen = []
+    monkeypatch.setattr(rates, "duration", lambda work, device: seen.append(work()) or 0.25)
+    assert [rates.read_rate(torch.device("cpu")) for _ in range(2)] == [2**28 / 0.25] * 2
+    assert [float(total) for total in seen] == [2**26] * 4  # all of it has been read, twice each time

@@ -57,6 +57,44 @@ def test_another_reason_to_stop_is_no_signal():
         assert stop() and stop.signal is None
 
 
+def test_ctrl_c_ends_one_answer_and_a_second_one_at_once_the_process():
+    interrupt.end_at_once()
+    with interrupt.AnswerEnd() as is_ended:
+        assert not is_ended()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert is_ended()
+        is_ended.reset()  # the next answer
+        assert not is_ended()
+        with pytest.raises(Interrupted, match="interrupted by SIGINT"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_ends_each_of_two_answers_where_time_is_between(monkeypatch):
+    interrupt.end_at_once()
+    monkeypatch.setattr(interrupt, "AT_ONCE", 0.0)
+    is_ended = interrupt.AnswerEnd()
+    for _ in range(2):
+        with is_ended:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert is_ended()
+    with is_ended:
+        assert not is_ended()
+    with is_ended, pytest.raises(Interrupted):  # twice within an answer that does not end
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_another_signal_ends_the_process_while_an_answer_is_given_and_handlers_come_back():
+    interrupt.end_at_once()
+    with interrupt.AnswerEnd(), pytest.raises(Interrupted, match="interrupted by SIGTERM"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    interrupt.end_at_once()
+    with interrupt.AnswerEnd():
+        pass
+    with pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_a_thread_can_be_asked_to_stop_but_gets_no_signals():
     def body():
         with interrupt.deferred(lambda: True) as stop:

@@ -1,0 +1,28 @@
+"""Prints what a model writes to stdout, and remarks about it to stderr."""
+
+import sys
+from collections.abc import Iterable
+
+from gpt.terminal.console import escape
+
+
+def show(texts: Iterable[str], first: str = "") -> str:
+    r"""Prints a text to stdout, after `first`, and ends its line; control characters as \x1b. Returns the text.
+
+    A terminal gets each piece at once; a pipe or a file gets the whole text, and nothing of one that an error ends.
+    """
+    texts = texts if sys.stdout.isatty() else ["".join(texts)]
+    shown = ""
+    print(first, end="")
+    try:
+        for text in texts:
+            shown += text
+            print(escape(text, keep_newlines=True), end="", flush=True)
+    finally:  # also after a signal, whose message comes next
+        print(flush=True)
+    return shown
+
+
+def remark(text: str) -> None:
+    """A line about the text that is generated, which a pipe or a file does not get."""
+    print(escape(text, keep_newlines=True), file=sys.stderr, flush=True)
