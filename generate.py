@@ -1,5 +1,6 @@
-"""Generate text: `python generate.py checkpoint=outputs/runs/mine prompt="What are the symptoms of Glaucoma?"`; or hand
-the model on, as a directory of Hugging Face: `python generate.py checkpoint=outputs/runs/mine export=my_model`."""
+"""Generate text: `python generate.py checkpoint=outputs/runs/mine prompt="What are the symptoms of Glaucoma?"`; hold a
+conversation: `python generate.py checkpoint=outputs/runs/mine`; or hand the model on, as a directory of Hugging Face:
+`python generate.py checkpoint=outputs/runs/mine export=my_model`."""
 
 from gpt.config import launch  # noqa: I001, gpt before hydra: it refuses a Python that is too old
 from gpt.config.schema import GenerateConfig
@@ -9,7 +10,7 @@ from gpt.files import paths
 from gpt.runs import model_card
 from gpt.sweeps import named_runs
 from gpt.terminal.answers import remark
-from gpt.terminal.console import escape
+from gpt.terminal.console import escape, wrapped
 
 import hydra
 from omegaconf import DictConfig
@@ -17,12 +18,16 @@ from omegaconf import DictConfig
 
 def generate(cfg: GenerateConfig) -> None:
     """Prints for each prompt its samples, to stdout, and what they are to stderr. All of it is the same for the same
-    checkpoint and seed. With `export`, writes the model instead, and prints where."""
+    checkpoint and seed. Without prompts, a terminal opens a conversation. With `export`, writes the model instead, and
+    prints where."""
     checkpoint = named_runs.resolve(cfg.checkpoint)
-    prompts = prompt_files.read(cfg) if cfg.export is None else []
+    is_conversation = prompt_files.are_typed(cfg)
+    if is_conversation and cfg.num_samples > 1:
+        raise UserError("a conversation has one answer to each turn", f"num_samples={cfg.num_samples}", "give a prompt")
+    prompts = prompt_files.read(cfg) if cfg.export is None and not is_conversation else []
 
     from gpt import tokenizer
-    from gpt.generation import samples
+    from gpt.generation import conversation, dialogue, samples
     from gpt.machine import device
     from gpt.weights import export, hub_card, loading  # here, because torch takes seconds to load
 
@@ -35,15 +40,21 @@ def generate(cfg: GenerateConfig) -> None:
         print(escape(str(directory)))
         return
     template = cfg.template or loaded.template
-    if template is None and any(given for _, given in prompts):
+    if template is None and any([is_conversation and cfg.input, *(given for _, given in prompts)]):
         raise UserError(
             "an input needs a template, and this model was trained on plain text", str(loaded.path),
             "set template=alpaca, or put the input into the prompt",
         )  # fmt: skip
     settings = f"temperature {cfg.temperature}, top_k {cfg.top_k or 'off'}, top_p {cfg.top_p or 'off'}, seed {cfg.seed}"
     remark(f"{escape(str(loaded.path))}: step {loaded.step}, template {template or 'none'}, {settings}")
+    notice = model_card.notice(hub_card.find_record(loaded.path).settings).strip()
+    if is_conversation:
+        if notice:
+            remark(wrapped(f"note: {notice}"))
+        dialogue.talk(conversation.Conversation(loaded.model, tokens, template, cfg))
+        return
     samples.write(cfg, prompts, template, loaded.model, tokens)
-    if notice := model_card.notice(hub_card.find_record(loaded.path).settings).strip():
+    if notice:
         remark(f"note: {notice}")
 
 

@@ -26,12 +26,13 @@ class Template:
     instruction: str = "\n\n### Instruction:\n"
     input: str = "\n\n### Input:\n"
     response: str = "\n\n### Response:\n"
+    between: str = ""  # an answer and the next instruction of a conversation
 
 
 TEMPLATES = {
     "alpaca": Template(header=ALPACA_HEADER, header_with_input=ALPACA_HEADER),
     "alpaca_stanford": Template(header=ALPACA_HEADER, header_with_input=ALPACA_HEADER_WITH_INPUT),
-    "plain": Template(header="", header_with_input="", instruction="", input="\n", response="\n"),
+    "plain": Template(header="", header_with_input="", instruction="", input="\n", response="\n", between="\n\n"),
 }
 
 
@@ -40,6 +41,22 @@ def format_prompt(template: str, instruction: str, input: str = "") -> str:
     t = TEMPLATES[template]
     header = t.header_with_input if input else t.header
     return header + t.instruction + instruction + (t.input + input if input else "") + t.response
+
+
+def format_turn(template: str, instruction: str, input: str = "", system: str = "", is_first: bool = True) -> str:
+    """A person's turn of a conversation, up to the point where the response begins. The first one is `format_prompt`'s,
+    with `system` in the place of the header unless it is empty. A later one follows the response before it as the same
+    blocks without a header: models of these templates have learned from single turns."""
+    t = TEMPLATES[template]
+    header = t.header_with_input if input else t.header
+    before = (system + t.between if system else header) if is_first else t.between
+    return before + format_prompt(template, instruction, input).removeprefix(header)
+
+
+def end_of_response(template: str) -> str | None:
+    """What a model writes that goes on with the next instruction by itself, instead of ending its response; None where
+    nothing marks an instruction."""
+    return TEMPLATES[template].instruction.strip() or None
 
 
 def read_prompt(template: str, prompt: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, adamw_config, model_config
+from test_answers import Screen
 
 import generate
 from gpt import optim, tokenizer
@@ -249,6 +250,13 @@ class TestErrors:
 
     def test_an_input_for_a_model_of_plain_text(self, tmp_path):
         self.fails(2, "an input needs a template", always("a", tmp_path / "a.pt"), prompt="Sort.", input="b, a")
+
+    def test_several_samples_or_an_input_without_a_template_in_a_conversation(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(sys, "stdin", Screen())
+        monkeypatch.setattr(sys, "stdout", Screen())
+        path = always("a", tmp_path / "a.pt")
+        self.fails(2, r"one answer to each turn .num_samples=2.; give a prompt", path, num_samples=2)
+        self.fails(2, "an input needs a template", path, input="b, a")
 
     def test_a_device_that_is_not_there(self, run_dir):
         self.fails(5, "device=cuda:99 is not available", run_dir, prompt="a", device="cuda:99")

@@ -6,7 +6,15 @@ import pytest
 from conftest import data_config
 
 from gpt import tokenizer
-from gpt.prompts import ALPACA_HEADER, TEMPLATES, Question, format_prompt, questions
+from gpt.prompts import (
+    ALPACA_HEADER,
+    TEMPLATES,
+    Question,
+    end_of_response,
+    format_prompt,
+    format_turn,
+    questions,
+)
 
 
 def test_the_alpaca_prompt_is_exactly_this_text():
@@ -57,6 +65,24 @@ def test_the_alpaca_header_has_24_tokens_with_the_instruction_line_and_the_respo
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_braces_and_percent_signs_in_a_prompt_stay_as_they_are(template):
     assert "100 % of {input} and {0}" in format_prompt(template, "100 % of {input} and {0}")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("given", ["", "b, a"])
+def test_the_first_turn_of_a_conversation_is_a_prompt_and_later_ones_are_the_same_blocks_without_a_header(
+    template, given
+):
+    prompt = format_prompt(template, "Sort them.", given)
+    assert format_turn(template, "Sort them.", given) == prompt
+    header = TEMPLATES[template].header_with_input if given else TEMPLATES[template].header
+    between = "" if header else "\n\n"
+    assert format_turn(template, "Sort them.", given, "Be kind.", is_first=False) == between + prompt[len(header) :]
+    assert format_turn(template, "Sort them.", given, "Be kind.") == f"Be kind.{between}{prompt[len(header) :]}"
+
+
+def test_what_a_model_writes_that_answers_itself_is_known_where_a_template_marks_instructions():
+    assert end_of_response("alpaca") == end_of_response("alpaca_stanford") == "### Instruction:"
+    assert end_of_response("plain") is None
 
 
 def test_held_out_questions_come_with_their_answers_after_the_prompts_of_the_data(tmp_path):

@@ -12,6 +12,13 @@ from gpt.files import paths
 EXAMPLE = 'prompt="What are the symptoms of Glaucoma?"'
 
 
+def are_typed(cfg: GenerateConfig) -> bool:
+    """Whether none are given and a person sits at the terminal, where a conversation opens."""
+    has_prompts = cfg.prompt is not None or cfg.prompts is not None
+    streams = (sys.stdin, sys.stdout)
+    return not has_prompts and cfg.export is None and all(stream and stream.isatty() for stream in streams)
+
+
 def read(cfg: GenerateConfig) -> list[tuple[str, str]]:
     """(instruction, input) of every prompt. Without `prompt` and `prompts`, standard input has one on each line, unless
     it is a terminal. Raises UserError for none, for an empty one, and for an unusable file."""

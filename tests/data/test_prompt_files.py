@@ -4,6 +4,7 @@ import io
 import sys
 
 import pytest
+from test_generate import settings
 
 from gpt.data import prompt_files
 from gpt.errors import UserError
@@ -42,3 +43,23 @@ def test_what_is_no_text_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "stdin", Stream(b"ab\xff"))
     with pytest.raises(UserError, match=r"not UTF-8 at byte 3 \(standard input\)"):
         prompt_files.of_standard_input()
+
+
+@pytest.mark.parametrize(
+    ("stdin", "stdout", "changes", "are_typed"),
+    [
+        (True, True, {}, True),
+        (True, True, {"prompt": ""}, False),
+        (True, True, {"prompts": "a.txt"}, False),
+        (True, True, {"export": "folder"}, False),
+        (False, True, {}, False),
+        (True, False, {}, False),  # > answers.txt, where the prompts would be missing
+        (None, True, {}, False),  # closed
+    ],
+)
+def test_a_conversation_opens_where_none_are_given_and_a_person_sits_at_the_terminal(
+    stdin, stdout, changes, are_typed, monkeypatch
+):
+    monkeypatch.setattr(sys, "stdin", None if stdin is None else Stream(b"", stdin))
+    monkeypatch.setattr(sys, "stdout", Stream(b"", stdout))
+    assert prompt_files.are_typed(settings("unused", **changes)) == are_typed
