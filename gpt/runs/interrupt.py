@@ -74,8 +74,9 @@ class AnswerEnd:
         self._before = signal.signal(signal.SIGINT, self._receive)
         return self
 
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None or not issubclass(kind, KeyboardInterrupt):  # after which the next signal exits at once
+            signal.signal(signal.SIGINT, self._before)
 
     def follows(self) -> bool:
         """Whether a Ctrl-C that comes now is the second one; else it is the first one."""

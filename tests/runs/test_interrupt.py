@@ -79,9 +79,10 @@ def test_ctrl_c_ends_each_of_two_answers_where_time_is_between(monkeypatch):
             assert is_ended()
     with is_ended:
         assert not is_ended()
-    with is_ended, pytest.raises(Interrupted):  # twice within an answer that does not end
+    with pytest.raises(Interrupted), is_ended:  # twice within an answer that does not end
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is interrupt._exit  # the third one
 
 
 def test_another_signal_ends_the_process_while_an_answer_is_given_and_handlers_come_back():
