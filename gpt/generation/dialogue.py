@@ -11,7 +11,6 @@ from gpt.files import atomic, paths
 from gpt.generation.conversation import Conversation
 from gpt.runs import interrupt
 from gpt.terminal import answers, console
-from gpt.terminal.answers import remark
 
 PROMPT, MORE = "> ", ". "
 BLOCK = '"""'
@@ -27,6 +26,11 @@ COMMANDS = {
     BLOCK: "around several lines: they belong together",
     "//": "at the beginning: a text that begins with one /",
 }
+
+
+def say(sentence: str) -> None:
+    """A remark, broken between words where the terminal ends."""
+    answers.remark(console.wrapped(sentence))
 
 
 def edit_lines() -> None:
@@ -45,7 +49,7 @@ def talk(conversation: Conversation, read: Callable[[str], str] = input) -> None
     is the process's, as is any other signal."""
     ctrl_c = interrupt.AnswerEnd()
     edit_lines()
-    remark(console.wrapped(HINT))
+    say(HINT)
     while True:
         try:
             text = read_turn(read)
@@ -53,13 +57,14 @@ def talk(conversation: Conversation, read: Callable[[str], str] = input) -> None
             print()
             return
         except UnicodeDecodeError:
-            remark("that is not UTF-8, and is dropped")
+            say("that is not UTF-8, and is dropped")
             continue
         except KeyboardInterrupt as signal:
             if getattr(signal, "code", 130) != 130 or ctrl_c.follows():
                 raise
             interrupt.end_at_once()
-            remark("\nCtrl-C again at once ends the conversation")
+            print()
+            say("Ctrl-C again at once ends the conversation")
             continue
         if text.startswith("/") and not text.startswith("//"):
             if not obey(conversation, text):
@@ -90,13 +95,13 @@ def answer(conversation: Conversation, written: str, ctrl_c: interrupt.AnswerEnd
     if n := conversation.make_room(written):
         oldest = "turn, which is" if n == 1 else f"{n} turns, which are"
         what = f"oldest {oldest}" if conversation.template else f"first {n} tokens, which are"
-        remark(console.wrapped(f"note: {context} has no room for the {what} left out"))
+        say(f"note: {context} has no room for the {what} left out")
     with ctrl_c:
         answers.show(conversation.answer(written, ctrl_c))
     if conversation.is_full():
-        remark(console.wrapped(f"note: the answer went beyond {context}: its end was written without the beginning"))
+        say(f"note: the answer went beyond {context}: its end was written without the beginning")
     if conversation.cfg.stats:
-        remark(console.wrapped(f"statistics: {conversation.meter.line()}"))
+        say(f"statistics: {conversation.meter.line()}")
     print()
 
 
@@ -108,21 +113,21 @@ def obey(conversation: Conversation, text: str) -> bool:
         return False
     if command == "/help":
         for name, meaning in COMMANDS.items():
-            remark(textwrap.fill(f"{name:<16}{meaning}", console.width(), subsequent_indent=" " * 4))
+            answers.remark(textwrap.fill(f"{name:<16}{meaning}", console.width(), subsequent_indent=" " * 4))
     elif command == "/reset":
         conversation.reset()
-        remark("all turns are forgotten")
+        say("all turns are forgotten")
     elif command == "/system" and conversation.template is None:
-        remark("a model of plain text has learned no instructions: it goes on with what it reads")
+        say("a model of plain text has learned no instructions: it goes on with what it reads")
     elif command == "/system":
         conversation.system = argument
-        remark(f"the conversation begins with {'that' if argument else 'the header of the template'}")
+        say(f"the conversation begins with {'that' if argument else 'the header of the template'}")
     elif command == "/temperature":
         set_temperature(conversation, argument)
     elif command == "/save":
         save(conversation, argument)
     else:
-        remark(f"unknown command {command}; /help lists them, and // begins a text with /")
+        say(f"unknown command {command}; /help lists them, and // begins a text with /")
     return True
 
 
@@ -135,21 +140,21 @@ def set_temperature(conversation: Conversation, text: str) -> None:
     if 0 <= value < math.inf:
         conversation.temperature = value
     else:
-        remark("a number from 0 on is needed, such as /temperature 0.8")
-    remark(f"temperature {conversation.temperature:g}")
+        say("a number from 0 on is needed, such as /temperature 0.8")
+    say(f"temperature {conversation.temperature:g}")
 
 
 def save(conversation: Conversation, name: str) -> None:
     """Writes a new file, whose name is relative to where the user is. What prevents it is said in one line."""
     if not name:
-        remark("a name is needed, such as /save conversation.jsonl")
+        say("a name is needed, such as /save conversation.jsonl")
         return
     try:
         path = paths.absolute(name, Path.cwd())
         if path.exists():
-            remark(f"there is a {path} already; choose another name")
+            say(f"there is a {path} already; choose another name")
             return
         atomic.write(path, json.dumps(conversation.record(), ensure_ascii=False) + "\n")
-        remark(f"saved: {path}")
+        answers.remark(f"saved: {path}")  # unbroken, to be copied
     except (OSError, ValueError) as error:  # ValueError: no path
-        remark(f"not saved: {atomic.why_refused(error)} ({name})")
+        say(f"not saved: {atomic.why_refused(error)} ({name})")
