@@ -60,10 +60,10 @@ def talk(conversation: Conversation, read: Callable[[str], str] = input) -> None
             say("that is not UTF-8, and is dropped")
             continue
         except KeyboardInterrupt as signal:
+            print()  # what comes next has a line of its own
             if getattr(signal, "code", 130) != 130 or ctrl_c.follows():
                 raise
             interrupt.end_at_once()
-            print()
             say("Ctrl-C again at once ends the conversation")
             continue
         if text.startswith("/") and not text.startswith("//"):

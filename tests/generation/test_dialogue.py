@@ -255,7 +255,6 @@ class TestInATerminal:
         terminal.press(CTRL_D)
         code, text = terminal.end()
         assert code == 0 and text.strip() == ""
-        assert termios.tcgetattr(terminal.keyboard)[3] & (termios.ECHO | termios.ICANON)
         terminal.close()
         messages = json.loads((tmp_path / "x").read_text())["messages"]
         assert [message["content"] for message in messages[::2]] == ["hello", "two\nlines"]
@@ -271,6 +270,20 @@ class TestInATerminal:
         terminal.press(CTRL_C)
         code, text = terminal.end()
         assert code in (130, -signal.SIGINT) and "error: interrupted by SIGINT" in text and "Traceback" not in text
+        terminal.close()
+
+    @pytest.mark.parametrize("when", ["at the prompt", "in an answer"])
+    def test_a_signal_to_end_ends_the_process_and_leaves_the_terminal_as_it_was(self, endless, when):
+        terminal = opened_in_terminal(endless)
+        terminal.wait_for("\n> ")
+        if when == "in an answer":
+            terminal.press(f"a{ENTER}")
+            terminal.wait_for("aaaa")
+        os.kill(terminal.pid, signal.SIGTERM)
+        code, text = terminal.end()
+        assert code == 143 and text.endswith("\nerror: interrupted by SIGTERM\n")
+        flags = termios.ECHO | termios.ICANON
+        assert termios.tcgetattr(terminal.keyboard)[3] & flags == flags
         terminal.close()
 
     @pytest.mark.parametrize("when", ["at the prompt", "in an answer"])
