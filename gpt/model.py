@@ -70,7 +70,8 @@ class LanguageModel(nn.Module, ABC):
 
         positions: (B, T) place of each token in its document; default: in its row, after what the cache holds.
         documents: (B, S) number of the document that each token belongs to, those in the cache first, for rows that
-        hold several or are padded; tokens see only their own. Raises ValueError when the row and the cache together
+        hold several or are padded; tokens see only their own. Or (B, T, S) bool, true where each token may look, for a
+        cache in which the column of a token is its position. Raises ValueError when the row and the cache together
         exceed the context length and no positions are given, as padding takes up none.
         """
 
@@ -136,12 +137,7 @@ class Attention(nn.Module):
         q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in (q, k, v))  # each (B, H, T, D)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
-        x = F.scaled_dot_product_attention(  # softmax(q k^T / sqrt(D)) v, never holding all of (T, S) at once
-            q, k, v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and T > 1,  # one new token may see everything before it
-        )  # (B, H, T, D)  # fmt: skip
+        x = attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
         x = x.transpose(1, 2).reshape(B, T, C)
         return self.residual_dropout(self.c_proj(x))
 
@@ -229,10 +225,32 @@ class GPT(LanguageModel):
         return self.h
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, grouped: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v of (B, H, T, D) queries and (B, H or K, S, D) keys and values -> (B, H, T, D).
+
+    One token in each of many rows, whose masks differ, takes plain products: torch's kernel on a CPU rounds by the
+    thread that a row falls to, and so the same row would give other numbers beside other rows."""
+    if mask is not None and mask.dim() == 4 and q.shape[2] == 1 and not dropout:
+        (B, H, _, D), K = q.shape, k.shape[1]
+        q = q.view(B, K, H // K, D).transpose(2, 3)  # (B, K, D, H/K), queries that share keys
+        scores = (k @ q).transpose(2, 3) * D**-0.5  # (B, K, H/K, S)
+        shares = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+        return (shares @ v).reshape(B, H, 1, D)
+    return F.scaled_dot_product_attention(  # never holds all of (T, S) at once
+        q, k, v,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None and q.shape[2] > 1,  # one new token may see everything before it
+        enable_gqa=grouped,
+    )  # fmt: skip
+
+
 def visible(tokens: Tensor, past: int, documents: Tensor | None) -> Tensor | None:
     """(B, T) ids after `past` others -> (B, 1, T, S) or (T, S) mask, true where each of them may look: not the future,
     and only its own document. None where attention needs no mask for that."""
     T = tokens.shape[1]
+    if documents is not None and documents.dtype == torch.bool:
+        return documents[:, None]
     if documents is not None:
         return same_document(documents, T)
     if past > 0 and T > 1:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt.config.families import ModernConfig
-from gpt.model import INIT_STD, Cache, LanguageModel, visible
+from gpt.model import INIT_STD, Cache, LanguageModel, attend, visible
 
 QUERY_KEY_SCALE = 1.2  # nanochat's, for both, where they are normalised after the rotation
 GATE_INPUTS = 12  # numbers of the stream that decide how much of a value embedding is added; nanochat's
@@ -92,13 +92,7 @@ class Attention(nn.Module):
         if grouped and mask is not None and q.is_cuda:  # no kernel there takes both a mask and grouped queries
             k, v = (t.repeat_interleave(self.config.n_head // self.config.n_kv_head, dim=1) for t in (k, v))
             grouped = False
-        x = F.scaled_dot_product_attention(
-            q, k, v,
-            attn_mask=mask,
-            dropout_p=self.config.dropout if self.training else 0.0,
-            is_causal=mask is None and T > 1,  # one new token may see everything before it
-            enable_gqa=grouped,
-        )  # (B, H, T, D)  # fmt: skip
+        x = attend(q, k, v, mask, self.config.dropout if self.training else 0.0, grouped)  # (B, H, T, D)
         return self.residual_dropout(self.o_proj(x.transpose(1, 2).flatten(2)))
 
 
@@ -239,8 +233,11 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def within(window: int, mask: Tensor | None, tokens: Tensor, past: int, documents: Tensor | None) -> Tensor | None:
     """The mask of `visible` with only itself and the `window` - 1 tokens before each token."""
     T = tokens.shape[1]
-    S = past + T if documents is None else documents.shape[1]
+    S = past + T if documents is None else documents.shape[-1]
     if window >= S:
         return mask
+    if documents is not None and documents.dtype == torch.bool:  # columns are positions: as many as it sees
+        columns = torch.arange(S, device=tokens.device)
+        return mask & (columns >= documents.sum(-1, keepdim=True) - window)[:, None]
     near = torch.ones(T, S, dtype=torch.bool, device=tokens.device).tril(S - T).triu(S - T - window + 1)
     return near if mask is None else mask & near

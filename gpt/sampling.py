@@ -3,19 +3,15 @@
 Letters in shape comments are those of gpt/model.py: B rows, T tokens, V vocabulary, H heads, D width of a head.
 
 Same seed, same text: a sample of `generate` depends on the model, the prompt, the settings, the seed and its own
-number, and not on how many samples or prompts there are. To keep that exact, samples are computed one after the other.
-
-`continue_all` computes the rows of a batch together, for evaluations, which have hundreds of prompts: several times as
-fast. Matrix products round differently for other batch sizes (measured: logits differ by up to 3e-6 between 1 and 8
-rows), so now and then a token differs from the one that `generate` gives. The same rows in one batch give the same
-texts each time.
+number, and not on how many samples or prompts there are. To keep that exact, samples are computed one after the other;
+gpt/generation/continuation.py computes many together, several times as fast.
 """
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
@@ -98,10 +94,6 @@ class KVCache:
         all_keys[:, :, self.length : end] = keys
         all_values[:, :, self.length : end] = values
         return all_keys[:, :, :end], all_values[:, :, :end]  # each (B, H, S, D)
-
-    def keep(self, rows: Tensor) -> None:
-        """Forgets all rows of the batch but these."""
-        self.layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.layers.items()}
 
 
 @contextmanager
@@ -249,70 +241,6 @@ def generate(
         for number in range(num_samples)
     )  # fmt: skip
     return [list(new) for new in samples]
-
-
-class Continuation(NamedTuple):
-    """What a model has written after a prompt, without the end of text, and whether it came to that."""
-
-    ids: list[int]
-    stopped: bool
-
-
-def continue_all(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    eos: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    generators: Sequence[torch.Generator],
-) -> list[Continuation]:
-    """Continues each prompt once, all together: shorter ones are padded at their left. A row ends with `eos`, after
-    `max_new_tokens`, or where its context is full, whatever the other rows do.
-
-    `generators`: the random numbers of each row; not used at temperature 0. Raises UserError for an empty prompt, and
-    ValueError for one that leaves no room in the context.
-    """
-    lengths = torch.tensor([len(prompt) for prompt in prompts])  # (B,)
-    rooms = (model.config.context_length - lengths).clamp(max=max_new_tokens).tolist()
-    if not all(lengths.tolist()):
-        raise UserError("the prompt is empty", remedy="give at least one token to go on from")
-    if min(rooms) < 1:
-        raise ValueError(f"a prompt of {int(lengths.max())} tokens fills the context")
-    width, device = int(lengths.max()), model.head.device
-    padding = (width - lengths)[:, None]  # (B, 1) columns before each prompt
-    columns = torch.arange(width)
-    tokens = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])  # (B, T)
-    positions, documents = (columns - padding).clamp(min=0), -(columns < padding).long()  # padding: document -1
-    tokens, positions, documents = (t.to(device) for t in (tokens, positions, documents))
-    cache = KVCache(width + max(rooms))
-    new: list[list[int]] = [[] for _ in prompts]
-    stopped = [False] * len(prompts)
-    rows = list(range(len(prompts)))  # those that go on
-    with eval_mode(model), torch.inference_mode():
-        while rows:
-            hidden = model.hidden(tokens, positions, documents, cache)  # (B, T, C)
-            cache.length = documents.shape[1]
-            logits = last_logits(model, hidden)
-            if temperature == 0:
-                drawn = logits.argmax(-1).tolist()
-            else:
-                chances = probabilities(logits, temperature, top_k, top_p)
-                drawn = [draw(p, generators[row]) for p, row in zip(chances, rows, strict=True)]
-            for row, token in zip(rows, drawn, strict=True):
-                stopped[row] = token == eos
-                new[row] += [] if token == eos else [token]
-            on = [i for i, row in enumerate(rows) if not stopped[row] and len(new[row]) < rooms[row]]
-            if len(on) < len(rows):
-                kept = torch.tensor(on, dtype=torch.long, device=device)
-                cache.keep(kept)
-                positions, documents, rows = positions[kept], documents[kept], [rows[i] for i in on]
-            tokens = torch.tensor([[new[row][-1]] for row in rows], device=device)  # (B, 1)
-            positions = positions[:, -1:] + 1
-            documents = torch.cat([documents, documents.new_zeros(len(rows), 1)], dim=1)
-    return [Continuation(ids, end) for ids, end in zip(new, stopped, strict=True)]
 
 
 def preview(

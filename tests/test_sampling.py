@@ -17,7 +17,6 @@ from gpt.prompts import Question
 from gpt.sampling import (
     KVCache,
     _warned,
-    continue_all,
     draw,
     eval_mode,
     fit_prompt,
@@ -326,46 +325,3 @@ def test_a_cache_keeps_layers_and_rows_apart_and_forgets_what_lies_behind_its_le
     assert keys[0, 0, :, 0].tolist() == values[1, 1, :, 0].tolist() == [-1, -1, -1, 2]
     cache.length = 1
     assert cache.extend(0, two, two)[0][0, 0, :, 0].tolist() == [1, 2]
-
-
-PROMPTS = [BYTES.encode(text) for text in ("Asthma", "a", "Croup ?", "What is", "x" * 12)]
-
-
-class TestManyPromptsTogether:
-    def together(self, model, prompts, **changes):
-        settings = {"max_new_tokens": 8, "eos": BYTES.eos, "temperature": 0.0, "top_k": None, "top_p": None}
-        generators = [sample_generator(3, 0) for _ in prompts]
-        return continue_all(model, prompts, **settings | {"generators": generators} | changes)
-
-    @pytest.mark.parametrize("temperature", [0.0, 1.0])
-    def test_each_row_is_what_the_prompt_alone_gives(self, model, temperature):
-        """In float64, where rounding does not decide; a row ends where its own context is full."""
-        wide = GPT(CONFIG, BYTES.n_vocab).double().eval()
-        wide.load_state_dict(model.state_dict())
-        rows = self.together(wide, PROMPTS, temperature=temperature, max_new_tokens=30)
-        for prompt, row in zip(PROMPTS, rows, strict=True):
-            room = CONTEXT - len(prompt)
-            [alone] = texts(wide, prompt, temperature=temperature, max_new_tokens=room, eos=BYTES.eos, seed=3)
-            assert row.ids == alone and row.stopped == (len(alone) < room)
-
-    def test_the_same_batch_gives_the_same_texts_each_time(self, model):
-        assert self.together(model, PROMPTS) == self.together(model, PROMPTS)
-
-    def test_logits_of_padded_rows_differ_by_rounding_only(self, model):
-        alone = model(torch.tensor([PROMPTS[0]]))[0, -1]
-        padded = torch.tensor([[0] * 4 + PROMPTS[0], PROMPTS[4][:10]])
-        documents = torch.tensor([[-1] * 4 + [0] * 6, [0] * 10])
-        positions = torch.tensor([[0] * 4 + list(range(6)), list(range(10))])
-        assert torch.allclose(model(padded, positions, documents)[0, -1], alone, atol=1e-5)
-
-    def test_rows_that_have_ended_leave_the_batch_and_the_others_go_on(self, model):
-        ends = self.together(model, PROMPTS)[0].ids[1]  # a token that only some rows come to, at different times
-        rows = self.together(model, PROMPTS, eos=ends)
-        assert rows[0].stopped and len(rows[0].ids) <= 1
-        assert all(ends not in row.ids and (row.stopped or len(row.ids) in (4, 8)) for row in rows)
-
-    def test_a_prompt_without_room_or_without_tokens_is_refused(self, model):
-        with pytest.raises(ValueError, match="16 tokens fills the context"):
-            self.together(model, [[1] * CONTEXT])
-        with pytest.raises(UserError, match="the prompt is empty"):
-            self.together(model, [[1], []])

@@ -17,8 +17,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from gpt import sampling, tokenizer
+from gpt import tokenizer
 from gpt.files.paths import PROJECT_ROOT
+from gpt.generation import continuation
 from gpt.notebook import load_model
 from gpt.prompts import format_prompt
 
@@ -46,7 +47,7 @@ def main() -> None:
             answers[rows] = [
                 new.ids
                 for i in range(0, len(prompts), rows)
-                for new in sampling.continue_all(
+                for new in continuation.continue_all(
                     loaded.model, prompts[i : i + rows], max_new_tokens=given.new, eos=NO_TOKEN, temperature=0.0,
                     top_k=None, top_p=None, generators=[torch.Generator()] * len(prompts[i : i + rows]),
                 )

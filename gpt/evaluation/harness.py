@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from gpt import sampling
 from gpt.errors import UserError
 from gpt.evaluation.task import Task
+from gpt.generation.continuation import continue_all
 
 DEFAULT_NEW = 256  # tokens of an answer where a task does not say: the harness's own number
 
@@ -81,7 +82,7 @@ class HarnessModel(TemplateLM):
             n = int(options.get("max_gen_toks", DEFAULT_NEW))
             n = min(n, self._context - 1)
             temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
-            written = sampling.continue_all(
+            written = continue_all(
                 self._model, [prompts[i][-(self._context - n) :] for i in group], max_new_tokens=n,
                 eos=self.eot_token_id, temperature=temperature, top_k=options.get("top_k"), top_p=options.get("top_p"),
                 generators=[sampling.sample_generator(self._task.seed, i) for i in group],

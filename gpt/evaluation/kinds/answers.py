@@ -109,11 +109,12 @@ class Evaluation(Kind):
     def _answers(self, task: Task, model: LanguageModel, units: list[int]) -> list[dict[str, Any]]:
         from gpt import sampling
         from gpt.evaluation import scoring
+        from gpt.generation import continuation
 
         context = min(model.config.context_length, task.model.config.context_length)
         prompts = [task.part.prompt(i) for i in units]
         generators = [sampling.sample_generator(task.seed, i) for i in units]
-        written = sampling.continue_all(
+        written = continuation.continue_all(
             model, prompts, max_new_tokens=self.max_new_tokens, eos=task.tokens.eos, temperature=self.temperature,
             top_k=self.top_k, top_p=self.top_p, generators=generators,
         )  # fmt: skip
