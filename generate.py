@@ -7,6 +7,7 @@ from gpt.config.schema import GenerateConfig
 from gpt.data import prompt_files
 from gpt.errors import UserError
 from gpt.files import paths
+from gpt.generation import answer_file
 from gpt.runs import model_card
 from gpt.sweeps import named_runs
 from gpt.terminal.answers import remark
@@ -21,13 +22,15 @@ def generate(cfg: GenerateConfig) -> None:
     checkpoint and seed. Without prompts, a terminal opens a conversation. With `export`, writes the model instead, and
     prints where."""
     checkpoint = named_runs.resolve(cfg.checkpoint)
-    is_conversation = prompt_files.are_typed(cfg)
+    is_conversation = prompt_files.are_typed(cfg) and cfg.output is None
     if is_conversation and cfg.num_samples > 1:
         raise UserError("a conversation has one answer to each turn", f"num_samples={cfg.num_samples}", "give a prompt")
     prompts = prompt_files.read(cfg) if cfg.export is None and not is_conversation else []
+    if cfg.output is not None:
+        answer_file.check(paths.absolute(cfg.output))
 
     from gpt import tokenizer
-    from gpt.generation import conversation, dialogue, samples
+    from gpt.generation import batches, conversation, dialogue, samples
     from gpt.machine import device
     from gpt.weights import export, hub_card, loading  # here, because torch takes seconds to load
 
@@ -53,7 +56,10 @@ def generate(cfg: GenerateConfig) -> None:
             remark(wrapped(f"note: {notice}"))
         dialogue.talk(conversation.Conversation(loaded.model, tokens, template, cfg))
         return
-    samples.write(cfg, prompts, template, loaded.model, tokens)
+    if cfg.batch_size == 1 and cfg.output is None:
+        samples.write(cfg, prompts, template, loaded.model, tokens)
+    else:
+        batches.write(cfg, prompts, template, loaded, tokens)
     if notice:
         remark(f"note: {notice}")
 

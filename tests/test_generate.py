@@ -52,6 +52,7 @@ def settings(path: Path, **changes) -> GenerateConfig:
     defaults = {"prompt": None, "input": "", "prompts": None, "template": None, "max_new_tokens": 8, "temperature": 1.0}
     more = {"export": None, "top_k": None, "top_p": None, "num_samples": 1, "seed": 0, "device": "cpu", "threads": None}
     more |= {"stop": [], "stats": False}
+    more |= {"batch_size": 1, "output": None}
     more["model"] = {"n_head": None, "gelu": None}
     return GenerateConfig(**{"checkpoint": str(path), **defaults, **more, **changes})
 

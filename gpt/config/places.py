@@ -13,7 +13,8 @@ WEIGHTS = ("init.from", "checkpoint", *LISTS)  # what these name may also be on 
 LATEST = "latest"  # as `checkpoint`: the newest run; a folder of that name is ./latest
 TOKENIZER = "data.tokenizer"  # whose value may also be the name of one that is built in
 PATHS = (
-    "data.path", "data.prepared_dir", TOKENIZER, "out_dir", "prompts", "export", "file", "evaluate.tasks.folder",
+    "data.path", "data.prepared_dir", TOKENIZER, "out_dir", "prompts", "export", "output", "file",
+    "evaluate.tasks.folder",
     *WEIGHTS,
 )  # fmt: skip
 

@@ -255,6 +255,8 @@ class GenerateConfig:
     num_samples: Count
     stop: list[Text]
     stats: Flag
+    batch_size: CountOrAuto
+    output: Text | None
     seed: Seed
     device: DeviceName
     threads: Threads | None

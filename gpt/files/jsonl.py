@@ -9,7 +9,7 @@ import logging
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpt.files import atomic
 
@@ -29,11 +29,12 @@ class RowFile:
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Appends all rows that wait and then `rows`, or nothing at all when the disk is full."""
-        self._waiting += "".join(map(_line, rows))
+        self._waiting += "".join(map(as_line, rows))
         if not self._waiting:
             return
         try:
-            _append_whole(self.path, self._waiting)
+            with open(self.path, "ab", buffering=0) as file:
+                append_whole(file, self._waiting)
             self._waiting = ""
         except OSError as error:
             if not self._warned:
@@ -46,7 +47,7 @@ class RowFile:
             return []
         kept = [row for row in read_rows(self.path) if isinstance(row.get("step"), int) and row["step"] <= step]
         try:
-            atomic.write(self.path, "".join(map(_line, kept)))
+            atomic.write(self.path, "".join(map(as_line, kept)))
         except OSError as error:
             log.warning(f"{self.path} still has rows after step {step} ({error.strerror}); training continues")
         return kept
@@ -72,20 +73,22 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _append_whole(path: Path, text: str) -> None:
-    with open(path, "ab", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        data = memoryview(text.encode())
-        try:
-            while data:
-                data = data[file.write(data) :]
-        except OSError:
-            with contextlib.suppress(OSError):
-                file.truncate(size)
-            raise
+def append_whole(file: BinaryIO, text: str) -> None:
+    """Appends a text to a file that was opened for that, without a buffer; or nothing at all when the disk is full.
+    Raises OSError."""
+    size = os.fstat(file.fileno()).st_size
+    data = memoryview(text.encode())
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.truncate(size)
+        raise
 
 
-def _line(row: dict[str, Any]) -> str:
+def as_line(row: dict[str, Any]) -> str:
+    """A row as a line of the file: ASCII, and so without control characters, whatever its texts have."""
     values = dict(row)
     for key, value in row.items():
         if isinstance(value, float) and not math.isfinite(value):

@@ -124,7 +124,7 @@ def test_paths_are_taken_as_typed_in_each_script_and_for_each_key(name, tmp_path
     monkeypatch.chdir(tmp_path)
     for script, keys in (
         ("train", ("data.path", "data.prepared_dir", "init.from", "out_dir", "hydra.sweep.dir")),
-        ("generate", ("checkpoint", "prompts", "export")),
+        ("generate", ("checkpoint", "prompts", "export", "output")),
         ("prepare_data", ("data.path", "+data.prepared_dir", "++data.path")),
     ):
         for key in keys:
