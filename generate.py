@@ -30,12 +30,13 @@ def generate(cfg: GenerateConfig) -> None:
         answer_file.check(paths.absolute(cfg.output))
 
     from gpt import tokenizer
-    from gpt.generation import batches, conversation, dialogue, samples
+    from gpt.generation import batches, conversation, dialogue, loading, samples
     from gpt.machine import device
-    from gpt.weights import export, hub_card, loading  # here, because torch takes seconds to load
+    from gpt.weights import export, hub_card  # here, because torch takes seconds to load
 
     where = device.choose_device(cfg.device, cfg.threads)
-    loaded = loading.load(checkpoint, paths.PROJECT_ROOT, where, vars(cfg.model))
+    wanted = cfg.precision if cfg.export is None else "float32"
+    loaded, precision = loading.load(checkpoint, paths.PROJECT_ROOT, where, vars(cfg.model), wanted)
     tokens = tokenizer.load(loaded.tokenizer_name)
     if cfg.export is not None:
         directory = paths.absolute(cfg.export)
@@ -49,7 +50,7 @@ def generate(cfg: GenerateConfig) -> None:
             "set template=alpaca, or put the input into the prompt",
         )  # fmt: skip
     settings = f"temperature {cfg.temperature}, top_k {cfg.top_k or 'off'}, top_p {cfg.top_p or 'off'}, seed {cfg.seed}"
-    remark(f"{escape(str(loaded.path))}: step {loaded.step}, template {template or 'none'}, {settings}")
+    remark(f"{escape(str(loaded.path))}: step {loaded.step}, template {template or 'none'}, {settings}, {precision}")
     notice = model_card.notice(hub_card.find_record(loaded.path).settings).strip()
     if is_conversation:
         if notice:

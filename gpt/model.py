@@ -57,6 +57,7 @@ class LanguageModel(nn.Module, ABC):
         self.config = config
         self.vocab_size = vocab_size
         self.gradient_checkpointing = False  # True: keeps only the stream between blocks until backward
+        self.packed_head: nn.Module | None = None  # a head in fewer bits, see gpt/generation/precision.py
 
     @abstractmethod
     def hidden(
@@ -100,7 +101,8 @@ class LanguageModel(nn.Module, ABC):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V)"""
-        logits, c = F.linear(hidden, self.head), self.logit_softcap
+        logits = F.linear(hidden, self.head) if self.packed_head is None else self.packed_head(hidden)
+        c = self.logit_softcap
         return logits if c is None else c * torch.tanh(logits.float() / c)
 
     def forward(

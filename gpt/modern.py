@@ -74,12 +74,13 @@ class Attention(nn.Module):
     ) -> Tensor:  # fmt: skip
         B, T, _ = x.shape
         q, k, v = (p(x).view(B, T, -1, self.config.head_size) for p in (self.q_proj, self.k_proj, self.v_proj))
+        dtype = v.dtype
         if values is not None:
             gate = 3 * torch.sigmoid(self.value_gate(x[..., :GATE_INPUTS]))  # (B, T, K)
-            v = v + gate[..., None] * values.view_as(v)
+            v = (v + gate[..., None] * values.view_as(v)).to(dtype)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, T, D), and (B, K, T, D) twice
         # Angles, and the means of squares, are of float32, whatever the products are in.
-        q, k, dtype = q.float(), k.float(), v.dtype
+        q, k = q.float(), k.float()
         if self.config.qk_norm == "before_rotation":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotated(q, *rotation), rotated(k, *rotation)

@@ -54,6 +54,7 @@ def settings(path: Path, **changes) -> GenerateConfig:
     more |= {"stop": [], "stats": False}
     more |= {"batch_size": 1, "output": None}
     more["model"] = {"n_head": None, "gelu": None}
+    more["precision"] = "float32"
     return GenerateConfig(**{"checkpoint": str(path), **defaults, **more, **changes})
 
 

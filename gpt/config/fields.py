@@ -58,6 +58,7 @@ Distinct = AfterValidator(_check_distinct)
 CountOrAuto = Annotated[Count | Literal["auto"], _or_auto("a whole number from 1 on")]
 FlagOrAuto = Annotated[Flag | Literal["auto"], _or_auto("true or false")]
 Threads = Annotated[Int, Field(ge=1, le=1024)]
+PrecisionName = Literal["auto", "float32", "bfloat16", "int8", "int4"]  # of weights that text is generated with
 DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 
 

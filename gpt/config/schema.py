@@ -26,6 +26,7 @@ from gpt.config.fields import (
     NonNegative,
     Positive,
     PositiveFraction,
+    PrecisionName,
     Rising,
     Seed,
     Text,
@@ -258,6 +259,7 @@ class GenerateConfig:
     batch_size: CountOrAuto
     output: Text | None
     seed: Seed
+    precision: PrecisionName
     device: DeviceName
     threads: Threads | None
 

@@ -49,7 +49,10 @@ def evaluate(kind: str, settings: Any, task: Task, cfg: EvaluateConfig) -> Resul
         "device": str(task.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
     about = cfg.name or (cfg.part if not cfg.file and not asked else None)
-    name = "_".join(filter(None, [kind, about, f"step_{subject.step:08d}"]))
+    fewer_bits = None if subject.precision == "float32" else subject.precision
+    if fewer_bits:
+        identity["precision"] = fewer_bits
+    name = "_".join(filter(None, [kind, about, fewer_bits, f"step_{subject.step:08d}"]))
     own = Record(subject.folder, name, identity)
     content = own.finished()
     if content is None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from gpt.config.data import DataConfig, TemplateName
-from gpt.config.fields import Count, DeviceName, Seed, Text, Threads, section
+from gpt.config.fields import Count, DeviceName, PrecisionName, Seed, Text, Threads, section
 from gpt.config.schema import KnownConfig, WandbConfig
 from gpt.evaluation.registry import kinds
 
@@ -39,6 +39,7 @@ class EvaluateConfig:
     resamples: Annotated[Count, Field(ge=100)]
     seed: Seed
     wandb: WandbConfig
+    precision: PrecisionName
     device: DeviceName
     threads: Threads | None
 

@@ -14,11 +14,11 @@ from gpt.evaluation.settings import EvaluateConfig
 from gpt.files import hub_names
 from gpt.files.atomic import sha256
 from gpt.files.paths import PROJECT_ROOT
+from gpt.generation import loading
 from gpt.model import LanguageModel
 from gpt.runs import checkpoint
 from gpt.sweeps import jobs, named_runs
 from gpt.tokenizer import Tokenizer
-from gpt.weights import loading
 
 ELSEWHERE = PROJECT_ROOT / "outputs" / "evaluations"  # results of what is no run
 
@@ -37,6 +37,7 @@ class Subject:
     run: Path | None
     settings: dict[str, Any]
     val_loss: float | None = None  # of the checkpoint, where its run has evaluated it
+    precision: str = "float32"  # of the weights
 
     @property
     def folder(self) -> Path:
@@ -57,7 +58,7 @@ class Subject:
 
 def load(name: str, cfg: EvaluateConfig, device: torch.device) -> Subject:
     """The model that `name` names. Raises UserError for what cannot be loaded."""
-    loaded = loading.load(name, PROJECT_ROOT, device, vars(cfg.model))
+    loaded, precision = loading.load(name, PROJECT_ROOT, device, vars(cfg.model), cfg.precision)
     run = run_of(loaded.path)
     steps = checkpoint.listed(run / "checkpoints") if run else []
     source = loaded.path if loaded.path in steps else steps[-1] if steps else None
@@ -67,7 +68,8 @@ def load(name: str, cfg: EvaluateConfig, device: torch.device) -> Subject:
     hashes = {path.name: sha256(path) for path in loaded.files}
     template = cfg.template or loaded.template
     shown = stored("checkpoint", str(run or name))
-    return Subject(shown, loaded.model, tokens, template, loaded.step, loaded.path, hashes, run, settings, val_loss)
+    about = template, loaded.step, loaded.path, hashes, run, settings, val_loss
+    return Subject(shown, loaded.model, tokens, *about, precision)
 
 
 def run_of(path: Path) -> Path | None:

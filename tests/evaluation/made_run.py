@@ -67,5 +67,5 @@ def settings(*kinds_wanted: str, **changes: Any) -> EvaluateConfig:
         "evaluate": chosen, "checkpoint": None, "compare": [], "checkpoints": "best",
         "model": {"n_head": None, "gelu": None}, "data": None, "part": "test", "file": None, "n_questions": None,
         "template": None, "name": None, "batch_size": 4, "resamples": 500, "seed": 1, "wandb": wandb, "device": "cpu",
-        "threads": None, **changes,
+        "precision": "float32", "threads": None, **changes,
     })  # fmt: skip

@@ -1,0 +1,21 @@
+"""Loads a model to generate text with, its weights in the precision that was asked for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt.generation import precision
+from gpt.runs.model_file import Loaded
+from gpt.weights import loading
+
+
+def load(
+    name: str, root: Path, device: torch.device, given: Mapping[str, Any], wanted: str
+) -> tuple[Loaded, str]:  # fmt: skip
+    """The model that is called `name` and its precision, `wanted` or what "auto" has chosen. Arguments as in
+    gpt/weights/loading.py. Raises UserError."""
+    loaded = loading.load(name, root, device, given)
+    precision.prepare(loaded.model, wanted)
+    return loaded, wanted

@@ -1,0 +1,241 @@
+"""Defines linear layers whose weights are bfloat16, int8 or int4, which a single row is multiplied with as stored.
+
+Letters in shape comments: M rows, K numbers of an input, N of an output, G groups of GROUP numbers of an input.
+
+One token is a product of each matrix with one row, and takes as long as reading the matrix takes: half of the bytes are
+twice as fast. Inputs and outputs are bfloat16, for which alone the kernels on x86 are written for vectors; sums are in
+float32. Many rows (a prompt, a batch) take as long as multiplying takes: for them the weights are turned into numbers
+that a matrix product takes. Symmetric int8 for each row of the matrix, int4 between the least and the largest number of
+each group (Dettmers et al., 2022; Frantar et al., 2022).
+"""
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+GROUP = 32  # numbers of an input that share a scale and a zero in int4: 5 bits for each weight
+FEW = 4  # rows that are multiplied one by one in int8 and int4; more are faster in a matrix product
+ALIGNMENT = 64  # rows of a matrix that torch's int4 packing for CPUs takes at a time
+INNER_TILES = 8  # of torch's int4 packing for CUDA and MPS, which allows 2, 4 and 8
+WIDE_GROUPS = (256, 128, 64, GROUP)  # that torch's int4 product for CPUs has
+
+
+class PackedLinear(nn.Module, ABC):
+    """(..., K) -> (..., N) in bfloat16. `products`: the type of matrix products, float32 where the processor has none
+    in bfloat16."""
+
+    few = FEW
+    products = torch.bfloat16
+    bias: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, bias: Tensor | None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.register_buffer("bias", None if bias is None else bias.detach().bfloat16())
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """That the weights are on."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
+        """The layer of an (N, K) matrix and an (N,) bias of floating-point numbers."""
+
+    @abstractmethod
+    def dequantised(self, dtype: torch.dtype) -> Tensor:
+        """(N, K), the matrix that the layer multiplies with."""
+
+    @abstractmethod
+    def product(self, x: Tensor) -> Tensor:
+        """(M, K) -> (M, N), of a few rows, without the bias."""
+
+    def matrix_product(self, x: Tensor) -> Tensor:
+        """(M, K) -> (M, N), of any number of rows, without the bias."""
+        return F.linear(x.to(self.products), self.dequantised(self.products)).bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features).bfloat16()  # (M, K)
+        y = self.product(rows) if len(rows) <= self.few else self.matrix_product(rows)  # (M, N)
+        if self.bias is not None:
+            y += self.bias
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def pack(self) -> None:
+        """Prepares `product` for the device and the processor that the weights are on: never saved, as it differs."""
+
+
+class Bfloat16Linear(PackedLinear):
+    """Weights rounded to bfloat16."""
+
+    few = 1
+
+    def __init__(self, matrix: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(matrix.shape[1], matrix.shape[0], bias)
+        self.register_buffer("matrix", matrix)  # (N, K)
+
+    @property
+    def device(self) -> torch.device:
+        return self.matrix.device
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
+        return cls(weight.detach().bfloat16(), bias)
+
+    def dequantised(self, dtype: torch.dtype) -> Tensor:
+        return self.matrix.to(dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        return row_product(self.matrix, x[0])[None]
+
+
+class Int8Linear(PackedLinear):
+    """w[n, k] = scales[n] codes[n, k], with codes from -127 to 127."""
+
+    def __init__(self, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(codes.shape[1], codes.shape[0], bias)
+        self.register_buffer("codes", codes)  # (N, K) int8
+        self.register_buffer("scales", scales)  # (N,) bfloat16
+        self.pack()
+
+    @property
+    def device(self) -> torch.device:
+        return self.codes.device
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
+        return cls(*int8_codes(weight.detach()), bias)
+
+    def dequantised(self, dtype: torch.dtype) -> Tensor:
+        return (self.codes.float() * self.scales.float()[:, None]).to(dtype)
+
+    def matrix_product(self, x: Tensor) -> Tensor:
+        # The codes are exact in bfloat16, so scales come after the sums: nothing more is rounded than the sums are.
+        y = F.linear(x.to(self.products), self.codes.to(self.products))
+        return y.bfloat16().mul_(self.scales)
+
+    def pack(self) -> None:
+        """With AVX-512 torch's int4 product takes 36 % less time for two codes than its int8 product for one
+        (experiments/generation/README.md). So there an int8 code c is two int4 codes, c = 16 (high - 8) + low, and
+        the row is multiplied with the high ones and the low ones beside each other."""
+        self.packed = None
+        if self.codes.device.type != "cpu" or "AVX512" not in torch.backends.cpu.get_cpu_capability():
+            return
+        codes = F.pad(self.codes, (0, -self.in_features % GROUP, 0, -self.out_features % ALIGNMENT))
+        scales = F.pad(self.scales, (0, -self.out_features % ALIGNMENT))
+        wide = next(group for group in WIDE_GROUPS if codes.shape[1] % group == 0)
+        n_groups = codes.shape[1] // wide
+        codes = codes.int()
+        halves = torch.cat([(codes >> 4) + 8, codes & 15], dim=1)  # (N, 2K)
+        high = torch.stack([16 * scales, torch.zeros_like(scales)], dim=-1)  # (N, 2) scale and zero
+        low = torch.stack([scales, 8 * scales], dim=-1)
+        self.grid = torch.stack([high] * n_groups + [low] * n_groups)  # (2G, N, 2)
+        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(halves, 1)
+        self.wide = wide
+
+    def product(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            return torch.ops.aten._weight_int8pack_mm(x, self.codes, self.scales)
+        x = padded(x)
+        twice = torch.cat([x, x], dim=1)  # (M, 2K)
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(twice, self.packed, self.wide, self.grid)
+        return y[:, : self.out_features]
+
+
+class Int4Linear(PackedLinear):
+    """w[n, k] = scale (code - 8) + zero, with codes from 0 to 15, and a scale and a zero for each group of k.
+
+    nibbles: (N, K / 2), two codes in a byte, the even one in the low half. grid: (G, N, 2), scales and zeros.
+    """
+
+    def __init__(self, nibbles: Tensor, grid: Tensor, in_features: int, bias: Tensor | None = None) -> None:
+        super().__init__(in_features, nibbles.shape[0], bias)
+        self.register_buffer("nibbles", nibbles)  # uint8; K is padded to whole groups
+        self.register_buffer("grid", grid)  # bfloat16
+        self.pack()
+
+    @property
+    def device(self) -> torch.device:
+        return self.nibbles.device
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
+        codes, grid = int4_codes(padded(weight.detach()))
+        return cls(codes[:, ::2] | codes[:, 1::2] << 4, grid, weight.shape[1], bias)
+
+    @property
+    def codes(self) -> Tensor:
+        """(N, K) uint8, one code in a byte."""
+        return torch.stack([self.nibbles & 15, self.nibbles >> 4], dim=-1).flatten(1)
+
+    def dequantised(self, dtype: torch.dtype) -> Tensor:
+        scales, zeros = (part.t()[..., None].float() for part in self.grid.unbind(-1))  # (N, G, 1)
+        numbers = (self.codes.view(*scales.shape[:2], GROUP).float() - 8) * scales + zeros  # (N, G, GROUP)
+        return numbers.to(dtype).flatten(1)[:, : self.in_features]
+
+    def pack(self) -> None:
+        if self.nibbles.device.type == "cpu":
+            more = -self.out_features % ALIGNMENT
+            codes = F.pad(self.codes, (0, 0, 0, more)).int()
+            self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+            self.packed_grid = F.pad(self.grid, (0, 0, 0, more)) if more else self.grid
+            self.multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
+        else:  # where the even code is in the high half of a byte
+            swapped = self.nibbles << 4 | self.nibbles >> 4
+            self.packed = torch.ops.aten._convert_weight_to_int4pack(swapped, INNER_TILES)
+            self.packed_grid, self.multiply = self.grid, torch.ops.aten._weight_int4pack_mm
+
+    def product(self, x: Tensor) -> Tensor:
+        return self.multiply(padded(x), self.packed, GROUP, self.packed_grid)[:, : self.out_features]
+
+
+def padded(x: Tensor) -> Tensor:
+    """(M, K) with zeros up to a whole number of groups."""
+    more = -x.shape[1] % GROUP
+    return F.pad(x, (0, more)) if more else x
+
+
+def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, K) -> (N, K) int8 codes and (N,) bfloat16 scales: the largest number of a row is 127 scales.
+
+    Codes are of the scale as it is rounded, so that rounding it costs nothing. A row of zeros has the least scale.
+    """
+    weight = weight.float()
+    scales = (weight.abs().amax(1) / 127).bfloat16().clamp(min=torch.finfo(torch.bfloat16).tiny)
+    codes = (weight / scales.float()[:, None]).round_().clamp_(-127, 127)
+    return codes.to(torch.int8), scales
+
+
+def int4_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, K) -> (N, K) uint8 codes and the (G, N, 2) bfloat16 grid of scales and zeros. K is a multiple of GROUP.
+
+    scale = (largest - least) / 15, zero = least + 8 scale. Where zero is rounded the scale grows, so that the grid
+    still reaches from the least number to the largest.
+    """
+    groups = weight.float().unflatten(1, (-1, GROUP))  # (N, G, GROUP)
+    least, largest = groups.aminmax(dim=-1)
+    zeros = (least + (largest - least) / 15 * 8).bfloat16()  # (N, G)
+    scales = torch.maximum((largest - zeros.float()) / 7, (zeros.float() - least) / 8).bfloat16()
+    scales = scales.clamp(min=torch.finfo(torch.bfloat16).tiny)
+    codes = ((groups - zeros.float()[..., None]) / scales.float()[..., None]).round_().add_(8).clamp_(0, 15)
+    return codes.flatten(1).to(torch.uint8), torch.stack([scales, zeros], dim=-1).transpose(0, 1).contiguous()
+
+
+def row_product(matrix: Tensor, row: Tensor) -> Tensor:
+    """(N, K) bfloat16 times (K,) -> (N,).
+
+    On CPUs without oneDNN, whose bfloat16 products of one row read memory at a third of the speed of torch's own
+    (experiments/generation/README.md).
+    """
+    if matrix.device.type != "cpu":
+        return torch.mv(matrix, row)
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        return torch.mv(matrix, row)
+    finally:
+        torch.backends.mkldnn.enabled = before
