@@ -31,7 +31,8 @@ class Cache(Protocol):
     length: int
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends (B, H, T, D) keys and values of one layer; returns all of that layer's, (B, H, S, D)."""
+        """Appends (B, H, T, D) keys and values of one layer; returns all of that layer's, (B, H, S, D), in the type
+        that attention shall be computed in."""
         ...
 
 
@@ -139,6 +140,7 @@ class Attention(nn.Module):
         q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in (q, k, v))  # each (B, H, T, D)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
+            q = q.to(k.dtype)
         x = attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
         x = x.transpose(1, 2).reshape(B, T, C)
         return self.residual_dropout(self.c_proj(x))

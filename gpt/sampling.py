@@ -17,6 +17,7 @@ from weakref import WeakSet
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gpt.config.schema import TrainConfig
 from gpt.errors import NUMERICAL, UserError
@@ -25,24 +26,43 @@ from gpt.prompts import Question, format_prompt
 
 log = logging.getLogger(__name__)
 
+FEW_QUERIES = 4  # tokens whose attention is computed in float32 where keys and values are bfloat16
+PIECE = 64  # tokens of the vocabulary whose largest logit is looked for first
+MANY = 256, 8192  # tokens that hold the nucleus of most distributions of a language, and of nearly all
+
 _warned: WeakSet[nn.Module] = WeakSet()  # models whose cut prompts have been said: once for each job of a sweep
 
 
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """(..., V) logits with all but the k largest set to -inf. Equals of the k-th largest stay (Fan et al., 2018)."""
-    kth_largest = logits.topk(min(k, logits.shape[-1])).values[..., -1:]  # (..., 1)
-    return logits.masked_fill(logits < kth_largest, -torch.inf)
+def largest(logits: Tensor, k: int) -> Tensor:
+    """Ids, in their order, of the k largest of (V,) logits; equals of the k-th largest are all among them (Fan et al.,
+    2018).
+
+    Only those pieces of the vocabulary are looked into whose largest logit is among the k largest of all pieces.
+    """
+    if k >= len(logits):
+        return torch.arange(len(logits), device=logits.device)
+    pieces = F.pad(logits, (0, -len(logits) % PIECE), value=-torch.inf).view(-1, PIECE)
+    maxima = pieces.amax(1)
+    where = (maxima >= maxima.topk(min(k, len(maxima))).values[-1]).nonzero()  # (n, 1) numbers of pieces
+    inside = pieces[where[:, 0]]  # (n, PIECE)
+    piece, place = (inside >= inside.flatten().topk(k).values[-1]).nonzero(as_tuple=True)
+    return where[piece, 0] * PIECE + place
 
 
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """(..., V) logits with all but the nucleus set to -inf: the fewest tokens whose probability reaches p, at least
-    one; of equal ones the lower ids (Holtzman et al., 2020)."""
-    if p >= 1:
-        return logits  # what rounding leaves of the sum must not cut the tail
-    ordered, ids = logits.double().softmax(-1).sort(descending=True, stable=True)  # (..., V)
-    cut = ordered.cumsum(-1) - ordered >= p  # the tokens before this one have reached p already
-    cut[..., 0] = False
-    return logits.masked_fill(torch.zeros_like(cut).scatter(-1, ids, cut), -torch.inf)
+def nucleus(chances: Tensor, p: float, ids: Tensor | None = None) -> Tensor:
+    """Ids of the fewest of (V,) probabilities whose sum reaches p, at least one; of equal ones the lower ids (Holtzman
+    et al., 2020). `ids`: those that can be among them, in their order; they are looked for where it is None."""
+    if ids is None:  # rarely must the whole vocabulary be sorted
+        for many in MANY:
+            likely = largest(chances, many)
+            found = nucleus(chances, p, likely)
+            if len(found) < len(likely):
+                return found
+        ids = torch.arange(len(chances), device=chances.device)
+    ordered, order = chances[ids].sort(descending=True, stable=True)
+    is_in = ordered.cumsum(0) - ordered < p  # the tokens before this one have not reached p
+    is_in[:1] = True
+    return ids[order[is_in]]
 
 
 def probabilities(logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Tensor:
@@ -50,15 +70,24 @@ def probabilities(logits: Tensor, temperature: float, top_k: int | None = None, 
 
     Temperature 0 is its limit, all on the largest logit; on the lowest id if there are several.
     """
-    logits = logits.double()
     if temperature == 0:
-        return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
-    if top_k is not None:
-        logits = keep_top_k(logits, top_k)
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # at most 0: no temperature can overflow it
-    if top_p is not None:
-        logits = keep_top_p(logits, top_p)
-    return logits.softmax(-1)
+        zeros = torch.zeros_like(logits, dtype=torch.float64)
+        return zeros.scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    if logits.dim() > 1:
+        return torch.stack([probabilities(row, temperature, top_k, top_p) for row in logits])
+    ids = None if top_k is None else largest(logits, top_k)
+    kept = (logits if ids is None else logits[ids]).double()
+    kept = only(ids, (kept - kept.amax()) / temperature, len(logits))  # at most 0: no temperature can overflow it
+    chances = kept.softmax(-1)
+    if top_p is None or top_p >= 1:  # at 1, what rounding leaves of the sum must not cut the tail
+        return chances
+    ids = nucleus(chances, top_p, ids)
+    return only(ids, kept[ids], len(logits)).softmax(-1)
+
+
+def only(ids: Tensor | None, logits: Tensor, n_vocab: int) -> Tensor:
+    """(V,) logits that are -inf but for some ids, whose logits these are; None: for all ids."""
+    return logits if ids is None else logits.new_full((n_vocab,), -torch.inf).index_copy_(0, ids, logits)
 
 
 def draw(probabilities: Tensor, generator: torch.Generator) -> int:
@@ -76,7 +105,9 @@ def sample_generator(seed: int, sample: int) -> torch.Generator:
 class KVCache:
     """The keys and values of all tokens so far: gpt.model.Cache. Setting `length` back forgets the later ones.
 
-    Each layer's tensors are allocated at its first keys, whose shape gives the number of heads and their width.
+    Each layer's tensors are allocated at its first keys, whose shape gives the number of heads and their width, and
+    whose type is that in which they are held. On a CPU, attention of one token to 256 others of bfloat16 takes torch
+    four times as long as to those of float32, making them included.
     """
 
     def __init__(self, context_length: int) -> None:
@@ -93,7 +124,10 @@ class KVCache:
         all_keys, all_values = self.layers[layer]
         all_keys[:, :, self.length : end] = keys
         all_values[:, :, self.length : end] = values
-        return all_keys[:, :, :end], all_values[:, :, :end]  # each (B, H, S, D)
+        all_keys, all_values = all_keys[:, :, :end], all_values[:, :, :end]  # each (B, H, S, D)
+        if keys.dtype == torch.bfloat16 and keys.shape[2] <= FEW_QUERIES and keys.device.type == "cpu":
+            return all_keys.float(), all_values.float()
+        return all_keys, all_values
 
 
 @contextmanager
@@ -134,7 +168,7 @@ def next_logits(model: LanguageModel, ids: list[int], cache: KVCache | None) -> 
 def last_logits(model: LanguageModel, hidden: Tensor) -> Tensor:
     """(B, T, C) -> (B, V) logits at the last token, float32 on the CPU. Raises UserError (4) for what is not finite."""
     logits = model.logits(hidden[:, -1]).float().cpu()
-    if not logits.isfinite().all():
+    if not torch.stack(logits.aminmax()).isfinite().all():  # NaN is both the least and the largest
         raise not_finite("logits")
     return logits
 

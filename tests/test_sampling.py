@@ -1,5 +1,6 @@
 """Drawing tokens, continuing a prompt, and the cache."""
 
+import itertools
 import logging
 from types import SimpleNamespace
 
@@ -21,8 +22,8 @@ from gpt.sampling import (
     eval_mode,
     fit_prompt,
     generate,
-    keep_top_k,
-    keep_top_p,
+    largest,
+    nucleus,
     preview,
     probabilities,
     read,
@@ -66,11 +67,11 @@ class TestProbabilities:
         torch.testing.assert_close(probabilities(LOGITS, 1.0, top_k=3), expected, rtol=0, atol=5e-5)
 
     def test_equals_of_the_kth_largest_stay(self):
-        kept = keep_top_k(torch.tensor([1.0, 3.0, 2.0, 2.0]), 2)
-        assert kept.tolist() == [-torch.inf, 3, 2, 2]
+        assert largest(torch.tensor([1.0, 3.0, 2.0, 2.0]), 2).tolist() == [1, 2, 3]
 
     def test_more_than_the_vocabulary_keeps_everything(self):
-        assert torch.equal(keep_top_k(LOGITS, 100), LOGITS)
+        assert largest(LOGITS, 100).tolist() == list(range(9))
+        assert torch.equal(probabilities(LOGITS, 1.0, top_k=100), probabilities(LOGITS, 1.0))
 
     def test_top_k_comes_before_temperature_and_top_p_after_it(self):
         hot = probabilities(LOGITS, 100.0, top_k=2, top_p=0.5)
@@ -81,8 +82,9 @@ class TestProbabilities:
         ("p", "kept"), [(0.01, [1]), (0.5, [1]), (0.51, [1, 2]), (0.8, [0, 1, 2]), (1.0, [0, 1, 2, 3])]
     )
     def test_the_nucleus_is_the_smallest_set_that_reaches_p_and_never_empty(self, p, kept):
-        logits = torch.tensor([0.125, 0.5, 0.25, 0.125]).log()  # of the equal ones, the lower id is taken first
-        assert keep_top_p(logits, p).isfinite().nonzero().flatten().tolist() == kept
+        chances = torch.tensor([0.125, 0.5, 0.25, 0.125], dtype=torch.float64)
+        assert nucleus(chances, p).sort().values.tolist() == kept  # of the equal ones, the lower id is taken first
+        assert probabilities(chances.log(), 1.0, top_p=p).nonzero().flatten().tolist() == kept
 
     def test_rows_of_a_batch_are_independent(self):
         batch = torch.stack([LOGITS, LOGITS.flip(0)])
@@ -96,6 +98,24 @@ class TestProbabilities:
 
     def test_temperature_zero_takes_the_lowest_of_equal_ids(self):
         assert probabilities(torch.tensor([1.0, 2.0, 2.0]), 0).tolist() == [0, 1, 0]
+
+    @pytest.mark.parametrize("V", [3, 64, 300, 5000])
+    @pytest.mark.parametrize("spread", ["wide", "flat", "equal", "rounded"])
+    def test_no_bit_differs_from_computing_with_all_of_the_vocabulary(self, V, spread):
+        """Against top-k, temperature and top-p as their definitions say, each over all tokens."""
+        logits = torch.randn(V, generator=torch.Generator().manual_seed(V)) * (0.01 if spread == "flat" else 4)
+        logits = {"equal": torch.zeros(V), "rounded": logits.round()}.get(spread, logits)
+        for top_k, top_p, temperature in itertools.product((None, 1, 50, 4000), (None, 0.1, 0.9, 0.9999), (0.8, 1.0)):
+            z = logits.double()
+            if top_k is not None:
+                z = z.masked_fill(z < z.sort(descending=True).values[min(top_k, V) - 1], -torch.inf)
+            z = (z - z.max()) / temperature
+            if top_p is not None:
+                ordered, ids = z.softmax(-1).sort(descending=True, stable=True)
+                is_out = ordered.cumsum(-1) - ordered >= top_p
+                is_out[0] = False
+                z = z.masked_fill(torch.zeros(V, dtype=torch.bool).scatter(0, ids, is_out), -torch.inf)
+            assert torch.equal(probabilities(logits, temperature, top_k, top_p), z.softmax(-1))
 
     def test_tokens_are_drawn_as_often_as_they_are_probable(self):
         wanted = torch.tensor([0.5, 0.0, 0.3, 0.2, 0.0], dtype=torch.float64)
