@@ -30,7 +30,7 @@ def generate(cfg: GenerateConfig) -> None:
         answer_file.check(paths.absolute(cfg.output))
 
     from gpt import tokenizer
-    from gpt.generation import batches, conversation, dialogue, loading, samples
+    from gpt.generation import batches, conversation, dialogue, loading, quantized_file, samples
     from gpt.machine import device
     from gpt.weights import export, hub_card  # here, because torch takes seconds to load
 
@@ -40,7 +40,10 @@ def generate(cfg: GenerateConfig) -> None:
     tokens = tokenizer.load(loaded.tokenizer_name)
     if cfg.export is not None:
         directory = paths.absolute(cfg.export)
-        export.write(loaded, directory)
+        if cfg.precision == "float32":
+            export.write(loaded, directory)
+        else:
+            quantized_file.write(loaded, cfg.precision, directory)
         print(escape(str(directory)))
         return
     template = cfg.template or loaded.template

@@ -130,6 +130,27 @@ class TestTheCommand:
         assert "max_new_tokens: " in done.stdout
 
 
+class TestPrecision:
+    @pytest.mark.parametrize("name", ["bfloat16", "int8", "int4"])
+    def test_text_is_the_same_each_time_and_the_heading_says_the_precision(self, name, run_dir, capsys):
+        generate.generate(settings(run_dir, prompt="Croup", precision=name))
+        once = capsys.readouterr()
+        assert once.err.splitlines()[0].endswith(f", seed 0, {name}") and once.out.strip()
+        generate.generate(settings(run_dir, prompt="Croup", precision=name))
+        assert capsys.readouterr() == once
+
+    def test_what_is_exported_in_int8_writes_what_the_checkpoint_does_in_int8(self, run_dir, tmp_path, capsys):
+        generate.generate(settings(run_dir, export=str(tmp_path / "small"), precision="int8"))
+        assert capsys.readouterr().out == f"{tmp_path}/small\n"
+        texts = []
+        for path, name in ((run_dir, "int8"), (tmp_path / "small", "float32")):
+            generate.generate(settings(path, prompt="Croup", precision=name))
+            done = capsys.readouterr()
+            texts.append(done.out)
+            assert ", int8\n" in done.err
+        assert texts[0] == texts[1]
+
+
 class TestText:
     def test_samples_are_numbered_and_come_out_the_same_each_time(self, run_dir, capsys):
         generate.generate(settings(run_dir, prompt="Croup", num_samples=2))

@@ -46,6 +46,11 @@ class PackedLinear(nn.Module, ABC):
     def of(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
         """The layer of an (N, K) matrix and an (N,) bias of floating-point numbers."""
 
+    @classmethod
+    @abstractmethod
+    def shapes(cls, out_features: int, in_features: int) -> dict[str, tuple[torch.dtype, list[int]]]:
+        """Type and shape of each tensor that such a layer is saved as, but for the bias."""
+
     @abstractmethod
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """(N, K), the matrix that the layer multiplies with."""
@@ -74,8 +79,8 @@ class Bfloat16Linear(PackedLinear):
 
     few = 1
 
-    def __init__(self, matrix: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__(matrix.shape[1], matrix.shape[0], bias)
+    def __init__(self, in_features: int, bias: Tensor | None, matrix: Tensor) -> None:
+        super().__init__(in_features, len(matrix), bias)
         self.register_buffer("matrix", matrix)  # (N, K)
 
     @property
@@ -84,7 +89,11 @@ class Bfloat16Linear(PackedLinear):
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
-        return cls(weight.detach().bfloat16(), bias)
+        return cls(weight.shape[1], bias, weight.detach().bfloat16())
+
+    @classmethod
+    def shapes(cls, out_features: int, in_features: int) -> dict[str, tuple[torch.dtype, list[int]]]:
+        return {"matrix": (torch.bfloat16, [out_features, in_features])}
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         return self.matrix.to(dtype)
@@ -96,8 +105,8 @@ class Bfloat16Linear(PackedLinear):
 class Int8Linear(PackedLinear):
     """w[n, k] = scales[n] codes[n, k], with codes from -127 to 127."""
 
-    def __init__(self, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__(codes.shape[1], codes.shape[0], bias)
+    def __init__(self, in_features: int, bias: Tensor | None, codes: Tensor, scales: Tensor) -> None:
+        super().__init__(in_features, len(codes), bias)
         self.register_buffer("codes", codes)  # (N, K) int8
         self.register_buffer("scales", scales)  # (N,) bfloat16
         self.pack()
@@ -108,7 +117,11 @@ class Int8Linear(PackedLinear):
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
-        return cls(*int8_codes(weight.detach()), bias)
+        return cls(weight.shape[1], bias, *int8_codes(weight.detach()))
+
+    @classmethod
+    def shapes(cls, out_features: int, in_features: int) -> dict[str, tuple[torch.dtype, list[int]]]:
+        return {"codes": (torch.int8, [out_features, in_features]), "scales": (torch.bfloat16, [out_features])}
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         return (self.codes.float() * self.scales.float()[:, None]).to(dtype)
@@ -152,8 +165,8 @@ class Int4Linear(PackedLinear):
     nibbles: (N, K / 2), two codes in a byte, the even one in the low half. grid: (G, N, 2), scales and zeros.
     """
 
-    def __init__(self, nibbles: Tensor, grid: Tensor, in_features: int, bias: Tensor | None = None) -> None:
-        super().__init__(in_features, nibbles.shape[0], bias)
+    def __init__(self, in_features: int, bias: Tensor | None, nibbles: Tensor, grid: Tensor) -> None:
+        super().__init__(in_features, len(nibbles), bias)
         self.register_buffer("nibbles", nibbles)  # uint8; K is padded to whole groups
         self.register_buffer("grid", grid)  # bfloat16
         self.pack()
@@ -165,7 +178,13 @@ class Int4Linear(PackedLinear):
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
         codes, grid = int4_codes(padded(weight.detach()))
-        return cls(codes[:, ::2] | codes[:, 1::2] << 4, grid, weight.shape[1], bias)
+        return cls(weight.shape[1], bias, codes[:, ::2] | codes[:, 1::2] << 4, grid)
+
+    @classmethod
+    def shapes(cls, out_features: int, in_features: int) -> dict[str, tuple[torch.dtype, list[int]]]:
+        groups = -(-in_features // GROUP)
+        nibbles, grid = [out_features, groups * GROUP // 2], [groups, out_features, 2]
+        return {"nibbles": (torch.uint8, nibbles), "grid": (torch.bfloat16, grid)}
 
     @property
     def codes(self) -> Tensor:

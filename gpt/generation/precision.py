@@ -46,7 +46,7 @@ def prepare(model: LanguageModel, precision: str) -> LanguageModel:
         model.packed_head = layer.of(model.head if model.logit_softcap else centred(model.head))
         replace(model, nn.Embedding, table)
         if not model.config.tie_weights:
-            model.lm_head.weight = nn.Parameter(model.lm_head.weight.new_empty(0, model.config.n_embd))
+            without_head(model)
     return ready(model, precision)
 
 
@@ -61,6 +61,11 @@ def ready(model: LanguageModel, precision: str) -> LanguageModel:
         slower = f"products with one row take {own / plain:.1f} times as long as in float32"
         log.warning(f"precision={precision} is slow on this processor: {slower}; precision=float32 is faster")
     return model
+
+
+def without_head(model: LanguageModel) -> None:
+    """Frees an untied head that has been packed; what is left of it says on which device it was."""
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.new_empty(0, model.config.n_embd), requires_grad=False)
 
 
 def packed_layers(model: nn.Module) -> list[PackedLinear]:

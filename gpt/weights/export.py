@@ -37,16 +37,25 @@ def write(loaded: Loaded, directory: Path) -> None:
 
     Raises UserError: (2) when something is in the way, or the model has no counterpart, (5) when the disk refuses.
     """
+    check(loaded, directory)
+    whole = {name: tensor.contiguous() for name, tensor in tensors_of(loaded.model).items()}
+    publish(directory, texts_of(loaded), WEIGHTS, whole, {"format": "pt"})  # transformers 4 wants to know it
+
+
+def publish(
+    directory: Path, texts: dict[str, bytes], name: str, tensors: dict[str, Tensor], metadata: dict[str, str]
+) -> None:  # fmt: skip
+    """Writes a directory of texts, of tensors in a file of safetensors and of their sums, whole or not at all. Raises
+    UserError: (2) when something is in the way, (5) when the disk refuses."""
     temporary = directory.parent / f".{directory.name}.new"
     try:
-        check(loaded, directory)
+        check_place(directory)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        for name, content in texts_of(loaded).items():
-            (temporary / name).write_bytes(content)
-        whole = {name: tensor.contiguous() for name, tensor in tensors_of(loaded.model).items()}
-        safetensors.torch.save_file(whole, temporary / WEIGHTS, {"format": "pt"})  # transformers 4 wants to know it
-        shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)  # safetensors lets nobody else read
+        for file, content in texts.items():
+            (temporary / file).write_bytes(content)
+        safetensors.torch.save_file(tensors, temporary / name, metadata)
+        shutil.copymode(temporary / CONFIG, temporary / name)  # safetensors lets nobody else read
         sums = [f"{sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir())]
         (temporary / SUMS).write_text("".join(sums), newline="\n")  # as `sha256sum -c` reads it
         for path in temporary.iterdir():
@@ -57,7 +66,7 @@ def write(loaded: Loaded, directory: Path) -> None:
         temporary.rename(directory)
         sync(directory.parent)
     except (OSError, SafetensorError) as error:
-        needed = in_bytes(sum(tensor.nbytes for tensor in loaded.model.state_dict().values()))
+        needed = in_bytes(sum(tensor.nbytes for tensor in tensors.values()))
         raise UserError(
             f"{directory.name} not written: {why_refused(error)} (needs {needed})",
             str(directory.parent), "make room, or name another directory", ENVIRONMENT,
@@ -66,10 +75,18 @@ def write(loaded: Loaded, directory: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_place(directory: Path) -> None:
+    """Raises UserError (2) where something is in the way."""
+    in_the_way = False
+    with contextlib.suppress(OSError):  # what the disk refuses it says again when it is written to
+        in_the_way = directory.exists() and not (directory.is_dir() and not any(directory.iterdir()))
+    if in_the_way:
+        raise UserError("the export would replace what is there", str(directory), "name a directory that is not there")
+
+
 def check(loaded: Loaded, directory: Path) -> None:
     """Raises UserError (2) with the reason why this model cannot be exported to there."""
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise UserError("the export would replace what is there", str(directory), "name a directory that is not there")
+    check_place(directory)
     model, path, remedy = loaded.model, str(loaded.path), ""
     others = model.config.unpublished()
     n_vocab = tokenizer.load(loaded.tokenizer_name).n_vocab

@@ -37,7 +37,7 @@ class TestCodes:
         codes = torch.randint(0, 16, (8, 2 * GROUP), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         codes[:, ::GROUP], codes[:, 1::GROUP] = 0, 15  # a grid is known by its ends
         grid = torch.stack([torch.full((2, 8), 0.25), torch.full((2, 8), -0.5)], dim=-1).bfloat16()
-        layer = Int4Linear(codes[:, ::2] | codes[:, 1::2] << 4, grid, 2 * GROUP)
+        layer = Int4Linear(2 * GROUP, None, codes[:, ::2] | codes[:, 1::2] << 4, grid)
         again = int4_codes(layer.dequantised(torch.float32))
         assert torch.equal(again[0], codes) and torch.equal(again[1], grid)
         assert torch.equal(layer.codes, codes)
