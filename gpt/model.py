@@ -140,8 +140,7 @@ class Attention(nn.Module):
         q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in (q, k, v))  # each (B, H, T, D)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
-            q = q.to(k.dtype)
-        x = attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
+        x = attend(q.to(k.dtype), k, v, mask, self.dropout if self.training else 0.0).to(q.dtype)  # (B, H, T, D)
         x = x.transpose(1, 2).reshape(B, T, C)
         return self.residual_dropout(self.c_proj(x))
 

@@ -89,13 +89,12 @@ class Attention(nn.Module):
         q, k = q.to(dtype), k.to(dtype)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, K, S, D), the keys rotated already
-            q = q.to(k.dtype)
         grouped = self.config.n_kv_head < self.config.n_head
         if grouped and mask is not None and q.is_cuda:  # no kernel there takes both a mask and grouped queries
             k, v = (t.repeat_interleave(self.config.n_head // self.config.n_kv_head, dim=1) for t in (k, v))
             grouped = False
-        x = attend(q, k, v, mask, self.config.dropout if self.training else 0.0, grouped)  # (B, H, T, D)
-        return self.residual_dropout(self.o_proj(x.transpose(1, 2).flatten(2)))
+        x = attend(q.to(k.dtype), k, v, mask, self.config.dropout if self.training else 0.0, grouped)  # (B, H, T, D)
+        return self.residual_dropout(self.o_proj(x.to(dtype).transpose(1, 2).flatten(2)))
 
 
 class MLP(nn.Module):
