@@ -217,12 +217,12 @@ def endless(tmp_path_factory):
     return path
 
 
-def opened_in_terminal(path, columns: int = 80, **changes) -> Terminal:
-    """What `python generate.py` does in a terminal, without Hydra."""
+def opened_in_terminal(path, columns: int = 80, at_once: float = 0.3, **changes) -> Terminal:
+    """What `python generate.py` does in a terminal, without Hydra; with so many seconds between two Ctrl-C at once."""
 
     def command() -> None:
         sys.argv = ["generate.py"]
-        interrupt.AT_ONCE = 0.3
+        interrupt.AT_ONCE = at_once
         cfg = settings(path, **{"max_new_tokens": 3000, **changes})
         launch.launch(lambda: generate.generate(cfg), "generate")
 
@@ -261,7 +261,7 @@ class TestInATerminal:
         assert all(set(message["content"]) == {"a"} for message in messages[1::2])
 
     def test_two_ctrl_c_at_once_end_the_process(self, endless):
-        terminal = opened_in_terminal(endless)
+        terminal = opened_in_terminal(endless, at_once=60.0)
         terminal.wait_for("\n> ")
         terminal.press(f"a{ENTER}")
         terminal.wait_for("aaaa")
@@ -294,7 +294,7 @@ class TestInATerminal:
             terminal.press(f"a{ENTER}")
             terminal.wait_for("aaaa")
         terminal.close()
-        assert terminal.wait(10) == -signal.SIGHUP
+        assert terminal.wait() == -signal.SIGHUP
 
     def test_without_the_signal_a_window_that_is_closed_is_the_end_of_the_input(self, endless):
         def command() -> None:
@@ -306,7 +306,7 @@ class TestInATerminal:
         terminal.wait_for("\n> ")
         terminal.press(f"a{ENTER}")
         terminal.close()
-        assert terminal.wait(10) == 0
+        assert terminal.wait() == 0
 
     def test_python_without_readline_has_the_lines_of_the_terminal(self, endless):
         def command() -> None:
