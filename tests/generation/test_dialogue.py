@@ -191,6 +191,7 @@ class TestCtrlC:
     def test_at_the_prompt_it_drops_the_line_and_a_second_one_at_once_ends_the_process(
         self, model, capsys, monkeypatch
     ):
+        monkeypatch.setattr(interrupt, "AT_ONCE", 60.0)
         with pytest.raises(Interrupted):
             dialogue.talk(opened(model), typing(Interrupted(signal.SIGINT), Interrupted(signal.SIGINT), "not read"))
         monkeypatch.setattr(interrupt, "AT_ONCE", 0.0)

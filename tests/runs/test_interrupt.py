@@ -57,7 +57,8 @@ def test_another_reason_to_stop_is_no_signal():
         assert stop() and stop.signal is None
 
 
-def test_ctrl_c_ends_one_answer_and_a_second_one_at_once_the_process():
+def test_ctrl_c_ends_one_answer_and_a_second_one_at_once_the_process(monkeypatch):
+    monkeypatch.setattr(interrupt, "AT_ONCE", 60.0)  # a busy machine may be slow
     interrupt.end_at_once()
     with interrupt.AnswerEnd() as is_ended:
         assert not is_ended()
