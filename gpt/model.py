@@ -100,6 +100,10 @@ class LanguageModel(nn.Module, ABC):
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
+    def output_matrix(self) -> Tensor:
+        """(V, C), the matrix that logits are computed with; of a packed head, with numbers in bfloat16."""
+        return self.head if self.packed_head is None else self.packed_head.dequantised(torch.bfloat16)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V)"""
         logits = F.linear(hidden, self.head) if self.packed_head is None else self.packed_head(hidden)

@@ -41,6 +41,19 @@ def files(run):
 ALL = ("answers", "choice", "loss")
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "int8", "int4"])
+def test_results_of_fewer_bits_stand_beside_those_of_float32_and_are_near(name, copy):
+    for precision in ("float32", name):
+        evaluate.evaluate(settings("loss", checkpoint=str(copy), precision=precision))
+    plain, own = (
+        json.loads((copy / "evaluations" / f"loss_test_{part}step_00000006.json").read_text())
+        for part in ("", f"{name}_")
+    )
+    assert "precision" not in plain["identity"] and own["identity"]["precision"] == name
+    losses = [content["figures"]["model"]["bits per byte"]["value"] for content in (plain, own)]
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.001 if name != "int4" else 0.05)
+
+
 def test_results_of_each_question_are_on_disk_with_what_was_scored_and_are_the_same_bytes_each_time(copy, capsys):
     cfg = settings(*ALL, checkpoint=str(copy))
     evaluate.evaluate(cfg)

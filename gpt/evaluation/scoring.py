@@ -38,8 +38,7 @@ def score(
         hidden = model.hidden(on_device.inputs, on_device.positions, on_device.documents)  # (B, T, C)
         hidden = hidden.flatten(0, 1).index_select(0, on_device.scored)
         targets = on_device.targets.flatten()[on_device.scored]
-        head = model.head if model.packed_head is None else model.packed_head.dequantised(torch.bfloat16)
-        losses = cross_entropy(hidden, head, targets, model.logit_softcap).cpu().double().numpy()
+        losses = cross_entropy(hidden, model.output_matrix(), targets, model.logit_softcap).cpu().double().numpy()
     if not np.isfinite(losses).all():
         raise not_finite("losses")
     rows = batch.scored.numpy() // batch.inputs.shape[1]

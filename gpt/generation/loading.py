@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gpt.errors import UserError
-from gpt.generation import precision, quantized_file
+from gpt.generation import precision, quality, quantized_file
 from gpt.runs.model_file import Loaded
 from gpt.weights import loading
 
@@ -24,5 +24,6 @@ def load(
             raise UserError(f"weights in {found} have no form in {wanted}", str(path), "leave out precision=")
         return loaded, found
     loaded = loading.load(name, root, device, given)
-    precision.prepare(loaded.model, wanted)
-    return loaded, wanted
+    chosen = quality.choose(loaded) if wanted == "auto" else wanted
+    precision.prepare(loaded.model, chosen)
+    return loaded, chosen
