@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 GROUP = 32  # numbers of an input that share a scale and a zero in int4: 5 bits for each weight
-FEW = 4  # rows that are multiplied one by one in int8 and int4; more are faster in a matrix product
+FEW = 8  # rows that int8 and int4 kernels take less time for than turning the matrix into numbers
 ALIGNMENT = 64  # rows of a matrix that torch's int4 packing for CPUs takes at a time
 INNER_TILES = 8  # of torch's int4 packing for CUDA and MPS, which allows 2, 4 and 8
 WIDE_GROUPS = (256, 128, 64, GROUP)  # that torch's int4 product for CPUs has
@@ -142,8 +142,7 @@ class Int8Linear(PackedLinear):
         scales = F.pad(self.scales, (0, -self.out_features % ALIGNMENT))
         wide = next(group for group in WIDE_GROUPS if codes.shape[1] % group == 0)
         n_groups = codes.shape[1] // wide
-        codes = codes.int()
-        halves = torch.cat([(codes >> 4) + 8, codes & 15], dim=1)  # (N, 2K)
+        halves = torch.cat([(codes >> 4) + 8, codes & 15], dim=1).int()  # (N, 2K)
         high = torch.stack([16 * scales, torch.zeros_like(scales)], dim=-1)  # (N, 2) scale and zero
         low = torch.stack([scales, 8 * scales], dim=-1)
         self.grid = torch.stack([high] * n_groups + [low] * n_groups)  # (2G, N, 2)
@@ -164,6 +163,8 @@ class Int4Linear(PackedLinear):
 
     nibbles: (N, K / 2), two codes in a byte, the even one in the low half. grid: (G, N, 2), scales and zeros.
     """
+
+    few = 32  # as FEW: here, turning the matrix into numbers takes seven times as long as from int8
 
     def __init__(self, in_features: int, bias: Tensor | None, nibbles: Tensor, grid: Tensor) -> None:
         super().__init__(in_features, len(nibbles), bias)
@@ -192,11 +193,16 @@ class Int4Linear(PackedLinear):
         return torch.stack([self.nibbles & 15, self.nibbles >> 4], dim=-1).flatten(1)
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
-        scales, zeros = (part.t()[..., None].float() for part in self.grid.unbind(-1))  # (N, G, 1)
-        numbers = (self.codes.view(*scales.shape[:2], GROUP).float() - 8) * scales + zeros  # (N, G, GROUP)
-        return numbers.to(dtype).flatten(1)[:, : self.in_features]
+        # Along N, as numbers beside each other then have scales beside each other: a fifth of the time.
+        scales, zeros = (part.to(dtype)[:, None] for part in self.grid.unbind(-1))  # (G, 1, N)
+        numbers = scales.new_empty(len(self.grid), GROUP // 2, 2, self.out_features)
+        for half, codes in enumerate((self.turned & 15, self.turned >> 4)):  # (K / 2, N)
+            groups = codes.to(dtype).sub_(8).view(len(self.grid), GROUP // 2, self.out_features)
+            numbers[:, :, half] = torch.addcmul(zeros, groups, scales)
+        return numbers.view(-1, self.out_features)[: self.in_features].t()
 
     def pack(self) -> None:
+        self.turned = self.nibbles.t().contiguous()  # (K / 2, N)
         if self.nibbles.device.type == "cpu":
             more = -self.out_features % ALIGNMENT
             codes = F.pad(self.codes, (0, 0, 0, more)).int()

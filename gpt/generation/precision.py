@@ -131,10 +131,15 @@ def seconds_of_products(model: LanguageModel) -> tuple[float, float]:
 
 
 def least_seconds(compute: Callable[[], object], times: int = 3) -> float:
-    """Of a few runs the fastest: others may be waiting for a processor."""
-    taken = []
-    for _ in range(times):
-        start = time.perf_counter()
-        compute()
-        taken.append(time.perf_counter() - start)
+    """Seconds on the processor, by one thread, of the fastest of a few runs: where other processes are busy, threads
+    wait for each other for longer than they compute."""
+    threads, taken = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        for _ in range(times):
+            start = time.thread_time()
+            compute()
+            taken.append(time.thread_time() - start)
+    finally:
+        torch.set_num_threads(threads)
     return min(taken)

@@ -60,7 +60,7 @@ class TestCodes:
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("shape", SHAPES)
 class TestProducts:
-    @pytest.mark.parametrize("rows", [1, 3, 9])
+    @pytest.mark.parametrize("rows", [1, 3, 9, 33])
     @pytest.mark.parametrize("products", [torch.bfloat16, torch.float32])
     def test_a_product_is_that_of_float64_up_to_rounding(self, layer, shape, rows, products):
         packed = layer.of(numbers(*shape), numbers(shape[0], seed=1))
