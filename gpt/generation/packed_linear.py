@@ -9,6 +9,7 @@ that a matrix product takes. Symmetric int8 for each row of the matrix, int4 bet
 each group (Dettmers et al., 2022; Frantar et al., 2022).
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Self
 
@@ -20,7 +21,9 @@ GROUP = 32  # numbers of an input that share a scale and a zero in int4: 5 bits 
 FEW = 8  # rows that int8 and int4 kernels take less time for than turning the matrix into numbers
 ALIGNMENT = 64  # rows of a matrix that torch's int4 packing for CPUs takes at a time
 INNER_TILES = 8  # of torch's int4 packing for CUDA and MPS, which allows 2, 4 and 8
-WIDE_GROUPS = (256, 128, 64, GROUP)  # that torch's int4 product for CPUs has
+FBGEMM = "fbgemm"  # the library of torch's integer products on x86
+LEVELS = 63  # integers that a row is rounded to on either side of 0
+LEAST = 1e-30  # largest number of a row below which it counts as zeros
 
 
 class PackedLinear(nn.Module, ABC):
@@ -132,30 +135,30 @@ class Int8Linear(PackedLinear):
         return y.bfloat16().mul_(self.scales)
 
     def pack(self) -> None:
-        """With AVX-512 torch's int4 product takes 36 % less time for two codes than its int8 product for one
-        (experiments/generation/README.md). So there an int8 code c is two int4 codes, c = 16 (high - 8) + low, and
-        the row is multiplied with the high ones and the low ones beside each other."""
+        """On x86 torch's int8 product with rows of bfloat16 takes more than twice as long as reading the codes does
+        (experiments/generation/README.md), that of fbgemm with rows of integers hardly longer."""
         self.packed = None
-        if self.codes.device.type != "cpu" or "AVX512" not in torch.backends.cpu.get_cpu_capability():
-            return
-        codes = F.pad(self.codes, (0, -self.in_features % GROUP, 0, -self.out_features % ALIGNMENT))
-        scales = F.pad(self.scales, (0, -self.out_features % ALIGNMENT))
-        wide = next(group for group in WIDE_GROUPS if codes.shape[1] % group == 0)
-        n_groups = codes.shape[1] // wide
-        halves = torch.cat([(codes >> 4) + 8, codes & 15], dim=1).int()  # (N, 2K)
-        high = torch.stack([16 * scales, torch.zeros_like(scales)], dim=-1)  # (N, 2) scale and zero
-        low = torch.stack([scales, 8 * scales], dim=-1)
-        self.grid = torch.stack([high] * n_groups + [low] * n_groups)  # (2G, N, 2)
-        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(halves, 1)
-        self.wide = wide
+        if self.codes.device.type == "cpu" and FBGEMM in torch.backends.quantized.supported_engines:
+            before = torch.backends.quantized.engine
+            torch.backends.quantized.engine = FBGEMM
+            with warnings.catch_warnings(action="ignore"):  # that tensors of this type are deprecated
+                zeros = torch.zeros(self.out_features, dtype=torch.long)
+                matrix = torch._make_per_channel_quantized_tensor(self.codes, self.scales.double(), zeros, 0)
+                self.packed = torch.ops.quantized.linear_prepack(matrix, None)
+            torch.backends.quantized.engine = before
 
     def product(self, x: Tensor) -> Tensor:
         if self.packed is None:
             return torch.ops.aten._weight_int8pack_mm(x, self.codes, self.scales)
-        x = padded(x)
-        twice = torch.cat([x, x], dim=1)  # (M, 2K)
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(twice, self.packed, self.wide, self.grid)
-        return y[:, : self.out_features]
+        # A row of integers from -63 to 63, and one of what their rounding leaves out, 126 times: together 14 bits below
+        # the row's largest number, so that weights alone lose something. Sums of products of 7 bits fit processors of
+        # before VNNI, too. Reading the weights takes as long for two rows as for one.
+        peak = x.abs().amax(1, keepdim=True).float().clamp(min=LEAST)  # (M, 1)
+        scaled = x * (LEVELS / peak)  # (M, K)
+        high = scaled.round()
+        rows = torch.cat([high, (scaled - high) * (2 * LEVELS)])  # (2M, K)
+        sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(rows, 1.0, LEVELS + 1, self.packed)
+        return (torch.add(sums[: len(x)], sums[len(x) :], alpha=0.5 / LEVELS) * (peak / LEVELS)).bfloat16()
 
 
 class Int4Linear(PackedLinear):

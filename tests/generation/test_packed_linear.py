@@ -96,23 +96,39 @@ def test_normal_weights_lose_as_much_as_their_grid_is_coarse(layer, loss):
     assert 0.8 * loss < error.norm() / weight.norm() < loss * 1.05
 
 
+NO_FBGEMM = pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="it is x86's")
+
+
+@NO_FBGEMM
 def test_int8_products_are_the_same_by_either_kernel(monkeypatch):
-    """Two int4 codes beside each other, and torch's int8 product."""
     weight, x = numbers(70, 96), numbers(1, 96)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    halves = Int8Linear.of(weight)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    integers = Int8Linear.of(weight)
+    monkeypatch.setattr(packed_linear, "FBGEMM", "none")
     whole = Int8Linear.of(weight)
-    assert halves.packed is not None and whole.packed is None
-    torch.testing.assert_close(halves(x), whole(x), rtol=EPS, atol=0.02)
+    assert integers.packed is not None and whole.packed is None
+    torch.testing.assert_close(integers(x), whole(x), rtol=EPS, atol=0.02)
 
 
-def test_extreme_codes_survive_the_cut_into_halves(monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+@NO_FBGEMM
+@pytest.mark.parametrize("outlier", [1.0, 30.0, 1000.0])
+def test_a_row_for_int8_has_14_bits_below_its_largest_number(outlier):
+    """The error of an element is at most half of peak / 63 / 126, and it is as large as that only for each by itself:
+    of 256 elements with weights w the sum's is at most that times the sum of |w|."""
+    packed = Int8Linear.of(numbers(64, 256))
+    x = numbers(1, 256, seed=1).bfloat16()
+    x[0, 7] = outlier * x.abs().max()
+    matrix = packed.dequantised(torch.float32).double()
+    wanted = x.double() @ matrix.t()
+    bound = x.double().abs().max() / 63 / 126 / 2 * matrix.abs().sum(1) * 1.01 + wanted.abs() * EPS
+    assert ((packed(x) - wanted).abs() <= bound).all()
+
+
+def test_extreme_codes_and_rows_of_zeros_are_exact():
     weight = torch.arange(-127.0, 128.0)[:, None].repeat(1, GROUP)
     weight[:, 0] = 127  # so that every scale is 1
     x = F.one_hot(torch.tensor([5]), GROUP).float()
     assert Int8Linear.of(weight)(x)[0].tolist() == torch.arange(-127.0, 128.0).bfloat16().tolist()
+    assert not Int8Linear.of(weight)(0 * x).any()
 
 
 @pytest.mark.parametrize("before", [True, False])
