@@ -101,8 +101,9 @@ class LanguageModel(nn.Module, ABC):
         return block(*inputs)
 
     def output_matrix(self) -> Tensor:
-        """(V, C), the matrix that logits are computed with; of a packed head, with numbers in bfloat16."""
-        return self.head if self.packed_head is None else self.packed_head.dequantised(torch.bfloat16)
+        """(V, C), the matrix that logits are computed with; of a packed head, in the type of its products."""
+        packed = self.packed_head
+        return self.head if packed is None else packed.dequantised(packed.products)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V)"""

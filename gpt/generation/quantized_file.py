@@ -47,6 +47,9 @@ def write(loaded: Loaded, name: str, directory: Path) -> None:
     export.check_place(directory)
     if name not in QUANTIZED:
         raise UserError(f"export in precision={name}", remedy=f"use {' or '.join(QUANTIZED)}, or leave it out")
+    if loaded.model.packed_head is not None:
+        what, remedy = "its weights have fewer bits already", "export the checkpoint that it was made of"
+        raise UserError(f"the model cannot be exported: {what}", str(loaded.path), remedy)
     model, tokens = precision.prepare(loaded.model, name), tokenizer.load(loaded.tokenizer_name)
     identity = Identity(model.config, model.vocab_size, loaded.tokenizer_name, loaded.template)
     about = {"model_type": MODEL_TYPE, "format": FORMAT, "precision": name, "group": GROUP, "step": loaded.step}

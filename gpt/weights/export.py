@@ -90,7 +90,9 @@ def check(loaded: Loaded, directory: Path) -> None:
     model, path, remedy = loaded.model, str(loaded.path), ""
     others = model.config.unpublished()
     n_vocab = tokenizer.load(loaded.tokenizer_name).n_vocab
-    if model.config.family not in PREFIXES:
+    if model.packed_head is not None:
+        reason, remedy = "its weights have fewer bits already", "export the checkpoint that it was made of"
+    elif model.config.family not in PREFIXES:
         reason = f"it is of the family {model.config.family}, and only {' and '.join(PREFIXES)} have a form that "
         reason += "transformers knows"
     elif others:

@@ -17,6 +17,7 @@ from gpt.generation.packed_linear import Int4Linear
 from gpt.model import GPT
 from gpt.modern import Modern
 from gpt.runs.model_file import Loaded
+from gpt.weights import export
 from gpt.weights.locate import find
 from gpt.weights.weight_files import read
 
@@ -182,3 +183,11 @@ def test_only_int8_and_int4_are_written_and_nothing_is_replaced(original, tmp_pa
     with pytest.raises(UserError, match="would replace"):
         quantized_file.write(loaded, "int8", original)
     assert not (tmp_path / "new").exists()
+
+
+def test_what_has_fewer_bits_already_is_not_exported_again(original, tmp_path):
+    loaded, _ = load(original)
+    for write_again in (export.write, lambda loaded, place: quantized_file.write(loaded, "int8", place)):
+        with pytest.raises(UserError, match="its weights have fewer bits already") as error:
+            write_again(loaded, tmp_path / "new")
+        assert error.value.code == 2 and not (tmp_path / "new").exists()
