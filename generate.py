@@ -26,6 +26,8 @@ def generate(cfg: GenerateConfig) -> None:
     if is_conversation and cfg.num_samples > 1:
         raise UserError("a conversation has one answer to each turn", f"num_samples={cfg.num_samples}", "give a prompt")
     prompts = prompt_files.read(cfg) if cfg.export is None and not is_conversation else []
+    if cfg.lookup is not None and cfg.batch_size != 1:
+        raise UserError("lookup is for one text at a time", f"batch_size={cfg.batch_size}", "leave out one of them")
     if cfg.output is not None:
         answer_file.check(paths.absolute(cfg.output))
 

@@ -52,7 +52,7 @@ def settings(path: Path, **changes) -> GenerateConfig:
     defaults = {"prompt": None, "input": "", "prompts": None, "template": None, "max_new_tokens": 8, "temperature": 1.0}
     more = {"export": None, "top_k": None, "top_p": None, "num_samples": 1, "seed": 0, "device": "cpu", "threads": None}
     more |= {"stop": [], "stats": False}
-    more |= {"batch_size": 1, "output": None}
+    more |= {"batch_size": 1, "output": None, "lookup": None}
     more["model"] = {"n_head": None, "gelu": None}
     more["precision"] = "float32"
     return GenerateConfig(**{"checkpoint": str(path), **defaults, **more, **changes})
@@ -241,6 +241,15 @@ class TestErrors:
 
     def test_prompt_and_prompts_together(self, run_dir):
         self.fails(2, "prompt and prompts are both given", run_dir, prompt="a", prompts="b.txt")
+
+    @pytest.mark.parametrize("batch_size", [2, "auto"])
+    def test_guessed_tokens_in_a_batch(self, run_dir, batch_size):
+        message = f"lookup is for one text at a time .batch_size={batch_size}.; leave out one"
+        self.fails(2, message, run_dir, prompt="a", lookup=4, batch_size=batch_size)
+
+    def test_an_output_that_cannot_be_written_before_the_checkpoint_is_looked_at(self, tmp_path):
+        output = str(tmp_path / "nowhere" / "a.jsonl")
+        self.fails(5, "cannot be written: No such file", tmp_path / "no_checkpoint", prompt="a", output=output)
 
     @pytest.mark.parametrize("prompt", ["", " \n"])
     def test_an_empty_prompt(self, run_dir, prompt):

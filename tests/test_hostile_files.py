@@ -192,7 +192,7 @@ def generation(path: Path, **changes: Any) -> GenerateConfig:
         "checkpoint": str(path), "export": None, "prompt": "Hello", "input": "", "prompts": None, "template": None,
         "max_new_tokens": 2, "temperature": 0.0, "top_k": None, "top_p": None, "num_samples": 1, "seed": 0,
         "stop": [], "stats": False, "device": "cpu", "threads": None, "model": {"n_head": None, "gelu": None},
-        "batch_size": 1, "output": None, "precision": "float32",
+        "batch_size": 1, "output": None, "lookup": None, "precision": "float32",
         **changes,
     })  # fmt: skip
 

@@ -258,6 +258,7 @@ class GenerateConfig:
     stats: Flag
     batch_size: CountOrAuto
     output: Text | None
+    lookup: Count | None
     seed: Seed
     precision: PrecisionName
     device: DeviceName

@@ -12,7 +12,7 @@ from gpt import sampling
 from gpt.config.schema import GenerateConfig
 from gpt.errors import Interrupted
 from gpt.files import atomic, paths
-from gpt.generation import answer_file, text_stream
+from gpt.generation import answer_file, prompt_lookup, text_stream
 from gpt.generation.continuation import Draws, Row, continue_each
 from gpt.machine import free_memory
 from gpt.model import LanguageModel
@@ -24,9 +24,10 @@ from gpt.terminal.console import count, escape
 from gpt.tokenizer import Tokenizer
 
 # Rows of a step; more of them make it hardly faster. Measured on a CPU; those of other devices are guesses.
-USEFUL_ROWS = {"cpu": 32, "mps": 32, "cuda": 128}
+USEFUL_ROWS = {"cpu": 64, "mps": 64, "cuda": 128}
 FREE_SHARE = 0.5  # of the free memory that rows may be chosen to fill
-OF_THE_TEXT = ("max_new_tokens", "temperature", "top_k", "top_p", "num_samples", "stop", "seed")  # settings it has
+# Settings that a text depends on.
+OF_THE_TEXT = ("max_new_tokens", "temperature", "top_k", "top_p", "num_samples", "stop", "seed", "lookup")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Job:
     seed: int
     draws: Draws
     ends: Callable[[list[int]], bool]
+    lookup: int | None
 
 
 class Answer(NamedTuple):
@@ -118,7 +120,7 @@ def planned(
 
     return Job(
         model, wanted, rows_at_once(cfg, len(wanted), n_columns, model, before), n_columns, cfg.max_new_tokens,
-        cfg.seed, Draws(cfg.temperature, cfg.top_k, cfg.top_p, tokens.eos), ends,
+        cfg.seed, Draws(cfg.temperature, cfg.top_k, cfg.top_p, tokens.eos), ends, cfg.lookup,
     )  # fmt: skip
 
 
@@ -153,7 +155,7 @@ def one_by_one(job: Job, stop: interrupt.Stop) -> Iterator[Answer]:
             cache.length, read = 0, prompt
             logits = sampling.read(job.model, prompt, cache)
         ids: list[int] = []
-        for token in sampling.stream(
+        for token in prompt_lookup.stream_of(job.lookup)(
             job.model, prompt, logits, cache,
             max_new_tokens=job.max_new_tokens, eos=draws.eos, temperature=draws.temperature, top_k=draws.top_k,
             top_p=draws.top_p, generator=sampling.sample_generator(job.seed, sample), stop=stop,

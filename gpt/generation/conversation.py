@@ -11,7 +11,7 @@ from typing import Any
 
 from gpt import sampling
 from gpt.config.schema import GenerateConfig
-from gpt.generation import text_stream
+from gpt.generation import prompt_lookup, text_stream
 from gpt.generation.meter import Meter
 from gpt.model import LanguageModel
 from gpt.prompts import end_of_response, format_turn
@@ -76,7 +76,7 @@ class Conversation:
         self.cache.length = min(n_common(held, prompt), len(prompt) - 1)  # the logits after the last one are needed
         self._read = prompt[:]
         self.meter.start()
-        new = sampling.stream(
+        new = prompt_lookup.stream_of(cfg.lookup)(
             self.model, prompt, sampling.read(self.model, prompt, self.cache), self.cache,
             max_new_tokens=cfg.max_new_tokens, eos=self.tokens.eos, temperature=self.temperature, top_k=cfg.top_k,
             top_p=cfg.top_p, generator=sampling.sample_generator(cfg.seed, len(self.turns)), stop=is_ended,

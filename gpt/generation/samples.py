@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from gpt import sampling
 from gpt.config.schema import GenerateConfig
 from gpt.errors import Interrupted
-from gpt.generation import text_stream
+from gpt.generation import prompt_lookup, text_stream
 from gpt.generation.meter import Meter
 from gpt.model import LanguageModel
 from gpt.prompts import format_prompt
@@ -37,7 +37,7 @@ def write(
             for number in range(cfg.num_samples):
                 if cfg.num_samples > 1:
                     remark(f"\nsample {number + 1} of {cfg.num_samples}:")
-                new = sampling.stream(
+                new = prompt_lookup.stream_of(cfg.lookup)(
                     model, ids, logits, cache,
                     max_new_tokens=cfg.max_new_tokens, eos=tokens.eos, temperature=cfg.temperature, top_k=cfg.top_k,
                     top_p=cfg.top_p, generator=sampling.sample_generator(cfg.seed, number), stop=ctrl_c,

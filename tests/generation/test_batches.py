@@ -82,8 +82,8 @@ class TestAuto:
         return batches.rows_at_once(settings("unused", batch_size="auto"), n, columns, loaded.model, before)
 
     def test_it_is_the_number_of_texts_but_no_more_than_help(self, loaded, capsys):
-        assert [self.rows(loaded, n) for n in (1, 5, 1000)] == [1, 5, batches.USEFUL_ROWS["cpu"]]
-        assert capsys.readouterr().err.endswith("batch_size=auto: 32\n")
+        assert [self.rows(loaded, n) for n in (1, 5, 1000)] == [1, 5, 64]
+        assert capsys.readouterr().err.endswith("batch_size=auto: 64\n")
 
     def test_it_is_no_more_than_fits_into_the_free_memory_and_at_least_one(self, loaded):
         of_row = batches.row_bytes(loaded.model, 64)
