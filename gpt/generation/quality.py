@@ -24,10 +24,11 @@ from gpt.errors import UserError
 from gpt.files import atomic, paths
 from gpt.files.json_file import read_object
 from gpt.generation import precision
+from gpt.generation.continuation import continue_all
 from gpt.loss import cross_entropy
 from gpt.model import LanguageModel
 from gpt.runs.model_file import Loaded
-from gpt.sampling import KVCache, continue_all, eval_mode, next_logits, sample_generator
+from gpt.sampling import KVCache, eval_mode, next_logits, sample_generator
 from gpt.weights import hub_card
 
 log = logging.getLogger(__name__)
