@@ -62,8 +62,9 @@ class Meter:
 def bytes_of_weights(model: LanguageModel) -> int:
     """Bytes of all weights that a token needs, as they are stored: all but the embeddings, of which it needs a row."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    stored = [*model.parameters(), *model.buffers()]
-    return sum(tensor.nbytes for tensor in stored if tensor is model.head or id(tensor) not in embeddings)
+    if model.packed_head is None:
+        embeddings -= {id(model.head)}
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in embeddings)
 
 
 def bytes_of_cache(cache: KVCache) -> int:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import UNPUBLISHED, model_config, modern_config
 
-from gpt.generation import meter
+from gpt.generation import meter, precision
 from gpt.generation.meter import Meter, bytes_of_cache, bytes_of_weights
 from gpt.model import GPT
 from gpt.modern import Modern
@@ -42,6 +42,14 @@ def test_of_embeddings_only_a_head_that_is_one_is_read_whole(tied):
 def test_weights_count_as_they_are_stored():
     model = GPT(model_config(), 100)
     assert bytes_of_weights(model.to(torch.bfloat16)) == bytes_of_weights(GPT(model_config(), 100)) / 2
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_of_a_model_in_bfloat16_its_packed_head_is_read_once_and_no_table(tied):
+    model = GPT(model_config(tie_weights=tied), 100)
+    norms = sum(p.nbytes for name, p in model.named_parameters() if "ln_" in name)
+    plain = bytes_of_weights(model)
+    assert bytes_of_weights(precision.prepare(model, "bfloat16")) == (plain - norms) / 2 + norms
 
 
 class Clock:
