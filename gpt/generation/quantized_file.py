@@ -5,11 +5,12 @@ gpt/generation/packed_linear.py defines them, in plain order, with scales, biase
 their sums. What a processor's kernels want is made of them at load, and never saved.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from gpt import tokenizer
@@ -40,6 +41,14 @@ Transformers and llama.cpp have formats of their own: export the model without `
 BITS = {"int8": "8 bits for each and a scale for each row", "int4": f"4 bits for each, and 32 more for {GROUP} of them"}
 
 
+@dataclass(frozen=True)
+class About:
+    """What config.json says besides the format."""
+
+    identity: Identity
+    step: Annotated[int, Field(strict=True, ge=0)]
+
+
 def write(loaded: Loaded, name: str, directory: Path) -> None:
     """Writes a model that is in float32 in the precision `name`, into a directory that appears whole or not at all;
     the model is changed. Raises UserError: (2) for another precision or when something is in the way, (5) when the disk
@@ -67,10 +76,11 @@ def saved(model: LanguageModel) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
 
 
-def is_quantized(directory: Path) -> bool:
-    """Whether a directory, or a file in one, is of this format. Whatever is damaged may be of another."""
+def is_quantized(path: Path) -> bool:
+    """Whether a directory, or the file of a model's weights or settings in it, is of this format. Whatever is damaged
+    may be of another."""
     try:
-        folder = directory if directory.is_dir() else directory.parent
+        folder = path.parent if path.name in (CONFIG, WEIGHTS) and path.is_file() else path
         return read_object(folder / CONFIG).get("model_type") == MODEL_TYPE
     except (OSError, ValueError):
         return False
@@ -84,9 +94,14 @@ def read(directory: Path, device: torch.device) -> tuple[Loaded, str]:
         if not (directory / name).is_file():
             raise unusable(directory, f"{name}: missing")
     for name in (CONFIG, WEIGHTS):
+        if name not in weight_files.sums_in(directory):
+            raise unusable(directory / SUMS, f"nothing about {name}")
         weight_files.verify(directory / name)
     name, identity, step = described(directory / CONFIG)
-    tokenizer.carried(identity.tokenizer, directory)
+    n_vocab = tokenizer.carried(identity.tokenizer, directory).n_vocab
+    if n_vocab != identity.vocab_size:
+        reason = f"vocabulary {identity.vocab_size}, its tokenizer {identity.tokenizer} has {n_vocab}"
+        raise unusable(directory / CONFIG, reason)
     tensors = read_safetensors(path)
     architecture = of_model(identity.model, identity.vocab_size, identity.tokenizer)
     parts = {key: (tensor,) for key, tensor in tensors.items()}
@@ -106,10 +121,10 @@ def described(path: Path) -> tuple[str, Identity, int]:
         own = f"format {FORMAT}, group {GROUP}, {' or '.join(QUANTIZED)}"
         raise unusable(path, f"format {written[0]}, group {written[1]}, {written[2]}; this version reads {own}")
     try:
-        identity = TypeAdapter(Identity).validate_python(content.get("identity"))
-        return written[2], identity, TypeAdapter(int).validate_python(content.get("step"))
+        about = TypeAdapter(About).validate_python({key: content.get(key) for key in ("identity", "step")})
     except ValidationError as error:
         raise unusable(path, first_error(error)) from error
+    return written[2], about.identity, about.step
 
 
 def linear_layers(model: LanguageModel) -> dict[str, nn.Linear]:

@@ -157,13 +157,17 @@ def refuse_other_formats(path: Path) -> None:
 def verify(path: Path) -> None:
     """Compares a file with the sha256 that a SHA256SUMS beside it has for it, if there is one: safetensors themselves
     have no checksum. Raises UserError (3)."""
-    sums = path.parent / SUMS
-    if not sums.exists():
+    if not (path.parent / SUMS).exists():
         return
-    lines = re.findall(r"^([0-9a-f]{64}) [ *](.+)$", sums.read_text(encoding="utf-8", errors="replace"), re.M)
-    wanted = {name: digest for digest, name in lines}
+    wanted = sums_in(path.parent)
     if path.name in wanted and sha256(path) != wanted[path.name]:
         raise unusable(path, f"sha256 is not that of {SUMS}")
+
+
+def sums_in(directory: Path) -> dict[str, str]:
+    """The sha256 of each file that SHA256SUMS names. Raises OSError."""
+    content = (directory / SUMS).read_text(encoding="utf-8", errors="replace")
+    return {name: digest for digest, name in re.findall(r"^([0-9a-f]{64}) [ *](.+)$", content, re.M)}
 
 
 def unwrapped(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

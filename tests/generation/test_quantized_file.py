@@ -125,8 +125,9 @@ def test_a_file_that_is_missing_is_named(file, directory):
         ({"format": 2}, "format 2, group 32, int4; this version reads format 1"),
         ({"group": 64}, "group 64"),
         ({"precision": "int3"}, "int3"),
-        ({"identity": None}, "damaged"),
-        ({"step": "seven"}, "damaged"),
+        ({"identity": None}, r"config.json damaged \(identity: "),
+        ({"step": "seven"}, r"config.json damaged \(step: "),
+        ({"step": -1}, r"config.json damaged \(step: "),
     ],
 )
 def test_a_description_that_is_not_understood_is_refused(change, message, directory):
@@ -136,6 +137,31 @@ def test_a_description_that_is_not_understood_is_refused(change, message, direct
     with pytest.raises(UserError, match=message) as error:
         load(directory)
     assert error.value.code == 3
+
+
+def test_a_tokenizer_of_another_size_is_refused(directory):
+    path = directory / quantized_file.CONFIG
+    content = json.loads(path.read_text())
+    content["identity"]["tokenizer"] = "gpt2"
+    path.write_text(json.dumps(content))
+    sums(directory)
+    with pytest.raises(UserError, match="vocabulary 257, its tokenizer gpt2 has 50257") as error:
+        load(directory)
+    assert error.value.code == 3
+
+
+def test_sums_that_lack_a_file_verify_nothing_and_are_refused(directory):
+    path = directory / "SHA256SUMS"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if quantized_file.WEIGHTS not in line))
+    with pytest.raises(UserError, match=f"SHA256SUMS damaged .nothing about {quantized_file.WEIGHTS}") as error:
+        load(directory)
+    assert error.value.code == 3
+
+
+def test_another_file_in_the_directory_is_not_taken_for_the_model(directory):
+    assert load(directory / quantized_file.WEIGHTS)[1] == load(directory / quantized_file.CONFIG)[1] == "int4"
+    with pytest.raises(UserError, match="no such file or directory"):
+        load(directory / "typo.pt")
 
 
 @pytest.mark.parametrize("size", [{"n_layer": 10**6}, {"n_embd": 10**7, "n_head": 1}, {"n_embd": 64}])
