@@ -33,10 +33,18 @@ def generate(cfg: GenerateConfig) -> None:
     if cfg.output is not None:
         answer_file.check(paths.absolute(cfg.output))
 
+    from gpt.machine import device  # here, because torch takes seconds to load
+
+    with device.memory_errors("", "lower batch_size, or take a smaller model or precision=int8"):
+        write(cfg, checkpoint, prompts, is_conversation)
+
+
+def write(cfg: GenerateConfig, checkpoint: str, prompts: list[tuple[str, str]], is_conversation: bool) -> None:
+    """As `generate`, with what it has read."""
     from gpt import tokenizer
     from gpt.generation import batches, conversation, dialogue, loading, quantized_file, samples
     from gpt.machine import device
-    from gpt.weights import export, hub_card  # here, because torch takes seconds to load
+    from gpt.weights import export, hub_card
 
     where = device.choose_device(cfg.device, cfg.threads)
     wanted = cfg.precision if cfg.export is None else "float32"
@@ -68,7 +76,7 @@ def generate(cfg: GenerateConfig) -> None:
     if cfg.batch_size == 1 and cfg.output is None:
         samples.write(cfg, prompts, template, loaded.model, tokens)
     else:
-        batches.write(cfg, prompts, template, loaded, tokens)
+        batches.write(cfg, prompts, template, loaded, precision, tokens)
     if notice:
         remark(f"note: {notice}")
 

@@ -53,11 +53,12 @@ class Answer(NamedTuple):
 
 
 def write(
-    cfg: GenerateConfig, prompts: list[tuple[str, str]], template: str | None, loaded: Loaded, tokens: Tokenizer
-) -> None:
+    cfg: GenerateConfig, prompts: list[tuple[str, str]], template: str | None, loaded: Loaded, precision: str,
+    tokens: Tokenizer,
+) -> None:  # fmt: skip
     """Prints the samples of each (instruction, input) to stdout or, with cfg.output, appends them to that file: those
-    that it does not have yet. A signal ends it after the step that is being computed. Raises UserError for a file that
-    is not to be gone on with, or that cannot be written."""
+    that it does not have yet. `precision`: of the weights. A signal ends it after the step that is being computed.
+    Raises UserError for a file that is not to be gone on with, or that cannot be written."""
     questions = [
         {"prompt": instruction, "input": given, "sample": sample}
         for instruction, given in prompts
@@ -66,7 +67,7 @@ def write(
     path = None if cfg.output is None else paths.absolute(cfg.output)
     with nullcontext() if path is None else answer_file.opened(path) as file, interrupt.deferred() as stop:
         job = planned(cfg, prompts, template, loaded.model, tokens, file.settings if file else None)
-        settings = settings_of(cfg, template, loaded, job.n_rows) if file else {}
+        settings = settings_of(cfg, template, loaded, precision, job.n_rows) if file else {}
         n_done = file.go_on(questions, settings) if file else 0
         if n_done:
             remark(f"{escape(str(path))}: {n_done} of {count(len(questions), 'answer')} are there already")
@@ -195,7 +196,9 @@ def row_bytes(model: LanguageModel, n_columns: int) -> int:
     return n_columns * of_token + model.vocab_size * (4 + 3 * 8)
 
 
-def settings_of(cfg: GenerateConfig, template: str | None, loaded: Loaded, n_rows: int) -> dict[str, Any]:
+def settings_of(
+    cfg: GenerateConfig, template: str | None, loaded: Loaded, precision: str, n_rows: int
+) -> dict[str, Any]:
     """What a text depends on besides its prompt and sample. The checkpoint is known by the content of its files, not by
     its place."""
     weights = hashlib.sha256("".join(map(atomic.sha256, loaded.files)).encode()).hexdigest()[:16]
@@ -206,6 +209,7 @@ def settings_of(cfg: GenerateConfig, template: str | None, loaded: Loaded, n_row
         "step": loaded.step,
         "template": template,
         **own,
+        "precision": precision,
         "batch_size": n_rows,
         "device": device,
     }

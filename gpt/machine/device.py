@@ -142,7 +142,10 @@ def environment(device: torch.device, precision: str, world_size: int = 1) -> di
 
 
 @contextmanager
-def memory_errors() -> Iterator[None]:
+def memory_errors(
+    where: str = "checkpoints are intact",
+    remedy: str = "lower train.micro_batch, model.context_length or the model's size",
+) -> Iterator[None]:
     """Running out of memory becomes a UserError (5) that names the settings to change."""
     try:
         yield
@@ -151,8 +154,7 @@ def memory_errors() -> Iterator[None]:
         if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text):
             raise
         raise UserError(
-            f"out of memory: {' '.join(text.split())[:150]}", "checkpoints are intact",
-            "lower train.micro_batch, model.context_length or the model's size", ENVIRONMENT,
+            f"out of memory: {' '.join(text.split())[:150]}", where, remedy, ENVIRONMENT,
         ) from error  # fmt: skip
 
 

@@ -40,9 +40,9 @@ def loaded(tmp_path_factory) -> Loaded:
     return Loaded(model.double().eval(), "bytes", "plain", 1, path, (path,))
 
 
-def write(loaded: Loaded, prompts=PROMPTS, **changes) -> None:
+def write(loaded: Loaded, prompts=PROMPTS, precision="float32", **changes) -> None:
     cfg = settings("unused", **{"batch_size": 4, "max_new_tokens": 12} | changes)
-    batches.write(cfg, prompts, "plain", loaded, BYTES)
+    batches.write(cfg, prompts, "plain", loaded, precision, BYTES)
 
 
 def rows(path: Path) -> list[dict]:
@@ -74,7 +74,7 @@ class TestText:
 
     def test_a_prompt_without_tokens_is_refused(self, loaded):
         with pytest.raises(UserError, match="the prompt is empty"):
-            batches.write(settings("unused", batch_size=4), [("", "")], None, loaded, BYTES)
+            batches.write(settings("unused", batch_size=4), [("", "")], None, loaded, "float32", BYTES)
 
 
 class TestAuto:
@@ -152,6 +152,12 @@ class TestOutput:
         other.write_bytes(loaded.path.read_bytes() + b" ")
         with pytest.raises(UserError, match="has answers with weights") as error:
             write(at(loaded, other), output=str(tmp_path / "a.jsonl"))
+        assert error.value.code == 2
+
+    def test_answers_of_weights_in_another_precision_are_not_gone_on_with(self, loaded, tmp_path):
+        write(loaded, PROMPTS[:2], output=str(tmp_path / "a.jsonl"))
+        with pytest.raises(UserError, match="has answers with precision float32, and not int8") as error:
+            write(loaded, precision="int8", output=str(tmp_path / "a.jsonl"))
         assert error.value.code == 2
 
     @pytest.mark.parametrize("batch_size", [1, 4])
