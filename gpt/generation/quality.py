@@ -37,7 +37,7 @@ FORMAT = 1
 TARGETS = 2048  # tokens that are scored: the loss of int8 varies by 0.01 % between so many
 LARGEST_LOSS = 0.001  # of bits per byte, as a part of those in float32
 ROWS, WRITTEN = 16, 128  # texts that a model without data writes, and tokens of each, together TARGETS
-TOKENS = 8  # that are generated to measure how long one takes: the fastest counts
+SECONDS = 0.5  # for which tokens are generated to measure how long one takes: the fastest counts, as others compute too
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ def choose(loaded: Loaded) -> str:
 
 
 def loss(own: Measured, plain: Measured) -> float:
-    """By what part more bits per byte a precision needs than float32."""
+    """By what part more bits per byte a precision needs than float32; of a text of no bytes nothing can be said."""
+    if not plain.bits_per_byte:
+        return 0.0 if own is plain else math.inf
     return own.bits_per_byte / plain.bits_per_byte - 1
 
 
@@ -92,14 +94,17 @@ def held_out(loaded: Loaded) -> tuple[Split, str, str] | None:
     """The validation split of the run that a model is of, which tokens of it are scored, and what it is called; None
     where it is not there any more, or the model is of no run."""
     settings = hub_card.find_record(loaded.path).settings.get("data")
-    if not isinstance(settings, dict) or not settings.get("fingerprint"):
+    if not isinstance(settings, dict):
+        return None
+    place, fingerprint = settings.get("prepared_dir"), settings.get("fingerprint")
+    if not isinstance(place, str) or not isinstance(fingerprint, str):  # a checkpoint may come from anybody
         return None
     try:
-        data = prepared.with_fingerprint(paths.absolute(settings["prepared_dir"]), settings["fingerprint"])
+        data = prepared.with_fingerprint(paths.absolute(place), fingerprint)
+        split = Split.open(data.folder, "val")
     except UserError as error:
         log.info(f"{error.what}; the model is measured on text of its own")
         return None
-    split = Split.open(data.folder, "val")
     mask = settings.get("mask", "response")
     return (split, mask, f"the val split of {data.meta['settings']['name']}") if len(split.documents) else None
 
@@ -139,13 +144,14 @@ def bits_per_byte(model: LanguageModel, split: Split, mask: str, bytes_per_token
 
 def seconds_per_token(model: LanguageModel) -> float:
     """The time that the model takes for a token after another, when nobody disturbs it."""
-    cache, taken = KVCache(model.config.context_length), []
+    cache, least, begun = KVCache(model.config.context_length), math.inf, time.perf_counter()
     with eval_mode(model), torch.inference_mode():
-        for length in range(1, min(TOKENS, model.config.context_length - 1) + 1):
+        while time.perf_counter() - begun < SECONDS:
+            cache.length %= model.config.context_length
             start = time.perf_counter()
-            next_logits(model, [0] * length, cache)
-            taken.append(time.perf_counter() - start)
-    return min(taken)
+            next_logits(model, [0] * (cache.length + 1), cache)
+            least = min(least, time.perf_counter() - start)
+    return least
 
 
 def beside(path: Path) -> Path:

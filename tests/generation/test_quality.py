@@ -177,6 +177,25 @@ def test_without_its_data_a_run_is_measured_on_text_of_its_own(original, run, mo
     assert quality.held_out(load(run))[2] == "the val split of topics"
 
 
+@pytest.mark.parametrize(
+    "data", [{"fingerprint": "ab"}, {"prepared_dir": "data"}, {"prepared_dir": 3, "fingerprint": ["ab"]}, [], None]
+)
+def test_a_run_whose_record_does_not_say_its_data_is_measured_on_text_of_its_own(data, tmp_path):
+    model = GPT(MODEL, BYTES.n_vocab)
+    identity, optimizer = Identity(MODEL, BYTES.n_vocab, "bytes", "plain"), optim.build(model, adamw_config())
+    checkpoint.publish(tmp_path, model, optimizer, Progress(step=3), identity, {"data": data}, keep=None)
+    assert quality.held_out(load(tmp_path)) is None
+
+
+def test_of_a_text_without_bytes_nothing_is_known_and_float32_stays(run):
+    loaded = load(run)
+    eos = np.full(quality.TARGETS, BYTES.eos)
+    split = Split(eos, np.array([[0, 1, len(eos)]]), "own")
+    found = {name: quality.measure(loaded, name, split, "all") for name in NAMES}
+    assert {own.bits_per_byte for own in found.values()} == {0.0}
+    assert [name for name in NAMES if quality.loss(found[name], found["float32"]) < math.inf] == ["float32"]
+
+
 def test_a_file_of_weights_has_its_measurement_beside_it(tmp_path):
     assert quality.beside(tmp_path / "one.pt") == tmp_path / "one.pt.precision.json"
 
