@@ -21,9 +21,10 @@ from gpt.files.tensor_files import read_safetensors
 from gpt.generation import precision
 from gpt.generation.packed_linear import GROUP, PackedLinear
 from gpt.model import LanguageModel
+from gpt.runs import model_card
 from gpt.runs.manifest import Identity
 from gpt.runs.model_file import Loaded
-from gpt.weights import export, loading, weight_files
+from gpt.weights import export, hub_card, loading, weight_files
 from gpt.weights.source import of_model
 from gpt.weights.weight_files import SUMS, Weights
 
@@ -35,6 +36,7 @@ Shapes = dict[str, tuple[torch.dtype, list[int]]]
 
 README = """# A model in {precision}
 
+{notice}
 Weights in a format of gpt-lab, {bits}. Only gpt-lab reads it: `python generate.py checkpoint=<this folder>`.
 Transformers and llama.cpp have formats of their own: export the model without `precision` for them.
 """
@@ -62,8 +64,9 @@ def write(loaded: Loaded, name: str, directory: Path) -> None:
     model, tokens = precision.prepare(loaded.model, name), tokenizer.load(loaded.tokenizer_name)
     identity = Identity(model.config, model.vocab_size, loaded.tokenizer_name, loaded.template)
     about = {"model_type": MODEL_TYPE, "format": FORMAT, "precision": name, "group": GROUP, "step": loaded.step}
+    notice = model_card.notice(hub_card.find_record(loaded.path).settings)
     texts = {
-        "README.md": README.format(precision=name, bits=BITS[name]).encode(),
+        "README.md": README.format(precision=name, bits=BITS[name], notice=notice).encode(),
         CONFIG: export.in_json(about | {"identity": identity.as_dict()}),
         **tokens.files,
     }

@@ -10,6 +10,7 @@ from conftest import ROOT, UNPUBLISHED, model_config, modern_config
 from transformers import AutoModelForCausalLM
 
 from gpt import tokenizer
+from gpt.config.data import DISCLAIMER
 from gpt.errors import UserError
 from gpt.files.atomic import sha256
 from gpt.generation import loading, quantized_file
@@ -81,6 +82,10 @@ def test_a_file_takes_the_bits_that_it_says(tmp_path):
         sizes[name] = 8 * sum(tensor.nbytes for tensor in fc.values()) / (4 * 48 * 48)
     # 48 numbers of a row: a scale of 16 bits; or two groups of 32, the second half empty, with 32 bits each.
     assert sizes == {"int8": pytest.approx(8 + 16 / 48), "int4": pytest.approx((4 * 64 + 2 * 32) / 48)}
+
+
+def test_the_directory_warns_of_what_the_model_writes(original):
+    assert DISCLAIMER in (original / "README.md").read_text()
 
 
 def test_nibbles_are_in_plain_order_with_the_even_code_in_the_low_half(original):
