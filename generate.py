@@ -2,9 +2,7 @@
 conversation: `python generate.py checkpoint=outputs/runs/mine`; or hand the model on, as a directory of Hugging Face:
 `python generate.py checkpoint=outputs/runs/mine export=my_model`."""
 
-from dataclasses import replace  # noqa: I001, gpt before hydra: it refuses a Python that is too old
-
-from gpt.config import launch
+from gpt.config import launch  # noqa: I001, gpt before hydra: it refuses a Python that is too old
 from gpt.config.schema import GenerateConfig
 from gpt.data import prompt_files
 from gpt.errors import UserError
@@ -58,7 +56,6 @@ def write(cfg: GenerateConfig, checkpoint: str, prompts: list[tuple[str, str]], 
             quantized_file.write(loaded, cfg.precision, directory)
         print(escape(str(directory)))
         return
-    cfg = replace(cfg, precision=precision)  # what auto has chosen
     template = cfg.template or loaded.template
     if template is None and any([is_conversation and cfg.input, *(given for _, given in prompts)]):
         raise UserError(

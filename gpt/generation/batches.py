@@ -27,7 +27,7 @@ from gpt.tokenizer import Tokenizer
 USEFUL_ROWS = {"cpu": 64, "mps": 64, "cuda": 128}
 FREE_SHARE = 0.5  # of the free memory that rows may be chosen to fill
 # Settings that a text depends on.
-OF_THE_TEXT = ("max_new_tokens", "temperature", "top_k", "top_p", "num_samples", "stop", "seed", "lookup", "precision")
+OF_THE_TEXT = ("max_new_tokens", "temperature", "top_k", "top_p", "num_samples", "stop", "seed", "lookup")
 
 
 @dataclass(frozen=True)
