@@ -106,8 +106,7 @@ class KVCache:
     """The keys and values of all tokens so far: gpt.model.Cache. Setting `length` back forgets the later ones.
 
     Each layer's tensors are allocated at its first keys, whose shape gives the number of heads and their width, and
-    whose type is that in which they are held. On a CPU, attention of one token to 256 others of bfloat16 takes torch
-    four times as long as to those of float32, making them included.
+    whose type is that in which they are held.
     """
 
     def __init__(self, context_length: int) -> None:
@@ -124,10 +123,15 @@ class KVCache:
         all_keys, all_values = self.layers[layer]
         all_keys[:, :, self.length : end] = keys
         all_values[:, :, self.length : end] = values
-        all_keys, all_values = all_keys[:, :, :end], all_values[:, :, :end]  # each (B, H, S, D)
-        if keys.dtype == torch.bfloat16 and keys.shape[2] <= FEW_QUERIES and keys.device.type == "cpu":
-            return all_keys.float(), all_values.float()
-        return all_keys, all_values
+        return for_attention(all_keys[:, :, :end], all_values[:, :, :end], keys.shape[2])
+
+
+def for_attention(keys: Tensor, values: Tensor, n_queries: int) -> tuple[Tensor, Tensor]:
+    """Keys and values, each (B, H, S, D), of the type that so many tokens attend to fastest. On a CPU, attention of one
+    token to 256 others of bfloat16 takes torch four times as long as to those of float32, making them included."""
+    if keys.dtype == torch.bfloat16 and n_queries <= FEW_QUERIES and keys.device.type == "cpu":
+        return keys.float(), values.float()
+    return keys, values
 
 
 @contextmanager

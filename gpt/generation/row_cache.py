@@ -6,7 +6,7 @@ Letters in shape comments are those of gpt/model.py: R slots, S columns attended
 import torch
 from torch import Tensor
 
-from gpt.sampling import KVCache
+from gpt.sampling import KVCache, for_attention
 
 COLUMNS = 64  # attended to in whole multiples of so many: what a sum is divided into does not depend on other rows
 
@@ -49,7 +49,7 @@ class RowCache:
         all_keys, all_values = self.layers[layer]
         all_keys[self.slots, :, self.positions] = keys[:, :, 0]
         all_values[self.slots, :, self.positions] = values[:, :, 0]
-        return all_keys[:, :, : self.length], all_values[:, :, : self.length]
+        return for_attention(all_keys[:, :, : self.length], all_values[:, :, : self.length], n_queries=1)
 
 
 def whole(columns: int) -> int:

@@ -38,3 +38,14 @@ def test_what_was_never_written_is_finite():
     keys, values = cache.extend(0, torch.ones(2, 2, 1, 3), torch.ones(2, 2, 1, 3))
     assert keys.shape[2] == 2 * COLUMNS
     assert keys.isfinite().all() and values.isfinite().all()
+
+
+def test_keys_and_values_in_bfloat16_are_attended_to_in_float32_as_those_of_a_single_text():
+    cache, prompt = RowCache(2, 70), KVCache(8)
+    new = torch.ones(2, 2, 1, 3, dtype=torch.bfloat16)
+    single = prompt.extend(0, new[:1], new[:1])
+    prompt.length = 1
+    cache.fill(0, prompt)
+    cache.move_to(torch.tensor([1, 0]))
+    assert {tensor.dtype for tensor in [*single, *cache.extend(0, new, new)]} == {torch.float32}
+    assert {tensor.dtype for pair in (cache.layers[0], prompt.layers[0]) for tensor in pair} == {torch.bfloat16}
