@@ -90,7 +90,8 @@ def is_quantized(path: Path) -> bool:
 
 
 def read(directory: Path, device: torch.device) -> tuple[Loaded, str]:
-    """The model in a directory and its precision. Raises UserError (3) for what is damaged."""
+    """The model in a directory and its precision. Raises UserError: (3) for what is damaged, (2) for a precision that
+    the device has no operators for."""
     directory = directory if directory.is_dir() else directory.parent
     path = directory / WEIGHTS
     for name in (SUMS, CONFIG, WEIGHTS):
@@ -101,6 +102,7 @@ def read(directory: Path, device: torch.device) -> tuple[Loaded, str]:
             raise unusable(directory / SUMS, f"nothing about {name}")
         weight_files.verify(directory / name)
     name, identity, step = described(directory / CONFIG)
+    precision.check(name, device)
     n_vocab = tokenizer.carried(identity.tokenizer, directory).n_vocab
     if n_vocab != identity.vocab_size:
         reason = f"vocabulary {identity.vocab_size}, its tokenizer {identity.tokenizer} has {n_vocab}"

@@ -207,6 +207,16 @@ def test_a_precision_that_the_file_does_not_have_is_refused(original):
     assert error.value.code == 2
 
 
+def test_a_device_without_the_operators_is_one_line(original, monkeypatch):
+    def lacking(*arguments):
+        raise NotImplementedError("no such operator")
+
+    monkeypatch.setattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", lacking)
+    with pytest.raises(UserError, match=r"precision=int4 is not supported on cpu \(no such operator") as error:
+        load(original)
+    assert error.value.code == 2
+
+
 def test_only_int8_and_int4_are_written_and_nothing_is_replaced(original, tmp_path):
     loaded = Loaded(MODELS["tied"](), "bytes", None, 0, tmp_path)
     with pytest.raises(UserError, match="export in precision=bfloat16"):
