@@ -7,6 +7,7 @@ import gc
 import os
 import re
 import select
+import signal
 import struct
 import sys
 import termios
@@ -87,6 +88,8 @@ def in_terminal(inner: int, keyboard: int, function: Callable[[], object]) -> No
         for name in ("COLUMNS", "LINES", "NO_COLOR"):
             os.environ.pop(name, None)
         os.environ |= {"TERM": "xterm", "INPUTRC": os.devnull}
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever nohup, or a shell in the background, has made of them
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115

@@ -35,6 +35,12 @@ def model():
 
 
 @pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """Lines are not broken, unless a test wants it."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
+@pytest.fixture(autouse=True)
 def handlers():
     before = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
     interrupt.end_at_once()
