@@ -40,13 +40,13 @@ def generate(cfg: GenerateConfig) -> None:
 def write(cfg: GenerateConfig, checkpoint: str, prompts: list[tuple[str, str]], is_conversation: bool) -> None:
     """As `generate`, with what it has read."""
     from gpt import tokenizer
-    from gpt.generation import batches, conversation, dialogue, loading, quantized_file, samples
+    from gpt.generation import batches, conversation, dialogue, packed_model, quantized_file, samples
     from gpt.machine import device
     from gpt.weights import export, hub_card
 
     where = device.choose_device(cfg.device, cfg.threads)
     wanted = cfg.precision if cfg.export is None else "float32"
-    loaded, precision = loading.load(checkpoint, paths.PROJECT_ROOT, where, vars(cfg.model), wanted)
+    loaded, precision = packed_model.load(checkpoint, paths.PROJECT_ROOT, where, vars(cfg.model), wanted)
     tokens = tokenizer.load(loaded.tokenizer_name)
     if cfg.export is not None:
         directory = paths.absolute(cfg.export)

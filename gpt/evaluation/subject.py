@@ -14,7 +14,7 @@ from gpt.evaluation.settings import EvaluateConfig
 from gpt.files import hub_names
 from gpt.files.atomic import sha256
 from gpt.files.paths import PROJECT_ROOT
-from gpt.generation import loading
+from gpt.generation import packed_model
 from gpt.model import LanguageModel
 from gpt.runs import checkpoint
 from gpt.sweeps import jobs, named_runs
@@ -58,7 +58,7 @@ class Subject:
 
 def load(name: str, cfg: EvaluateConfig, device: torch.device) -> Subject:
     """The model that `name` names. Raises UserError for what cannot be loaded."""
-    loaded, precision = loading.load(name, PROJECT_ROOT, device, vars(cfg.model), cfg.precision)
+    loaded, precision = packed_model.load(name, PROJECT_ROOT, device, vars(cfg.model), cfg.precision)
     run = run_of(loaded.path)
     steps = checkpoint.listed(run / "checkpoints") if run else []
     source = loaded.path if loaded.path in steps else steps[-1] if steps else None

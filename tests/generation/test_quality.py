@@ -16,7 +16,7 @@ from gpt import optim, tokenizer
 from gpt.config.schema import as_dict
 from gpt.data import preparation
 from gpt.data.batching import Split
-from gpt.generation import loading, precision, quality
+from gpt.generation import packed_model, precision, quality
 from gpt.generation.quality import Measured
 from gpt.model import GPT
 from gpt.progress import Progress
@@ -90,9 +90,9 @@ def test_the_fastest_below_a_thousandth_is_taken_and_said(changes, chosen, run, 
 
 def test_a_checkpoint_is_measured_once_on_its_held_out_data(run, caplog):
     with caplog.at_level(logging.INFO, "gpt"):
-        loaded, chosen = loading.load(str(run), ROOT, CPU, {}, "auto")
+        loaded, chosen = packed_model.load(str(run), ROOT, CPU, {}, "auto")
         content = json.loads((run / "precision_step_00000003.json").read_text())
-        assert loading.load(str(run), ROOT, CPU, {}, "auto")[1] == chosen
+        assert packed_model.load(str(run), ROOT, CPU, {}, "auto")[1] == chosen
     assert caplog.text.count("measures the model in each precision, once") == 1
     assert content["text"] == "the val split of topics" and list(content["measured"]) == NAMES
     assert content["identity"]["weights"]["model.safetensors"]

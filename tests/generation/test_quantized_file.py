@@ -13,7 +13,7 @@ from gpt import tokenizer
 from gpt.config.data import DISCLAIMER
 from gpt.errors import UserError
 from gpt.files.atomic import sha256
-from gpt.generation import loading, quantized_file
+from gpt.generation import packed_model, quantized_file
 from gpt.generation.packed_linear import Int4Linear
 from gpt.model import GPT
 from gpt.modern import Modern
@@ -51,7 +51,7 @@ def directory(original, tmp_path):
 
 
 def load(directory, wanted="float32"):
-    return loading.load(str(directory), ROOT, CPU, {}, wanted)
+    return packed_model.load(str(directory), ROOT, CPU, {}, wanted)
 
 
 def sums(directory):

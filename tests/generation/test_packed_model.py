@@ -8,7 +8,7 @@ from conftest import ROOT, adamw_config, model_config
 
 from gpt import lora, optim, tokenizer
 from gpt.config.schema import LoRAConfig
-from gpt.generation import loading
+from gpt.generation import packed_model
 from gpt.generation.packed_linear import Int8Linear
 from gpt.model import GPT
 from gpt.progress import Progress
@@ -28,9 +28,9 @@ def path(tmp_path) -> Path:
 
 
 def test_a_model_is_loaded_in_the_precision_that_was_asked_for(path):
-    plain, as_asked = loading.load(str(path), ROOT, CPU, {}, "float32")
+    plain, as_asked = packed_model.load(str(path), ROOT, CPU, {}, "float32")
     assert as_asked == "float32" and plain.model.packed_head is None
-    loaded, as_asked = loading.load(str(path), ROOT, CPU, {}, "int8")
+    loaded, as_asked = packed_model.load(str(path), ROOT, CPU, {}, "int8")
     assert as_asked == "int8" and isinstance(loaded.model.blocks[0].attn.c_attn, Int8Linear)
     assert (loaded.step, loaded.files, loaded.tokenizer_name) == (3, (path,), "bytes")
 
@@ -48,11 +48,11 @@ def test_adapters_of_a_run_are_merged_before_bits_are_taken_away(name, tmp_path)
     checkpoint.publish(
         tmp_path / "run", model, optim.build(model, adamw_config()), Progress(step=3), identity, {}, keep=1
     )
-    loaded, _ = loading.load(str(tmp_path / "run"), ROOT, CPU, {}, name)
+    loaded, _ = packed_model.load(str(tmp_path / "run"), ROOT, CPU, {}, name)
     ids = torch.randint(0, BYTES.n_vocab, (1, 12), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         wanted, got = (own(ids).float().log_softmax(-1) for own in (model, loaded.model))
-        without = loading.load(str(tmp_path / "run"), ROOT, CPU, {}, "float32")[0].model(ids).log_softmax(-1)
+        without = packed_model.load(str(tmp_path / "run"), ROOT, CPU, {}, "float32")[0].model(ids).log_softmax(-1)
     torch.testing.assert_close(without, wanted, rtol=0, atol=1e-4)
     assert (got - wanted).abs().max() < (0.5 if name == "int4" else 0.05)  # three times what it is
     assert not any("lora" in key for key in loaded.model.state_dict())
