@@ -40,7 +40,10 @@ class Terminal:
         return ESCAPES.sub("", self.received.decode(errors="replace")).replace("\r", "")
 
     def press(self, keys: str) -> None:
-        """What a person types."""
+        """What a person types, who is not so fast as to press Ctrl-C between readline's prompt and its wait for keys:
+        Python would see that signal at the next key only (readline_until_enter_or_signal in CPython's readline.c)."""
+        if CTRL_C in keys:
+            time.sleep(0.3)
         os.write(self.keyboard, keys.encode())
 
     def wait_for(self, text: str, seconds: float = 60) -> str:
