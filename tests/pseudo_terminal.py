@@ -16,6 +16,9 @@ import traceback
 from collections.abc import Callable
 
 CTRL_C, CTRL_D, ENTER = "\x03", "\x04", "\r"
+# Seconds before a signal. Between readline's prompt and its wait for keys Python would see it at the next key only
+# (readline_until_enter_or_signal in CPython's Modules/readline.c).
+UNTIL_WAITING = 0.5
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -40,11 +43,15 @@ class Terminal:
         return ESCAPES.sub("", self.received.decode(errors="replace")).replace("\r", "")
 
     def press(self, keys: str) -> None:
-        """What a person types, who is not so fast as to press Ctrl-C between readline's prompt and its wait for keys:
-        Python would see that signal at the next key only (readline_until_enter_or_signal in CPython's readline.c)."""
+        """What a person types."""
         if CTRL_C in keys:
-            time.sleep(0.3)
+            time.sleep(UNTIL_WAITING)
         os.write(self.keyboard, keys.encode())
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal from elsewhere."""
+        time.sleep(UNTIL_WAITING)
+        os.kill(self.pid, number)
 
     def wait_for(self, text: str, seconds: float = 60) -> str:
         """What has been received since the last call, up to and with `text`."""

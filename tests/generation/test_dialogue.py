@@ -286,7 +286,7 @@ class TestInATerminal:
         if when == "in an answer":
             terminal.press(f"a{ENTER}")
             terminal.wait_for("aaaa")
-        os.kill(terminal.pid, signal.SIGTERM)
+        terminal.send(signal.SIGTERM)
         code, text = terminal.end()
         assert code == 143 and text.endswith("\nerror: interrupted by SIGTERM\n")
         flags = termios.ECHO | termios.ICANON
