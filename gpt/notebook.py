@@ -85,7 +85,7 @@ def generate_text(
     template: the text around the prompt, such as the `template` of a loaded model; None: none. The text ends before the
     end-of-text token. Raises UserError for an empty prompt.
     """
-    ids = tokenizer.encode(prompt if template is None else format_prompt(template, prompt))
+    ids = tokenizer.encode(format_prompt(template, prompt))
     [new] = sampling.generate(
         model, ids, max_new_tokens=max_new_tokens, eos=tokenizer.eos, temperature=temperature, top_k=top_k, top_p=top_p,
         num_samples=1, seed=seed,

@@ -36,8 +36,11 @@ TEMPLATES = {
 }
 
 
-def format_prompt(template: str, instruction: str, input: str = "") -> str:
-    """Everything up to the point where the response begins; the input block appears only if `input` is not empty."""
+def format_prompt(template: str | None, instruction: str, input: str = "") -> str:
+    """Everything up to the point where the response begins; the input block appears only if `input` is not empty.
+    template None: the instruction as it is."""
+    if template is None:
+        return instruction
     t = TEMPLATES[template]
     header = t.header_with_input if input else t.header
     return header + t.instruction + instruction + (t.input + input if input else "") + t.response

@@ -297,7 +297,7 @@ def preview(
     previews, n_cut, sample = [], 0, cfg.sample
     for question in questions:
         prompt = question.instruction
-        ids = tokenizer.encode(prompt if template is None else format_prompt(template, prompt, question.input))
+        ids = tokenizer.encode(format_prompt(template, prompt, question.input))
         kept = fit_prompt(ids, model.config.context_length, sample.max_new_tokens)
         n_cut += len(kept) < len(ids)
         [new] = generate(

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from gpt.config.schedules import ScheduleConfig
 from gpt.config.schema import FinetuneConfig, TrainSection
 from gpt.data.batching import Split
 from gpt.files.jsonl import RowFile
+from gpt.runs import interrupt
 from gpt.sweeps import jobs
 from gpt.sweeps.jobs import Job
 
@@ -34,6 +36,16 @@ torch.set_num_threads(1)  # for matrices this small a second thread only waits, 
 os.environ["WANDB_MODE"] = "offline"  # no test talks to a server, whatever the machine is logged in to
 
 NO_SOAP = pytest.mark.skipif(find_spec("pytorch_optimizer") is None, reason="requirements-soap.txt is not installed")
+
+
+@pytest.fixture
+def handlers():
+    """Puts back the handlers of signals that a test replaces."""
+    before = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
+    yield
+    interrupt.late = None
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def model_config(**changes) -> ModelConfig:

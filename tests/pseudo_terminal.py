@@ -12,8 +12,9 @@ import struct
 import sys
 import termios
 import time
-import traceback
 from collections.abc import Callable
+
+from tracing import end_with
 
 CTRL_C, CTRL_D, ENTER = "\x03", "\x04", "\r"
 # Seconds before a signal. Between readline's prompt and its wait for keys Python would see it at the next key only
@@ -33,7 +34,7 @@ class Terminal:
         gc.freeze()
         self.pid = os.fork()
         if not self.pid:
-            in_terminal(inner, self.keyboard, function)
+            end_with(lambda: in_terminal(inner, self.keyboard, function))
         gc.unfreeze()
         os.close(inner)
 
@@ -90,27 +91,15 @@ class Terminal:
 
 
 def in_terminal(inner: int, keyboard: int, function: Callable[[], object]) -> None:
-    """What the child does: nothing of pytest has a part in it."""
-    code = 1
-    try:
-        os.close(keyboard)
-        os.login_tty(inner)
-        for name in ("COLUMNS", "LINES", "NO_COLOR"):
-            os.environ.pop(name, None)
-        os.environ |= {"TERM": "xterm", "INPUTRC": os.devnull}
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever nohup, or a shell in the background, has made of them
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
-        function()
-        code = 0
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        try:
-            sys.stdout.flush()
-        finally:  # a child that went on here would run the rest of the tests
-            os._exit(code)
+    """What the child does."""
+    os.close(keyboard)
+    os.login_tty(inner)
+    for name in ("COLUMNS", "LINES", "NO_COLOR"):
+        os.environ.pop(name, None)
+    os.environ |= {"TERM": "xterm", "INPUTRC": os.devnull}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever nohup, or a shell in the background, has made of them
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+    function()

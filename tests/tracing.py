@@ -181,13 +181,23 @@ def fork(function: Callable[[], object], output: IO[bytes]) -> int:
 
 
 def run_and_exit(function: Callable[[], object], output: IO[bytes]) -> NoReturn:
-    """What a child does: nothing of pytest, neither its captured streams nor its exit handlers, has a part in it."""
-    code = 1
-    try:
+    """What a child does, with its stdout and stderr in `output`."""
+
+    def with_output() -> None:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+        function()
+
+    end_with(with_output)
+
+
+def end_with(function: Callable[[], object]) -> NoReturn:
+    """Runs `function` and ends the process with its exit code: nothing of pytest, neither its captured streams nor its
+    exit handlers, has a part in it."""
+    code = 1
+    try:
         function()
         code = 0
     except UserError as error:

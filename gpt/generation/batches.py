@@ -19,7 +19,7 @@ from gpt.model import LanguageModel
 from gpt.prompts import format_prompt
 from gpt.runs import interrupt
 from gpt.runs.model_file import Loaded
-from gpt.terminal.answers import remark, show
+from gpt.terminal.answers import announce_prompt, announce_sample, remark, show
 from gpt.terminal.console import count, escape
 from gpt.tokenizer import Tokenizer
 
@@ -81,7 +81,9 @@ def write(
                 about = {"text": text, "tokens": len(answer.ids), "finish_reason": reason}
                 file.append(question, about | {"checkpoint": paths.shareable(loaded.path)}, settings)
             else:
-                announce(cfg, question)
+                if question["sample"] == 1:
+                    announce_prompt(question["prompt"], question["input"])
+                announce_sample(question["sample"], cfg.num_samples)
                 show([text], "" if question is questions[0] else "\n")
         if cfg.stats:
             rate = n_tokens / (time.perf_counter() - started)
@@ -93,15 +95,6 @@ def write(
         remark(f"{escape(str(path))}: {count(len(questions), 'answer')}")
 
 
-def announce(cfg: GenerateConfig, question: dict[str, Any]) -> None:
-    """What is answered, on stderr: the prompt before its first sample, and the number of a sample."""
-    if question["sample"] == 1:
-        given = f"\ninput: {escape(question['input'])}" if question["input"] else ""
-        remark(f"\nprompt: {escape(question['prompt'])}{given}")
-    if cfg.num_samples > 1:
-        remark(f"\nsample {question['sample']} of {cfg.num_samples}:")
-
-
 def planned(
     cfg: GenerateConfig, prompts: list[tuple[str, str]], template: str | None, model: LanguageModel, tokens: Tokenizer,
     before: dict[str, Any] | None,
@@ -109,7 +102,7 @@ def planned(
     """What there is to compute. `before`: the settings of answers that are kept already. Raises UserError for a prompt
     that is empty."""
     context_length = model.config.context_length
-    texts = [i if template is None else format_prompt(template, i, given) for i, given in prompts]
+    texts = [format_prompt(template, *prompt) for prompt in prompts]
     ids = [sampling.checked_prompt(tokens.encode(text), context_length, cfg.max_new_tokens) for text in texts]
     wanted = [(prompt, sample) for prompt in ids for sample in range(cfg.num_samples)]
     n_columns = min(max(map(len, ids)) + cfg.max_new_tokens, context_length)

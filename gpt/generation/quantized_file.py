@@ -58,9 +58,7 @@ def write(loaded: Loaded, name: str, directory: Path) -> None:
     export.check_place(directory)
     if name not in QUANTIZED:
         raise UserError(f"export in precision={name}", remedy=f"use {' or '.join(QUANTIZED)}, or leave it out")
-    if loaded.model.packed_head is not None:
-        what, remedy = "its weights have fewer bits already", "export the checkpoint that it was made of"
-        raise UserError(f"the model cannot be exported: {what}", str(loaded.path), remedy)
+    export.check_bits(loaded)
     model, tokens = precision.prepare(loaded.model, name), tokenizer.load(loaded.tokenizer_name)
     identity = Identity(model.config, model.vocab_size, loaded.tokenizer_name, loaded.template)
     about = {"model_type": MODEL_TYPE, "format": FORMAT, "precision": name, "group": GROUP, "step": loaded.step}
@@ -97,8 +95,9 @@ def read(directory: Path, device: torch.device) -> tuple[Loaded, str]:
     for name in (SUMS, CONFIG, WEIGHTS):
         if not (directory / name).is_file():
             raise unusable(directory, f"{name}: missing")
+    sums = weight_files.sums_in(directory)
     for name in (CONFIG, WEIGHTS):
-        if name not in weight_files.sums_in(directory):
+        if name not in sums:
             raise unusable(directory / SUMS, f"nothing about {name}")
         weight_files.verify(directory / name)
     name, identity, step = described(directory / CONFIG)

@@ -12,8 +12,7 @@ from gpt.generation.meter import Meter
 from gpt.model import LanguageModel
 from gpt.prompts import format_prompt
 from gpt.runs import interrupt
-from gpt.terminal.answers import remark, show
-from gpt.terminal.console import escape
+from gpt.terminal.answers import announce_prompt, announce_sample, remark, show
 from gpt.tokenizer import Tokenizer
 
 
@@ -28,15 +27,14 @@ def write(
     first = ""
     with ctrl_c if sys.stdout.isatty() else nullcontext():
         for instruction, given in prompts:
-            remark(f"\nprompt: {escape(instruction)}" + (f"\ninput: {escape(given)}" if given else ""))
-            text = instruction if template is None else format_prompt(template, instruction, given)
-            ids = sampling.checked_prompt(tokens.encode(text), context_length, cfg.max_new_tokens)
+            announce_prompt(instruction, given)
+            ids = tokens.encode(format_prompt(template, instruction, given))
+            ids = sampling.checked_prompt(ids, context_length, cfg.max_new_tokens)
             cache.length = 0
             meter.start()
             logits = sampling.read(model, ids, cache)
             for number in range(cfg.num_samples):
-                if cfg.num_samples > 1:
-                    remark(f"\nsample {number + 1} of {cfg.num_samples}:")
+                announce_sample(number + 1, cfg.num_samples)
                 new = prompt_lookup.stream_of(cfg.lookup)(
                     model, ids, logits, cache,
                     max_new_tokens=cfg.max_new_tokens, eos=tokens.eos, temperature=cfg.temperature, top_k=cfg.top_k,

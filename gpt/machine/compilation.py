@@ -92,6 +92,7 @@ def why_failing(device: torch.device, cache: Path) -> str | None:
     """Why compiling something small fails, None where it works. A compiler may be there and not work, headers may be
     missing, and the place for its files be full or read-only. It takes 5 s, 15 s with an empty cache."""
     use(cache)
+    remove_cut_off(cache)
     try:
         with tempfile.TemporaryFile(dir=made(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]))) as file:
             file.write(bytes(ROOM))
@@ -115,9 +116,12 @@ def made(folder: Path) -> Path:
 
 
 def use(cache: Path) -> None:
-    """Keeps what is compiled in `cache` for later runs, unless TORCHINDUCTOR_CACHE_DIR names another directory. What a
-    killed run has left cut off there is removed: torch would load it and fail."""
+    """Keeps what is compiled in `cache` for later runs, unless TORCHINDUCTOR_CACHE_DIR names another directory."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+
+
+def remove_cut_off(cache: Path) -> None:
+    """Removes the libraries that a killed run has left cut off: torch would load them and fail."""
     for library in cache.rglob("*.so"):
         with contextlib.suppress(OSError):  # another run may have removed it, and it may be in a folder of others
             if is_cut_off(library) and time.time() - library.stat().st_mtime > LINKING:

@@ -23,6 +23,17 @@ def show(texts: Iterable[str], first: str = "") -> str:
     return shown
 
 
+def announce_prompt(instruction: str, given: str) -> None:
+    """Says what is answered; `given`: its input."""
+    remark(f"\nprompt: {escape(instruction)}" + (f"\ninput: {escape(given)}" if given else ""))
+
+
+def announce_sample(number: int, n_samples: int) -> None:
+    """Says which of the samples of a prompt follows, where there are several."""
+    if n_samples > 1:
+        remark(f"\nsample {number} of {n_samples}:")
+
+
 def remark(text: str) -> None:
     """A line about the text that is generated, which a pipe or a file does not get."""
     print(escape(text, keep_newlines=True), file=sys.stderr, flush=True)

@@ -84,15 +84,21 @@ def check_place(directory: Path) -> None:
         raise UserError("the export would replace what is there", str(directory), "name a directory that is not there")
 
 
+def check_bits(loaded: Loaded) -> None:
+    """Raises UserError (2) for a model whose weights have lost bits already."""
+    if loaded.model.packed_head is not None:
+        what, remedy = "its weights have fewer bits already", "export the checkpoint that it was made of"
+        raise UserError(f"the model cannot be exported: {what}", str(loaded.path), remedy)
+
+
 def check(loaded: Loaded, directory: Path) -> None:
     """Raises UserError (2) with the reason why this model cannot be exported to there."""
     check_place(directory)
     model, path, remedy = loaded.model, str(loaded.path), ""
     others = model.config.unpublished()
     n_vocab = tokenizer.load(loaded.tokenizer_name).n_vocab
-    if model.packed_head is not None:
-        reason, remedy = "its weights have fewer bits already", "export the checkpoint that it was made of"
-    elif model.config.family not in PREFIXES:
+    check_bits(loaded)
+    if model.config.family not in PREFIXES:
         reason = f"it is of the family {model.config.family}, and only {' and '.join(PREFIXES)} have a form that "
         reason += "transformers knows"
     elif others:

@@ -41,12 +41,8 @@ def wide(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def handlers():
-    before = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
+def ended_at_once(handlers):
     interrupt.end_at_once()
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def opened(model, template="plain", **changes) -> Conversation:

@@ -29,12 +29,8 @@ def model() -> GPT:
 
 
 @pytest.fixture
-def handlers():
-    before = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
+def ended_at_once(handlers):
     interrupt.end_at_once()
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def write(model, prompts=PROMPTS, **changes) -> None:
@@ -86,7 +82,7 @@ class Pressed(Screen):
         return n
 
 
-def test_on_a_terminal_ctrl_c_ends_a_sample_and_the_others_follow(model, monkeypatch, handlers):
+def test_on_a_terminal_ctrl_c_ends_a_sample_and_the_others_follow(model, monkeypatch, ended_at_once):
     monkeypatch.setattr(sys, "stdout", screen := Pressed(3))
     write(model, num_samples=2, max_new_tokens=20)
     texts = [text for prompt in PROMPTS for text in whole(model, prompt, num_samples=2, max_new_tokens=20)]
@@ -95,7 +91,7 @@ def test_on_a_terminal_ctrl_c_ends_a_sample_and_the_others_follow(model, monkeyp
     assert others == shown(texts[1:])
 
 
-def test_of_the_last_sample_and_a_second_time_at_once_it_ends_the_process(model, monkeypatch, handlers):
+def test_of_the_last_sample_and_a_second_time_at_once_it_ends_the_process(model, monkeypatch, ended_at_once):
     monkeypatch.setattr(interrupt, "AT_ONCE", 60.0)  # a busy machine may be slow
     for pressed, n_prompts in ((Pressed(3), 1), (Pressed(3, 4), 2)):
         monkeypatch.setattr(sys, "stdout", pressed)
@@ -105,7 +101,7 @@ def test_of_the_last_sample_and_a_second_time_at_once_it_ends_the_process(model,
         assert pressed.getvalue().endswith("\n")
 
 
-def test_in_a_pipe_it_ends_the_process(model, capsys, handlers):
+def test_in_a_pipe_it_ends_the_process(model, capsys, ended_at_once):
     passes = []
 
     def press(*_) -> None:

@@ -47,8 +47,7 @@ def test_without_a_compiler_auto_does_without_and_true_is_refused(monkeypatch):
 
 
 @COMPILER
-def test_a_library_that_a_killed_run_has_left_cut_off_is_removed_and_whole_ones_stay(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+def test_a_library_that_a_killed_run_has_left_cut_off_is_removed_and_whole_ones_stay(tmp_path):
     (tmp_path / "x").mkdir()
     whole = tmp_path / "x" / "whole.so"
     (tmp_path / "x.c").write_text("int one(void) { return 1; }")
@@ -61,7 +60,7 @@ def test_a_library_that_a_killed_run_has_left_cut_off_is_removed_and_whole_ones_
     for path in (tmp_path / "x").iterdir():
         os.utime(path, (0, 0))
     (tmp_path / "x" / "being written.so").touch()
-    compilation.use(tmp_path)
+    compilation.remove_cut_off(tmp_path)
     assert {path.name for path in (tmp_path / "x").iterdir()} == {
         "whole.so", "of another system.so", "being written.so",
     }  # fmt: skip

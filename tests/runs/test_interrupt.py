@@ -13,14 +13,7 @@ from gpt.errors import Interrupted
 from gpt.machine.ranks import Ranks
 from gpt.runs import interrupt
 
-
-@pytest.fixture(autouse=True)
-def handlers():
-    before = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
-    yield
-    interrupt.late = None
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("handlers")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
