@@ -5,8 +5,10 @@ import logging
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTO_DTYPE = "GPT_LAB_AUTO_DTYPE"  # the environment variable that says what train.dtype=auto means
+PRODUCTS = 5  # of each type that are timed, a few milliseconds together
 
 
 def choose_device(name: str, threads: int | None = None) -> torch.device:
@@ -47,18 +50,15 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The type that matrix products are computed in under autocast; float32 means no autocast. "tf32" is float32 whose
     products are rounded to 10 bits on the way in (GPUs from Ampere on), see `choose`.
 
-    "auto" is bfloat16 where the processor multiplies in it: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX. Other
-    CPUs emulate it, hundreds of times slower than float32. The environment variable GPT_LAB_AUTO_DTYPE decides it
-    otherwise, so that different machines of a cluster compute alike. Raises UserError for a type that cannot be used.
+    "auto" is bfloat16 where the processor multiplies faster in it: GPUs from Ampere on, and CPUs as `is_faster` finds.
+    The environment variable GPT_LAB_AUTO_DTYPE decides it otherwise, so that different machines of a cluster compute
+    alike. Raises UserError for a type that cannot be used.
     """
-    if device.type == "cuda":
-        native_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native_bfloat16 = device.type == "cpu" and (
-            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        )
+    native_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "auto":
-        name = os.environ.get(AUTO_DTYPE, "bfloat16" if native_bfloat16 else "float32")
+        name = os.environ.get(AUTO_DTYPE) or (
+            "bfloat16" if native_bfloat16 or (device.type == "cpu" and bfloat16_is_faster()) else "float32"
+        )
         if name not in DTYPES:
             raise UserError(f"{AUTO_DTYPE}={name}", remedy=f"set it to one of {', '.join(DTYPES)}, or unset it")
     if name == "tf32":
@@ -72,6 +72,26 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
             ENVIRONMENT,
         )  # fmt: skip
     return DTYPES[name]
+
+
+@cache
+def bfloat16_is_faster() -> bool:
+    """Whether the CPU multiplies faster in bfloat16 than in float32: the shortest of a few products of each, in turns.
+
+    The processor's flags do not say it. With AMX, and with AVX512-BF16 on AMD's processors, it is several times as
+    fast; on Intel's with AVX512-BF16 alone, as in virtual machines without AMX, half as fast; and processors without
+    either emulate it, hundreds of times slower.
+    """
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return False
+    taken: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    for _ in range(PRODUCTS):
+        for dtype, seconds in taken.items():
+            matrix = torch.ones(512, 512, dtype=dtype)
+            start = time.perf_counter()
+            matrix @ matrix
+            seconds.append(time.perf_counter() - start)
+    return min(taken[torch.bfloat16]) < min(taken[torch.float32])
 
 
 def choose(

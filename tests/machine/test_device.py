@@ -7,6 +7,7 @@ from conftest import train_section
 from gpt.errors import UserError
 from gpt.machine import device
 from gpt.machine.device import choose_device, choose_dtype, describe
+from gpt.machine.rates import shortest_duration
 
 
 def test_a_device_that_is_not_there_is_an_environment_error_that_names_those_that_are():
@@ -25,10 +26,17 @@ def test_tf32_is_refused_where_there_is_no_such_arithmetic():
     assert caught.value.code == 5
 
 
-def test_auto_computes_in_bfloat16_only_where_the_processor_does(monkeypatch):
+def test_auto_computes_in_bfloat16_only_where_the_processor_does_and_is_faster_so(monkeypatch):
     monkeypatch.delenv("GPT_LAB_AUTO_DTYPE", raising=False)
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    assert choose_dtype("auto", torch.device("cpu")) == (torch.bfloat16 if native else torch.float32)
+    cpu = torch.device("cpu")
+
+    def seconds(dtype: torch.dtype) -> float:
+        matrix = torch.ones(1024, 1024, dtype=dtype)
+        return shortest_duration(lambda: matrix @ matrix, cpu)
+
+    is_faster = native and seconds(torch.bfloat16) < seconds(torch.float32)
+    assert choose_dtype("auto", cpu) == (torch.bfloat16 if is_faster else torch.float32)
     assert choose_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16  # slow perhaps, but what was asked for
 
 
