@@ -1,6 +1,7 @@
 """The house rules: what may import what, and what belongs where."""
 
 import ast
+import importlib
 import re
 import subprocess
 
@@ -160,3 +161,13 @@ def test_nothing_that_a_run_writes_is_tracked():
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     assert result.stdout == ""
+
+
+def test_every_study_imports_what_the_project_has():
+    for path in (ROOT / "experiments").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "gpt":
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    if not hasattr(module, alias.name):
+                        importlib.import_module(f"{node.module}.{alias.name}")  # raises for what is neither

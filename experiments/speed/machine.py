@@ -8,7 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from gpt.machine.cost import duration
+from gpt.machine.rates import shortest_duration
 
 NAMES = {"float32": "float32 products", "bfloat16": "bfloat16 products"}
 
@@ -20,7 +20,7 @@ def product_rate(dtype: torch.dtype, device: torch.device, n: int = 2048) -> flo
 
     def rate(m: int, at_least: float) -> float:
         x, y = a[:m, :m].contiguous(), b[:m, :m].contiguous()
-        return 2 * m**3 / duration(lambda: x @ y, device, at_least)
+        return 2 * m**3 / shortest_duration(lambda: x @ y, device, at_least)
 
     is_emulated = rate(64, 0.0) < 5e9
     return rate(256, 0.0) if is_emulated else rate(n, 0.5)
@@ -29,7 +29,7 @@ def product_rate(dtype: torch.dtype, device: torch.device, n: int = 2048) -> flo
 def read_rate(device: torch.device) -> float:
     """Bytes per second of summing 512 MB, the fastest of several times."""
     source = torch.ones(2**27, device=device)
-    return source.nbytes / duration(source.sum, device)
+    return source.nbytes / shortest_duration(source.sum, device)
 
 
 def main() -> None:
