@@ -36,7 +36,7 @@ def train(cfg: TrainConfig) -> float | cost.Cost:
         model.gradient_checkpointing = cfg.train.gradient_checkpointing
         finetune.prepare(model, cfg.finetune, cfg.seed)
         model = ranks.place(model, machine.device, machine.dtype)
-        optimizer = optim.build(model, cfg.optimizer, cfg.finetune, cfg.train.ema)
+        optimizer = optim.build(model, cfg.optimizer, cfg.finetune, cfg.train.ema, machine.dtype)
         settings = run.settings(machine, batches, weights and weights.origin)
         progress = run.restore(model, optimizer, settings)
         ranks.first(launch.save, cfg, run.directory / "config.yaml")

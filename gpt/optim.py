@@ -153,11 +153,13 @@ def beside_adamw(
 
 
 def build(
-    model: LanguageModel, cfg: OptimizerConfig, finetune: FinetuneConfig | None = None, ema: float | None = None
-) -> Optimizer:
+    model: LanguageModel, cfg: OptimizerConfig, finetune: FinetuneConfig | None = None, ema: float | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Optimizer:  # fmt: skip
     """The optimizer that `cfg` names, for the parameters that require a gradient, and with `ema` a mean of these that
-    forgets as slowly. Each group has its highest learning rate in "peak_lr", for `set_lr`; with finetune.layer_decay it
-    is lower the farther from the loss. "names" are those of its parameters."""
+    forgets as slowly. `dtype`: of the run's products, which Muon's are among (bfloat16 for float16, whose range is too
+    small). Each group has its highest learning rate in "peak_lr", for `set_lr`; with finetune.layer_decay it is lower
+    the farther from the loss. "names" are those of its parameters."""
     decay = 1.0 if finetune is None else finetune.layer_decay
     scale = lr_scales(model, decay).__getitem__
     module, _, attribute = cfg.built_by.partition(":")
@@ -171,6 +173,8 @@ def build(
     names = {parameter: name for name, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
         group["peak_lr"], group["names"] = group["lr"], [names[parameter] for parameter in group["params"]]
+        if "dtype" in group:
+            group["dtype"] = torch.bfloat16 if dtype == torch.float16 else dtype
     return optimizer
 
 

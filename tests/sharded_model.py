@@ -57,7 +57,7 @@ class Trained:
             lora.add(self.model, ADAPTERS if family == "gpt2" else MODERN_ADAPTERS, seed)
         self.machine = Machine(CPU, dtype, ranks=ranks)
         self.model = ranks.place(self.model, CPU, dtype)
-        self.optimizer = optim.build(self.model, OPTIMIZERS[optimizer], ema=ema)
+        self.optimizer = optim.build(self.model, OPTIMIZERS[optimizer], ema=ema, dtype=dtype)
 
     def step(self, number: int) -> tuple[float, float]:
         rows = self.machine.ranks.share(rows_of(number))

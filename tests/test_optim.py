@@ -258,6 +258,15 @@ def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else():
     }
 
 
+@pytest.mark.parametrize(("dtype", "of_muon"), [
+    (torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.bfloat16),
+])  # fmt: skip
+def test_muon_multiplies_in_the_type_of_the_run_which_is_the_fast_one(dtype, of_muon):
+    """bfloat16 on a processor that emulates it would take a hundred times as long."""
+    muon = optim.build(GPT(model_config(), 50), CONFIGS[1], dtype=dtype).parts["muon"]
+    assert [group["dtype"] for group in muon.param_groups] == [of_muon]
+
+
 def test_the_schedule_scales_every_group_from_its_own_peak():
     optimizer = optim.build(GPT(model_config(), 50), CONFIGS[1])
     optim.set_lr(optimizer, 0.5)

@@ -188,8 +188,8 @@ def test_a_run_of_two_ranks_goes_on_sharded_and_then_as_one_process(tmp_path):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("n", "change"), [(4, "seed=1"), (2, "train.dtype=bfloat16"), (2, "optimizer=muon")])
 def test_a_sharded_run_has_the_losses_of_one_process(tmp_path, n, change, record_property):
-    """Over 60 steps. What is computed in bfloat16 (matrix products, or Muon's orthogonal matrices) differs in the third
-    digit where sums over ranks, which are in float32, differ in the last: see test_sharding.py."""
+    """Over 60 steps. What is computed in bfloat16, as matrix products are there, differs in the third digit where
+    sums over ranks, which are in float32, differ in the last: see test_sharding.py."""
     changes = [*LONGER, "model.dropout=0.0", "train.sample_every=30", change]
     _, (ours, samples, *_) = Group(tmp_path, n, "parallel=fsdp", *changes).whole()
     _, (theirs, *_) = Run(tmp_path / "alone", *changes).undisturbed()

@@ -39,11 +39,11 @@ SCALES: dict[str, Callable[[int, int], float]] = {
 }
 
 
-def orthogonalized(matrix: Tensor, name: str) -> Tensor:
-    """(R, C) -> (R, C) in bfloat16: the same singular vectors, all singular values near 1. See ORTHOGONALIZATIONS."""
+def orthogonalized(matrix: Tensor, name: str, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """(R, C) -> (R, C) in `dtype`: the same singular vectors, all singular values near 1. See ORTHOGONALIZATIONS."""
     margin, coefficients = ORTHOGONALIZATIONS[name]
     is_tall = matrix.size(0) > matrix.size(1)
-    x = matrix.bfloat16()
+    x = matrix.to(dtype)
     if is_tall:
         x = x.T  # (C, R): products with the smaller side are less work
     x = x / (x.norm() * margin).clamp(min=EPS)
@@ -79,11 +79,13 @@ def decay_(weights: Tensor, update: Tensor, amount: float, cautious: bool) -> No
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices. The arguments are those of MuonConfig in gpt/config/optimizers.py."""
+    """Muon for matrices. The arguments are those of MuonConfig in gpt/config/optimizers.py, and `dtype`, that of the
+    products which orthogonalise."""
 
     def __init__(
         self, params: Any, lr: float, weight_decay: float, momentum: float, nesterov: bool, scale: str,
         orthogonalization: str, cautious_decay: bool, momentum_warmup: int, second_moment: float | None,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:  # fmt: skip
         settings = {key: value for key, value in locals().items() if key not in ("self", "params", "__class__")}
         super().__init__(params, settings)
@@ -93,8 +95,11 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is not None:
-                    update = orthogonalized(self._direction(matrix, group), group["orthogonalization"])
+                    update = self._orthogonalized(self._direction(matrix, group), group)
                     self._subtract(matrix, update, group)
+
+    def _orthogonalized(self, direction: Tensor, group: dict[str, Any]) -> Tensor:
+        return orthogonalized(direction, group["orthogonalization"], group["dtype"])
 
     def _direction(self, matrix: nn.Parameter, group: dict[str, Any]) -> Tensor:
         """The momentum after this step, or what Nesterov's rule makes of it; of a sharded matrix this rank's rows."""
@@ -149,7 +154,7 @@ class ShardedMuon(Muon):
         gathered = sent.new_empty(sum(there))
         dist.all_to_all_single(gathered, sent, there, here, group=mesh.get_group())
         if own is not None:
-            update = orthogonalized(gathered.view(own.shape), group["orthogonalization"])
+            update = self._orthogonalized(gathered.view(own.shape), group)
             gathered = update.to(sent.dtype).flatten()
         dist.all_to_all_single(sent, gathered, here, there, group=mesh.get_group())
         for matrix, part, update in zip(matrices, rows, sent.split(here[: len(rows)]), strict=True):

@@ -17,8 +17,8 @@ answer["rows"] = ranks.gather(len(many.model.head.to_local()))
 if ranks.is_first:
     print("answer " + json.dumps(answer), flush=True)
 """
-# Muon turns a gradient into a matrix in bfloat16: what differs in the last digit of a sum differs in the third after
-# it. So both get the very same gradients here.
+# What differs in the last digit of a sum of gradients differs by more after Muon's products. So both get the very same
+# gradients here.
 MUON = """
 from gpt import optim
 answer = 0.0
@@ -124,10 +124,10 @@ def test_everything_that_is_trained_is_trained_as_by_one_process(tmp_path, n, ho
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("how", ["optimizer='muon'", "dtype=torch.bfloat16", "family='modern', dtype=torch.bfloat16"])
+@pytest.mark.parametrize("how", ["optimizer='muon', ", "", "family='modern', "])
 def test_what_is_rounded_to_bfloat16_differs_by_no_more_than_rounding(tmp_path, how):
     """As much as one process differs from itself when the rows of a step are added up in another order."""
-    (answer,) = answers(tmp_path, 2, SAME.format(how=f"dict({how})"))
+    (answer,) = answers(tmp_path, 2, SAME.format(how=f"dict({how}dtype=torch.bfloat16)"))
     assert max(answer["differences"]) < 2e-3
 
 
