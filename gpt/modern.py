@@ -24,6 +24,7 @@ GATE_INPUTS = 12  # numbers of the stream that decide how much of a value embedd
 # Initial shares of the stream and of the embedding that the first block reads, and the last; nanochat's.
 STREAM_SCALES = 1.15, 1.05
 EMBEDDING_SCALES = 0.20, 0.05
+FOLLOWER_SCALES = 0.6, 0.1  # initial share of what followed that the first block reads, and the others
 
 
 class RMSNorm(nn.Module):
@@ -131,13 +132,17 @@ class Block(nn.Module):
             depth = layer / max(1, config.n_layer - 1)  # 0 to 1
             scales = [first + depth * (last - first) for first, last in (STREAM_SCALES, EMBEDDING_SCALES)]
             self.residual_scalars = nn.Parameter(torch.tensor(scales))
+        if config.induction:
+            self.follower_scale = nn.Parameter(torch.tensor(FOLLOWER_SCALES[min(layer, 1)])[None])
 
     def forward(
-        self, x: Tensor, embedded: Tensor | None, values: Tensor | None, rotation: tuple[Tensor, Tensor],
-        mask: Tensor | None, cache: Cache | None,
+        self, x: Tensor, embedded: Tensor | None, followers: Tensor | None, values: Tensor | None,
+        rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None,
     ) -> Tensor:  # fmt: skip
         if embedded is not None:
             x = self.residual_scalars[0] * x + self.residual_scalars[1] * embedded
+        if followers is not None:
+            x = x + self.follower_scale * followers
         x = x + self.self_attn(self.input_layernorm(x), values, rotation, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -190,15 +195,36 @@ class Modern(LanguageModel):
         full = visible(tokens, past, documents)
         window = self.training_window if self.training else self.window
         windowed = full if window is None else within(window, full, tokens, past, documents)
-        x, embedded = self.embed_tokens(tokens), None  # (B, T, C)
-        if config.residual_scalars:
-            x = embedded = normalised(x, config.norm_eps)
+        x = self.embedded(tokens)  # (B, T, C)
+        embedded = x if config.residual_scalars else None
+        followers = self.followers(tokens, x, full, cache) if config.induction else None
         x = self.drop(x)
         for layer, block in enumerate(self.blocks):
             values = self.value_embeddings[str(layer)](tokens) if has_value_embedding(config, layer) else None
             mask = windowed if config.is_windowed(layer) else full
-            x = self.run(block, x, embedded, values, rotation, mask, cache)
+            x = self.run(block, x, embedded, followers, values, rotation, mask, cache)
         return self.norm(x)
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """(B, T) ids -> (B, T, C), where the stream begins."""
+        x = self.embed_tokens(tokens)
+        return normalised(x, self.config.norm_eps) if self.config.residual_scalars else x
+
+    def followers(self, tokens: Tensor, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        """(B, T) ids and their embeddings -> (B, T, C): the mean embedding of the tokens that have followed the same
+        one before, as far as it sees them; zeros after a token that is new."""
+        T, ids = tokens.shape[1], tokens
+        if cache is not None:  # keeps ids as the keys of one more layer
+            column = tokens[:, None, :, None]
+            ids = cache.extend(self.config.n_layer, column, column)[0][:, 0, :, 0]  # (B, S)
+            x = self.embedded(ids)  # (B, S, C)
+        S = ids.shape[1]
+        seen = torch.ones(T, S, dtype=torch.bool, device=ids.device).tril(S - T) if mask is None else mask
+        seen = seen.reshape(-1, T, S)
+        seen = seen & F.pad(seen[..., :-1], (1, 0))  # the token before it, too
+        followed = tokens[:, :, None] == F.pad(ids[:, :-1], (1, 0))[:, None]  # (B, T, S)
+        followed &= seen
+        return (followed / followed.sum(-1, keepdim=True).clamp(min=1)).to(x.dtype) @ x
 
     @property
     def head(self) -> nn.Parameter:

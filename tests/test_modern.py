@@ -156,7 +156,7 @@ def test_initial_matrices_have_the_spread_of_gpt2s():
     torch.manual_seed(0)
     for name, parameter in Modern(replace(ALL, n_embd=128, norm_weights=True), 1000).named_parameters():
         if parameter.dim() < 2:
-            assert (parameter == 1).all() or name.endswith("residual_scalars"), name
+            assert (parameter == 1).all() or name.endswith(("residual_scalars", "follower_scale")), name
         elif parameter.numel() > 2000:
             into_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
             std = 0.02 / math.sqrt(2 * TINY.n_layer) if into_stream else 0.02
@@ -253,6 +253,21 @@ def test_each_block_reads_the_stream_and_the_embedding_in_the_shares_of_its_scal
     torch.testing.assert_close(model.hidden(tokens), F.rms_norm(x, (32,), eps=1e-6))
 
 
+@torch.no_grad()
+def test_blocks_read_the_mean_embedding_of_what_followed_the_same_token_before_in_its_document():
+    torch.manual_seed(0)
+    model = Modern(replace(TINY, induction=True, zero_init=True), VOCABULARY)
+    e = model.embed_tokens.weight
+    a, b, c = torch.arange(3)
+    tokens, documents = torch.stack([a, b, a, c, a, a, c, b])[None], torch.tensor([[0, 0, 0, 0, 0, 0, 1, 1]])
+    nothing = torch.zeros(32)
+    expected = [nothing, nothing, e[b], nothing, (e[b] + e[c]) / 2, (e[b] + e[c] + e[a]) / 3, nothing, nothing]
+    x = e[tokens[0]] + (0.6 + 0.1 + 0.1) * torch.stack(expected)
+    torch.testing.assert_close(model.hidden(tokens, documents=documents)[0], F.rms_norm(x, (32,), eps=1e-6))
+    in_one = model.hidden(tokens)[0, 6]  # without documents a has followed c
+    torch.testing.assert_close(in_one, F.rms_norm(e[c] + 0.8 * e[a], (32,), eps=1e-6))
+
+
 def test_every_second_layer_has_value_embeddings_the_last_among_them():
     model = Modern(replace(TINY, n_layer=4, value_embeddings=True), VOCABULARY)
     assert list(model.value_embeddings) == ["1", "3"]
@@ -284,9 +299,8 @@ def test_embeddings_lie_below_the_blocks_and_scalars_are_not_decayed():
     assert depth["embed_tokens.weight"] == depth["value_embeddings.0.weight"] == 4 and depth["lm_head.weight"] == 0
     assert depth["layers.0.residual_scalars"] == depth["layers.0.self_attn.value_gate.weight"] == 3
     decayed, kept = optim.decay_groups(model.named_parameters(), 0.1)
-    assert [p.shape for p in kept["params"]] == [(2,)] * 3 and len(decayed["params"]) == len(
-        list(model.parameters())
-    ) - 3
+    assert [p.shape for p in kept["params"]] == [(2,), (1,)] * 3
+    assert len(decayed["params"]) == len(list(model.parameters())) - 6
 
 
 @pytest.mark.exhaustive  # loading the compiler takes seconds
@@ -296,7 +310,8 @@ def test_the_compiler_takes_a_block_as_one_graph(config):
         rotation = angles(torch.arange(8), 6, 100.0)
         x, mask = torch.ones(2, 8, 32).cumsum(1), shown(8, 0, None, config.window)
         values = torch.ones(2, 8, 12) if config.value_embeddings else None
-        return block(x, x if config.residual_scalars else None, values, rotation, mask, None)
+        embedded, followers = x if config.residual_scalars else None, x if config.induction else None
+        return block(x, embedded, followers, values, rotation, mask, None)
 
     block = build(config).layers[-1]
     torch.testing.assert_close(run(torch.compile(block, backend="eager", fullgraph=True)), run(block))

@@ -91,6 +91,7 @@ class ModernConfig(ModelConfig):
     value_embeddings: Flag
     residual_scalars: Flag
     zero_init: Flag
+    induction: Flag = False  # runs of before it was there do not say it
 
     def unpublished(self) -> list[str]:
         """What neither LlamaForCausalLM nor Qwen3ForCausalLM has."""
@@ -103,6 +104,7 @@ class ModernConfig(ModelConfig):
             "logit_softcap": self.logit_softcap is not None,
             "value_embeddings": self.value_embeddings,
             "residual_scalars": self.residual_scalars,
+            "induction": self.induction,
         }
         found = {key: f"model.{key}={str(getattr(self, key)).lower()}" for key, is_other in differs.items() if is_other}
         if "window" in found:

@@ -59,7 +59,8 @@ def test_probabilities_stay_near_and_one_token_at_a_time_gives_those_of_all_at_o
             cache.length += 1
     assert (together - wanted).abs().max() < BOUNDS[name]
     assert (torch.cat(alone, 1).log_softmax(-1) - together[:1]).abs().max() < BOUNDS["bfloat16"]
-    assert all(t.dtype == torch.bfloat16 for layer in cache.layers.values() for t in layer)
+    kept = [t for layer in cache.layers.values() for t in layer if t.is_floating_point()]  # and ids
+    assert kept and all(t.dtype == torch.bfloat16 for t in kept)
 
 
 def test_more_bits_are_nearer(model):
