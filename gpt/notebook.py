@@ -86,10 +86,8 @@ def generate_text(
     end-of-text token. Raises UserError for an empty prompt.
     """
     ids = tokenizer.encode(format_prompt(template, prompt))
-    [new] = sampling.generate(
-        model, ids, max_new_tokens=max_new_tokens, eos=tokenizer.eos, temperature=temperature, top_k=top_k, top_p=top_p,
-        num_samples=1, seed=seed,
-    )  # fmt: skip
+    draws = sampling.Draws(max_new_tokens, tokenizer.eos, temperature, top_k, top_p)
+    [new] = sampling.generate(model, ids, draws, num_samples=1, seed=seed)
     return tokenizer.decode(new)
 
 

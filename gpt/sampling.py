@@ -11,7 +11,8 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 from weakref import WeakSet
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt.config.schema import TrainConfig
+from gpt.config.schema import GenerateConfig, SampleConfig, TrainConfig
 from gpt.errors import NUMERICAL, UserError
 from gpt.model import LanguageModel
 from gpt.prompts import Question, format_prompt
@@ -31,6 +32,25 @@ PIECE = 64  # tokens of the vocabulary whose largest logit is looked for first
 MANY = 256, 8192  # tokens that hold the nucleus of most distributions of a language, and of nearly all
 
 _warned: WeakSet[nn.Module] = WeakSet()  # models whose cut prompts have been said: once for each job of a sweep
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How a text is drawn: at most `max_new_tokens`, which `eos` ends earlier (None: no token does), each with the
+    `probabilities` of these values."""
+
+    max_new_tokens: int
+    eos: int | None
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+
+    @classmethod
+    def of(cls, cfg: GenerateConfig | SampleConfig, eos: int | None) -> Self:
+        return cls(cfg.max_new_tokens, eos, cfg.temperature, cfg.top_k, cfg.top_p)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return probabilities(logits, self.temperature, self.top_k, self.top_p)
 
 
 def largest(logits: Tensor, k: int) -> Tensor:
@@ -217,16 +237,11 @@ def stream(
     ids: list[int],
     logits: Tensor,
     cache: KVCache | None,
-    *,
-    max_new_tokens: int,
-    eos: int | None,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
+    draws: Draws,
     generator: torch.Generator,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[int]:
-    """Yields the new ids after `ids`, each as soon as it is drawn, without `eos`, which ends them.
+    """Yields the new ids after `ids`, each as soon as it is drawn, without `draws.eos`, which ends them.
 
     logits: (V,) those that `read` gives of `ids`, all of which the cache holds; what it holds beyond them, such as
     another sample, is forgotten. `stop` is called before every token; once it returns true, there are no more. The last
@@ -236,14 +251,14 @@ def stream(
     if cache is not None:
         cache.length = len(ids)
     with eval_mode(model):
-        for number in range(1, max_new_tokens + 1):
+        for number in range(1, draws.max_new_tokens + 1):
             if stop():
                 return
-            token = draw(probabilities(logits, temperature, top_k, top_p), generator)
-            if token == eos:
+            token = draw(draws.probabilities(logits), generator)
+            if token == draws.eos:
                 return
             yield token
-            if number < max_new_tokens:
+            if number < draws.max_new_tokens:
                 ids.append(token)
                 logits = next_logits(model, ids, cache)
 
@@ -251,34 +266,25 @@ def stream(
 def generate(
     model: LanguageModel,
     prompt_ids: list[int],
+    draws: Draws,
     *,
-    max_new_tokens: int,
-    eos: int | None,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
     num_samples: int,
     seed: int,
     use_cache: bool = True,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[list[int]]:
-    """The new ids of each sample, without the prompt and without `eos`, which ends a sample.
+    """The new ids of each sample, without the prompt and without `draws.eos`, which ends a sample.
 
     A prompt longer than the context keeps its end, with a warning. `stop` is called before every token; once it returns
     true, the ids so far are returned. Raises UserError for an empty prompt or max_new_tokens below 1.
     """
-    prompt_ids = checked_prompt(prompt_ids, model.config.context_length, max_new_tokens)
+    prompt_ids = checked_prompt(prompt_ids, model.config.context_length, draws.max_new_tokens)
     cache = KVCache(model.config.context_length) if use_cache else None
     after_prompt = read(model, prompt_ids, cache)
-    samples = (
-        stream(
-            model, prompt_ids, after_prompt, cache,
-            max_new_tokens=max_new_tokens, eos=eos, temperature=temperature, top_k=top_k, top_p=top_p,
-            generator=sample_generator(seed, number), stop=stop,
-        )
+    return [
+        list(stream(model, prompt_ids, after_prompt, cache, draws, sample_generator(seed, number), stop))
         for number in range(num_samples)
-    )  # fmt: skip
-    return [list(new) for new in samples]
+    ]
 
 
 def preview(
@@ -294,22 +300,18 @@ def preview(
     template None: the prompt is used as it is. A prompt that leaves no room for an answer loses its beginning, which
     is said once. `stop`: as in `generate`.
     """
-    previews, n_cut, sample = [], 0, cfg.sample
+    previews, n_cut, draws = [], 0, Draws.of(cfg.sample, tokenizer.eos)
     for question in questions:
         prompt = question.instruction
         ids = tokenizer.encode(format_prompt(template, prompt, question.input))
-        kept = fit_prompt(ids, model.config.context_length, sample.max_new_tokens)
+        kept = fit_prompt(ids, model.config.context_length, draws.max_new_tokens)
         n_cut += len(kept) < len(ids)
-        [new] = generate(
-            model, kept,
-            max_new_tokens=sample.max_new_tokens, eos=tokenizer.eos, temperature=sample.temperature,
-            top_k=sample.top_k, top_p=sample.top_p, num_samples=1, seed=cfg.seed, stop=stop,
-        )  # fmt: skip
+        [new] = generate(model, kept, draws, num_samples=1, seed=cfg.seed, stop=stop)
         reference = {} if question.reference is None else {"reference": question.reference}
         previews.append({"prompt": prompt, "text": tokenizer.decode(new), **reference})
     if n_cut and model not in _warned:
         _warned.add(model)
-        room = f"the context of {model.config.context_length} tokens with {sample.max_new_tokens} new ones"
+        room = f"the context of {model.config.context_length} tokens with {draws.max_new_tokens} new ones"
         many = f"{n_cut} of {len(questions)} prompts of the samples"
         log.warning(f"{many} lose their beginning: no room in {room}")
     return previews

@@ -93,8 +93,8 @@ def test_it_is_fine_tuned_with_its_own_tokenizer_and_handed_back_with_it(models,
     assert its(text, split_special_tokens=True)["input_ids"] == own.encode(text)
     assert (its.eos_token_id, its.decode(own.encode(text))) == (own.eos, text)
     prompt = own.encode("What is")
-    settings = {"temperature": 0, "top_k": None, "top_p": None, "num_samples": 1, "seed": 0}
-    [new] = sampling.generate(ours.model, prompt, max_new_tokens=8, eos=own.eos, **settings)
+    draws = sampling.Draws(8, own.eos, temperature=0, top_k=None, top_p=None)
+    [new] = sampling.generate(ours.model, prompt, draws, num_samples=1, seed=0)
     assert (
         again.generate(torch.tensor([prompt]), max_new_tokens=8)[0].tolist()[: len(prompt) + len(new)] == prompt + new
     )

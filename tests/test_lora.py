@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gpt import lora, optim
 from gpt.config.schema import LoRAConfig
 from gpt.model import GPT
-from gpt.sampling import generate
+from gpt.sampling import Draws, generate
 
 TOKENS = torch.arange(32).view(2, 16)
 CONFIG = LoRAConfig(4, 8, list(LINEAR))
@@ -178,10 +178,8 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 def test_text_is_the_same_with_and_without_a_cache_before_and_after_merging():
     def text(use_cache):
-        return generate(
-            model, [1, 2, 3], max_new_tokens=12, eos=None, temperature=0.8, top_k=None, top_p=None, num_samples=2,
-            seed=3, use_cache=use_cache,
-        )  # fmt: skip
+        draws = Draws(12, eos=None, temperature=0.8, top_k=None, top_p=None)
+        return generate(model, [1, 2, 3], draws, num_samples=2, seed=3, use_cache=use_cache)
 
     model = adapted()
     texts = [text(True), text(False)]

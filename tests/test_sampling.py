@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from gpt.model import GPT
 from gpt.notebook import generate_text_simple
 from gpt.prompts import Question
 from gpt.sampling import (
+    Draws,
     KVCache,
     _warned,
     draw,
@@ -40,7 +42,7 @@ BYTES = tokenizer.load("bytes")
 PROMPT = BYTES.encode("Asthma")
 LOGITS = torch.tensor([4.51, 0.89, -1.9, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])
 
-SETTINGS = {"max_new_tokens": 30, "eos": None, "temperature": 1.0, "top_k": None, "top_p": None}
+DRAWS = Draws(30, eos=None, temperature=1.0, top_k=None, top_p=None)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +59,11 @@ def visible_warnings(monkeypatch):
     monkeypatch.setattr(logging.getLogger("gpt"), "propagate", True)  # console.setup() of another test turns it off
 
 
-def texts(model: GPT, prompt: list[int] = PROMPT, **changes) -> list[list[int]]:
-    return generate(model, prompt, **SETTINGS | {"num_samples": 1, "seed": 0} | changes)
+def texts(
+    model: GPT, prompt: list[int] = PROMPT, num_samples=1, seed=0, use_cache=True, stop=lambda: False, **changes
+) -> list[list[int]]:
+    draws = replace(DRAWS, **changes)
+    return generate(model, prompt, draws, num_samples=num_samples, seed=seed, use_cache=use_cache, stop=stop)
 
 
 class TestProbabilities:
@@ -203,10 +208,10 @@ class TestGenerate:
 
 
 class TestStream:
-    def begun(self, model, **changes):
+    def begun(self, model, stop=lambda: False, **changes):
         cache = KVCache(CONTEXT)
         logits = read(model, PROMPT, cache)
-        return stream(model, PROMPT, logits, cache, generator=sample_generator(0, 0), **SETTINGS | changes)
+        return stream(model, PROMPT, logits, cache, replace(DRAWS, **changes), sample_generator(0, 0), stop)
 
     def test_it_yields_each_id_of_generate_before_the_next_is_computed(self, model):
         asked = []
@@ -224,10 +229,7 @@ class TestStream:
         hook.remove()
         assert seen == [len(PROMPT) - 3] and cache.length == len(PROMPT)
         torch.testing.assert_close(logits, whole)
-        streams = [
-            stream(model, PROMPT, logits, cache, generator=sample_generator(0, number), **SETTINGS)
-            for number in range(2)
-        ]
+        streams = [stream(model, PROMPT, logits, cache, DRAWS, sample_generator(0, number)) for number in range(2)]
         assert [list(ids) for ids in streams] == texts(model, num_samples=2)
 
     def test_the_caller_computes_as_before_between_two_ids_and_after_it_has_left(self, model):
@@ -242,8 +244,8 @@ class TestStream:
     def test_the_last_token_is_not_read(self, model):
         cache = KVCache(CONTEXT)
         logits = read(model, PROMPT, cache)
-        settings = SETTINGS | {"max_new_tokens": 4}
-        assert len(list(stream(model, PROMPT, logits, cache, generator=sample_generator(0, 0), **settings))) == 4
+        draws = replace(DRAWS, max_new_tokens=4)
+        assert len(list(stream(model, PROMPT, logits, cache, draws, sample_generator(0, 0)))) == 4
         assert cache.length == len(PROMPT) + 3
 
 

@@ -187,16 +187,10 @@ def test_its_cost_is_counted_from_its_own_module(run, tmp_path):
 def test_it_continues_a_prompt_with_and_without_a_cache(run):
     _, run_dir = run
     model = loading.load(str(run_dir), ROOT, torch.device("cpu")).model
-    more = {
-        "max_new_tokens": 20,
-        "eos": None,
-        "temperature": 0.0,
-        "top_k": None,
-        "top_p": None,
-        "num_samples": 1,
-        "seed": 0,
-    }
-    cached, plain = (sampling.generate(model, [7, 8, 9], use_cache=on, **more) for on in (True, False))
+    draws = sampling.Draws(20, eos=None, temperature=0.0, top_k=None, top_p=None)
+    cached, plain = (
+        sampling.generate(model, [7, 8, 9], draws, num_samples=1, seed=0, use_cache=on) for on in (True, False)
+    )
     assert cached == plain and len(cached[0]) == 20
 
 

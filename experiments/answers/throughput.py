@@ -22,9 +22,9 @@ from gpt.files.paths import PROJECT_ROOT
 from gpt.generation import continuation
 from gpt.notebook import load_model
 from gpt.prompts import format_prompt
+from gpt.sampling import Draws
 
 ROWS = (1, 4, 16, 32)
-NO_TOKEN = -1  # no answer ends by itself
 
 
 def main() -> None:
@@ -39,6 +39,7 @@ def main() -> None:
     with open(PROJECT_ROOT / "outputs/data/medquad/test.jsonl", encoding="utf-8") as file:
         asked = [json.loads(line)["instruction"] for _, line in zip(range(given.questions), file, strict=False)]
     prompts = sorted((tokens.encode(format_prompt("alpaca", text)) for text in asked), key=len)
+    draws = Draws(given.new, eos=None, temperature=0.0, top_k=None, top_p=None)  # no answer ends by itself
     seconds: dict[int, list[float]] = {rows: [] for rows in ROWS}
     answers: dict[int, list[list[int]]] = {}
     for _ in range(given.turns):
@@ -48,10 +49,9 @@ def main() -> None:
                 new.ids
                 for i in range(0, len(prompts), rows)
                 for new in continuation.continue_all(
-                    loaded.model, prompts[i : i + rows], max_new_tokens=given.new, eos=NO_TOKEN, temperature=0.0,
-                    top_k=None, top_p=None, generators=[torch.Generator()] * len(prompts[i : i + rows]),
+                    loaded.model, prompts[i : i + rows], draws, [torch.Generator()] * len(prompts[i : i + rows])
                 )
-            ]  # fmt: skip
+            ]
             seconds[rows].append(time.perf_counter() - started)
     n_tokens = sum(map(len, answers[1]))
     print(f"{len(prompts)} questions, {n_tokens:,} tokens; {torch.get_num_threads()} threads, float32")

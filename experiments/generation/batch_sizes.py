@@ -17,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gpt import sampling, tokenizer
 from gpt.files.paths import PROJECT_ROOT
-from gpt.generation.continuation import Draws, Row, continue_each
+from gpt.generation.continuation import Row, continue_each
 from gpt.notebook import load_model
 from gpt.prompts import format_prompt
+from gpt.sampling import Draws
 
 SLOTS = (8, 32, 64)
 
@@ -39,11 +40,12 @@ def main() -> None:
     prompts = [tokens.encode(format_prompt(loaded.template or "alpaca", text)) for text in asked]
     new = min(given.new, loaded.model.config.context_length - max(map(len, prompts)))
     for name, draws in (
-        ("greedy", Draws(0.0, None, None, None)),
-        ("temperature 0.8, top_k 50", Draws(0.8, 50, None, None)),
-        ("temperature 1", Draws(1.0, None, None, None)),
+        ("greedy", Draws(new, None, 0.0, None, None)),
+        ("temperature 0.8, top_k 50", Draws(new, None, 0.8, 50, None)),
+        ("temperature 1", Draws(new, None, 1.0, None, None)),
     ):
-        texts = {1: [alone(loaded.model, prompt, new, draws) for prompt in prompts]}
+        alone = [sampling.generate(loaded.model, prompt, draws, num_samples=1, seed=1337) for prompt in prompts]
+        texts = {1: [ids for [ids] in alone]}
         for n_slots in SLOTS:
             rows = [Row(prompt, new, sampling.sample_generator(1337, 0)) for prompt in prompts]
             for _ in continue_each(loaded.model, rows, n_slots, draws, n_columns=max(map(len, prompts)) + new):
@@ -54,14 +56,6 @@ def main() -> None:
             rate = f"one token in {compared / different:,.0f}" if different else "no token"
             print(f"{name}: {one} and {other} at once: {rate} differs; {different} of {len(prompts)} texts of {new} "
                   f"tokens, {compared:,} tokens compared", flush=True)  # fmt: skip
-
-
-def alone(model: torch.nn.Module, prompt: list[int], new: int, draws: Draws) -> list[int]:
-    [ids] = sampling.generate(
-        model, prompt, max_new_tokens=new, eos=None, temperature=draws.temperature, top_k=draws.top_k,
-        top_p=draws.top_p, num_samples=1, seed=1337,
-    )  # fmt: skip
-    return ids
 
 
 def first_differences(ones: list[list[int]], others: list[list[int]]) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -27,16 +28,17 @@ sys.path.insert(0, str(ROOT))
 from gpt import sampling, tokenizer  # noqa: E402
 from gpt.config.families import GPT2Config  # noqa: E402
 from gpt.generation import prompt_lookup  # noqa: E402
-from gpt.generation.continuation import Draws, Row, continue_each  # noqa: E402
+from gpt.generation.continuation import Row, continue_each  # noqa: E402
 from gpt.generation.meter import bytes_of_weights  # noqa: E402
 from gpt.machine import rates  # noqa: E402
 from gpt.model import GPT, LanguageModel  # noqa: E402
 from gpt.notebook import load_model  # noqa: E402
 from gpt.prompts import format_prompt  # noqa: E402
+from gpt.sampling import Draws  # noqa: E402
 
 CPU = torch.device("cpu")
 VOCABULARY = 50257
-DRAWS = Draws(0.8, 50, None, None)
+DRAWS = Draws(128, eos=None, temperature=0.8, top_k=50, top_p=None)
 # What one run of a contestant took: seconds to the first token, and for each of the others.
 Run = Callable[[list[int], int], tuple[float, float]]
 
@@ -59,10 +61,8 @@ def ours(model: LanguageModel) -> Run:
     def run(prompt: list[int], n: int) -> tuple[float, float]:
         started = time.perf_counter()
         cache = sampling.KVCache(model.config.context_length)
-        new = sampling.stream(
-            model, prompt, sampling.read(model, prompt, cache), cache, max_new_tokens=n, eos=None,
-            temperature=DRAWS.temperature, top_k=DRAWS.top_k, top_p=None, generator=sampling.sample_generator(0, 0),
-        )  # fmt: skip
+        logits, draws = sampling.read(model, prompt, cache), replace(DRAWS, max_new_tokens=n)
+        new = sampling.stream(model, prompt, logits, cache, draws, sampling.sample_generator(0, 0))
         next(new)
         first = time.perf_counter() - started
         for _ in new:
@@ -192,22 +192,21 @@ def quality(given: argparse.Namespace) -> None:
 def lookup(given: argparse.Namespace) -> None:
     """Answers with and without guessed tokens: passes of the model for a token, and tokens per second."""
     loaded, tokens, records = trained(given)
-    model, draws = loaded.model, [("greedy", 0.0, None), ("temperature 0.8, top_k 50", 0.8, 50)]
+    model = loaded.model
     prompts = [tokens.encode(format_prompt(loaded.template or "alpaca", r["instruction"])) for r in records]
     n = min(given.new, model.config.context_length - max(map(len, prompts)))
+    own = replace(DRAWS, max_new_tokens=n, eos=tokens.eos)
     passes = [0]
     model.blocks[0].register_forward_hook(lambda *_: passes.__setitem__(0, passes[0] + 1))
-    for name, temperature, top_k in draws:
+    for name, draws in (("greedy", replace(own, temperature=0.0)), ("temperature 0.8, top_k 50", own)):
         for n_drafted in (None, 2, 4, 8):
             n_tokens, seconds, passes[0] = 0, 0.0, 0
             for prompt in prompts:
                 cache = sampling.KVCache(model.config.context_length)
                 logits = sampling.read(model, prompt, cache)
                 started = given.clock()
-                new = prompt_lookup.stream_of(n_drafted)(
-                    model, prompt, logits, cache, max_new_tokens=n, eos=tokens.eos, temperature=temperature,
-                    top_k=top_k, top_p=None, generator=sampling.sample_generator(0, 0),
-                )  # fmt: skip
+                stream = prompt_lookup.stream_of(n_drafted)
+                new = stream(model, prompt, logits, cache, draws, sampling.sample_generator(0, 0))
                 n_tokens += sum(1 for _ in new)
                 seconds += given.clock() - started
             print(f"{name}, lookup={n_drafted}: {n_tokens / (passes[0] - len(prompts)):.2f} tokens a pass, "

@@ -82,10 +82,10 @@ class HarnessModel(TemplateLM):
             n = int(options.get("max_gen_toks", DEFAULT_NEW))
             n = min(n, self._context - 1)
             temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
+            draws = sampling.Draws(n, self.eot_token_id, temperature, options.get("top_k"), options.get("top_p"))
             written = continue_all(
-                self._model, [prompts[i][-(self._context - n) :] for i in group], max_new_tokens=n,
-                eos=self.eot_token_id, temperature=temperature, top_k=options.get("top_k"), top_p=options.get("top_p"),
-                generators=[sampling.sample_generator(self._task.seed, i) for i in group],
+                self._model, [prompts[i][-(self._context - n) :] for i in group], draws,
+                [sampling.sample_generator(self._task.seed, i) for i in group],
             )  # fmt: skip
             until = options.get("until") or []
             for i, new in zip(group, written, strict=True):

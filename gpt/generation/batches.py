@@ -6,14 +6,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from gpt import sampling
 from gpt.config.schema import GenerateConfig
 from gpt.errors import Interrupted
 from gpt.files import atomic, paths
-from gpt.generation import answer_file, prompt_lookup, text_stream
-from gpt.generation.continuation import Draws, Row, continue_each
+from gpt.generation import answer_file, samples, text_stream
+from gpt.generation.continuation import Row, continue_each
 from gpt.machine import free_memory
 from gpt.model import LanguageModel
 from gpt.prompts import format_prompt
@@ -38,9 +39,8 @@ class Job:
     wanted: list[tuple[list[int], int]]
     n_rows: int
     n_columns: int
-    max_new_tokens: int
     seed: int
-    draws: Draws
+    draws: sampling.Draws
     ends: Callable[[list[int]], bool]
     lookup: int | None
 
@@ -112,22 +112,20 @@ def planned(
         end = tokens.decode(new[-longest:]) if longest else ""
         return any(string in end for string in cfg.stop)
 
-    return Job(
-        model, wanted, rows_at_once(cfg, len(wanted), n_columns, model, before), n_columns, cfg.max_new_tokens,
-        cfg.seed, Draws(cfg.temperature, cfg.top_k, cfg.top_p, tokens.eos), ends, cfg.lookup,
-    )  # fmt: skip
+    n_rows, draws = rows_at_once(cfg, len(wanted), n_columns, model, before), sampling.Draws.of(cfg, tokens.eos)
+    return Job(model, wanted, n_rows, n_columns, cfg.seed, draws, ends, cfg.lookup)
 
 
 def answers(job: Job, stop: interrupt.Stop) -> Iterator[Answer]:
     """The samples in order, each as soon as those before it are there; none more after `stop` returns true."""
     if job.n_rows == 1:
-        yield from one_by_one(job, stop)
+        yield from answers_one_by_one(job, stop)
         return
     begun: deque[Row] = deque()  # rows that have not been yielded
 
     def rows() -> Iterator[Row]:
         for prompt, sample in job.wanted:
-            begun.append(Row(prompt, job.max_new_tokens, sampling.sample_generator(job.seed, sample)))
+            begun.append(Row(prompt, job.draws.max_new_tokens, sampling.sample_generator(job.seed, sample)))
             yield begun[-1]
 
     for _ in continue_each(
@@ -138,28 +136,19 @@ def answers(job: Job, stop: interrupt.Stop) -> Iterator[Answer]:
             yield Answer(row.new, not row.stopped and not job.ends(row.new))
 
 
-def one_by_one(job: Job, stop: interrupt.Stop) -> Iterator[Answer]:
+def answers_one_by_one(job: Job, stop: interrupt.Stop) -> Iterator[Answer]:
     """As `answers`, with the bits of sampling.generate."""
-    cache, draws = sampling.KVCache(job.model.config.context_length), job.draws
-    read: list[int] | None = None
-    for prompt, sample in job.wanted:
-        if stop():
-            return
-        if prompt is not read:
-            cache.length, read = 0, prompt
-            logits = sampling.read(job.model, prompt, cache)
+    cache = sampling.KVCache(job.model.config.context_length)
+    wanted = takewhile(lambda _: not stop(), job.wanted)
+    for new in samples.one_by_one(job.model, wanted, cache, job.draws, job.seed, job.lookup, stop):
         ids: list[int] = []
-        for token in prompt_lookup.stream_of(job.lookup)(
-            job.model, prompt, logits, cache,
-            max_new_tokens=job.max_new_tokens, eos=draws.eos, temperature=draws.temperature, top_k=draws.top_k,
-            top_p=draws.top_p, generator=sampling.sample_generator(job.seed, sample), stop=stop,
-        ):  # fmt: skip
+        for token in new:
             ids.append(token)
             if job.ends(ids):
                 break
         if stop():
             return
-        yield Answer(ids, len(ids) == job.max_new_tokens and not job.ends(ids))
+        yield Answer(ids, len(ids) == job.draws.max_new_tokens and not job.ends(ids))
 
 
 def rows_at_once(

@@ -23,18 +23,9 @@ from gpt import sampling
 from gpt.errors import UserError
 from gpt.generation.row_cache import RowCache
 from gpt.model import LanguageModel
+from gpt.sampling import Draws
 
 SLOTS = 8  # a multiple of four is enough for MKL's kernels of AVX2 and AVX-512
-
-
-@dataclass(frozen=True)
-class Draws:
-    """How a token is drawn from the logits, and which one ends a text."""
-
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    eos: int | None
 
 
 class Continuation(NamedTuple):
@@ -161,16 +152,11 @@ class _Batch:
 def continue_all(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    eos: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
+    draws: Draws,
     generators: Sequence[torch.Generator],
 ) -> list[Continuation]:
-    """Continues each prompt once, all together. A row ends with `eos`, after `max_new_tokens`, or where its context is
-    full, whatever the other rows do.
+    """Continues each prompt once, all together. A row ends as `draws` say, or where its context is full, whatever the
+    other rows do.
 
     `generators`: the random numbers of each row; not used at temperature 0. Raises UserError for an empty prompt, and
     ValueError for one that leaves no room in the context.
@@ -182,11 +168,10 @@ def continue_all(
         raise ValueError(f"a prompt of {longest} tokens fills the context")
     room = model.config.context_length
     rows = [
-        Row(prompt, min(max_new_tokens, room - len(prompt)), generator)
+        Row(prompt, min(draws.max_new_tokens, room - len(prompt)), generator)
         for prompt, generator in zip(prompts, generators, strict=True)
     ]
-    draws = Draws(temperature, top_k, top_p, eos)
-    for _ in continue_each(model, rows, len(rows), draws, n_columns=longest + max_new_tokens):
+    for _ in continue_each(model, rows, len(rows), draws, n_columns=longest + draws.max_new_tokens):
         pass
     return [Continuation(row.new, row.stopped) for row in rows]
 
@@ -201,7 +186,7 @@ def draw_each(logits: Tensor, draws: Draws, generators: Sequence[torch.Generator
         if (likeliest.values[:, -1] < likeliest.values[:, -2]).all():
             ids = likeliest.indices[:, :-1].sort(-1).values  # (R, k) in the order of the vocabulary
             logits = logits.gather(-1, ids)
-    chances = sampling.probabilities(logits, draws.temperature, draws.top_k, draws.top_p)
+    chances = draws.probabilities(logits)
     cumulative = chances.cumsum(-1)  # (R, V) or (R, k)
     uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])[:, None]
     place = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)  # (R, 1)

@@ -6,7 +6,7 @@ after one is to begin anew. Without a template all turns are one text, which the
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gpt import sampling
@@ -76,11 +76,11 @@ class Conversation:
         self.cache.length = min(n_common(held, prompt), len(prompt) - 1)  # the logits after the last one are needed
         self._read = prompt[:]
         self.meter.start()
-        new = prompt_lookup.stream_of(cfg.lookup)(
-            self.model, prompt, sampling.read(self.model, prompt, self.cache), self.cache,
-            max_new_tokens=cfg.max_new_tokens, eos=self.tokens.eos, temperature=self.temperature, top_k=cfg.top_k,
-            top_p=cfg.top_p, generator=sampling.sample_generator(cfg.seed, len(self.turns)), stop=is_ended,
-        )  # fmt: skip
+        logits = sampling.read(self.model, prompt, self.cache)
+        draws = replace(sampling.Draws.of(cfg, self.tokens.eos), temperature=self.temperature)
+        generator = sampling.sample_generator(cfg.seed, len(self.turns))
+        stream = prompt_lookup.stream_of(cfg.lookup)
+        new = stream(self.model, prompt, logits, self.cache, draws, generator, is_ended)
         text = ""
         for piece in text_stream.pieces(self._noted(self.meter.watch(new)), self.tokens.decode, self._stop):
             text += piece

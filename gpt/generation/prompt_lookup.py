@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gpt import sampling
 from gpt.model import LanguageModel
-from gpt.sampling import KVCache
+from gpt.sampling import Draws, KVCache
 
 LONGEST = 3  # tokens that have to be the same; where no three are, two or one
 
@@ -56,15 +56,11 @@ def stream(
     ids: list[int],
     logits: Tensor,
     cache: KVCache,
-    *,
-    n_drafted: int,
-    max_new_tokens: int,
-    eos: int | None,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
+    draws: Draws,
     generator: torch.Generator,
     stop: Callable[[], bool] = lambda: False,
+    *,
+    n_drafted: int,
 ) -> Iterator[int]:
     """As sampling.stream, with up to `n_drafted` tokens checked in a pass; the cache never holds more than it would."""
     cache.length, n_new = len(ids), 0
@@ -76,17 +72,17 @@ def stream(
                 cache.length = min(held, len(lookup.ids))  # without guesses that are not drawn
                 if stop():
                     return
-                token = sampling.draw(sampling.probabilities(after, temperature, top_k, top_p), generator)
-                if token == eos:
+                token = sampling.draw(draws.probabilities(after), generator)
+                if token == draws.eos:
                     return
                 yield token
                 n_new += 1
-                if n_new == max_new_tokens:
+                if n_new == draws.max_new_tokens:
                     return
                 lookup.append(token)
                 if token != guess:
                     break  # all logits after this one are those of another text
-            room = min(max_new_tokens - n_new, model.config.context_length - len(lookup.ids))
+            room = min(draws.max_new_tokens - n_new, model.config.context_length - len(lookup.ids))
             draft = lookup.draft(min(n_drafted, room)) if room > 0 else []
             logits = read(model, lookup.ids, draft, cache)  # (drafted + 1, V)
 

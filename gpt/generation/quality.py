@@ -28,7 +28,7 @@ from gpt.generation.continuation import continue_all
 from gpt.loss import cross_entropy
 from gpt.model import LanguageModel
 from gpt.runs.model_file import Loaded
-from gpt.sampling import KVCache, eval_mode, next_logits, sample_generator
+from gpt.sampling import Draws, KVCache, eval_mode, next_logits, sample_generator
 from gpt.weights import hub_card
 
 log = logging.getLogger(__name__)
@@ -114,10 +114,8 @@ def written(loaded: Loaded) -> tuple[Split, str, str]:
     model, eos = loaded.model, tokenizer.load(loaded.tokenizer_name).eos
     length = min(WRITTEN, model.config.context_length - 1)
     rows = -(-ROWS * WRITTEN // length)
-    texts = continue_all(
-        model, [[eos]] * rows, max_new_tokens=length, eos=-1, temperature=1.0, top_k=None, top_p=None,
-        generators=[sample_generator(0, row) for row in range(rows)],
-    )  # fmt: skip
+    draws = Draws(length, eos=None, temperature=1.0, top_k=None, top_p=None)
+    texts = continue_all(model, [[eos]] * rows, draws, [sample_generator(0, row) for row in range(rows)])
     ids = [[eos, *text.ids] for text in texts]
     ends = np.cumsum([len(own) for own in ids])
     starts = ends - [len(own) for own in ids]

@@ -1,7 +1,8 @@
-"""Prints the samples of prompts, one after the other."""
+"""Computes the samples of prompts one after the other, and prints them as they come."""
 
 import signal
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 
 from gpt import sampling
@@ -21,31 +22,41 @@ def write(
 ) -> None:
     """Prints each (instruction, input) to stderr and its samples to stdout. On a terminal they appear as they are made,
     and Ctrl-C ends the one that is being made; in a pipe, or where it is the last one, the process ends."""
-    context_length, left = model.config.context_length, len(prompts) * cfg.num_samples
+    context_length, last = model.config.context_length, len(prompts) * cfg.num_samples - 1
     cache, ctrl_c = sampling.KVCache(context_length), interrupt.AnswerEnd()
-    meter = Meter(model, cache)
-    first = ""
-    with ctrl_c if sys.stdout.isatty() else nullcontext():
+    meter, draws = Meter(model, cache), sampling.Draws.of(cfg, tokens.eos)
+
+    def wanted() -> Iterator[tuple[list[int], int]]:
         for instruction, given in prompts:
             announce_prompt(instruction, given)
             ids = tokens.encode(format_prompt(template, instruction, given))
             ids = sampling.checked_prompt(ids, context_length, cfg.max_new_tokens)
-            cache.length = 0
             meter.start()
-            logits = sampling.read(model, ids, cache)
-            for number in range(cfg.num_samples):
-                announce_sample(number + 1, cfg.num_samples)
-                new = prompt_lookup.stream_of(cfg.lookup)(
-                    model, ids, logits, cache,
-                    max_new_tokens=cfg.max_new_tokens, eos=tokens.eos, temperature=cfg.temperature, top_k=cfg.top_k,
-                    top_p=cfg.top_p, generator=sampling.sample_generator(cfg.seed, number), stop=ctrl_c,
-                )  # fmt: skip
-                show(text_stream.pieces(meter.watch(new), tokens.decode, cfg.stop), first)
-                first = "\n"
-                left -= 1
-                if left:
-                    ctrl_c.reset()
+            for sample in range(cfg.num_samples):
+                yield ids, sample
+
+    with ctrl_c if sys.stdout.isatty() else nullcontext():
+        for number, new in enumerate(one_by_one(model, wanted(), cache, draws, cfg.seed, cfg.lookup, ctrl_c)):
+            announce_sample(number % cfg.num_samples + 1, cfg.num_samples)
+            show(text_stream.pieces(meter.watch(new), tokens.decode, cfg.stop), "\n" if number else "")
+            if number < last:
+                ctrl_c.reset()
     if ctrl_c():
         raise Interrupted(signal.SIGINT)
     if cfg.stats:
         remark(f"statistics: {meter.line()}")
+
+
+def one_by_one(
+    model: LanguageModel, wanted: Iterable[tuple[list[int], int]], cache: sampling.KVCache, draws: sampling.Draws,
+    seed: int, lookup: int | None, stop: Callable[[], bool],
+) -> Iterator[Iterator[int]]:  # fmt: skip
+    """Yields for each (prompt, number of the sample) its new ids, as sampling.generate draws them, each as soon as it
+    is drawn. A prompt is read once for all of its samples that follow each other, which are the same list."""
+    read: list[int] | None = None
+    for prompt, sample in wanted:
+        if prompt is not read:
+            cache.length, read = 0, prompt
+            logits = sampling.read(model, prompt, cache)
+        generator = sampling.sample_generator(seed, sample)
+        yield prompt_lookup.stream_of(lookup)(model, prompt, logits, cache, draws, generator, stop)

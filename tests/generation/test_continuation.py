@@ -1,7 +1,7 @@
 """Many prompts at once: each row is what its prompt alone gives, whatever is computed beside it."""
 
-import dataclasses
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +10,9 @@ from conftest import UNPUBLISHED, model_config, modern_config
 from gpt import tokenizer
 from gpt.config.families import model_class
 from gpt.errors import UserError
-from gpt.generation.continuation import Draws, Row, _Batch, continue_all, continue_each, draw_each
+from gpt.generation.continuation import Row, _Batch, continue_all, continue_each, draw_each
 from gpt.model import LanguageModel
-from gpt.sampling import draw, generate, probabilities, sample_generator
+from gpt.sampling import Draws, draw, generate, probabilities, sample_generator
 
 CONTEXT = 16
 BYTES = tokenizer.load("bytes")
@@ -21,6 +21,7 @@ FAMILIES = {
     "qwen3": modern_config(),
     "windows": modern_config(**UNPUBLISHED),
 }
+DRAWS = Draws(8, eos=None, temperature=1.0, top_k=None, top_p=None)
 PROMPTS = [BYTES.encode(text) for text in ("Asthma", "a", "Croup ?", "What is", "x" * 12)]
 
 
@@ -47,8 +48,8 @@ def gpt2() -> LanguageModel:
 
 
 def alone(model: LanguageModel, prompt: list[int], n: int, sample: int = 0, eos: int | None = None) -> list[int]:
-    settings = {"temperature": 1.0, "top_k": 40, "top_p": None, "num_samples": sample + 1, "seed": 3}
-    return generate(model, prompt, max_new_tokens=n, eos=eos, **settings)[sample]
+    draws = Draws(n, eos, temperature=1.0, top_k=40, top_p=None)
+    return generate(model, prompt, draws, num_samples=sample + 1, seed=3)[sample]
 
 
 def rows_of(prompts: list[list[int]], n: int) -> list[Row]:
@@ -56,25 +57,22 @@ def rows_of(prompts: list[list[int]], n: int) -> list[Row]:
 
 
 def continued(model: LanguageModel, rows: list[Row], n_slots: int, **changes) -> list[Row]:
-    draws = Draws(temperature=1.0, top_k=40, top_p=None, eos=None)
+    draws = Draws(CONTEXT, eos=None, temperature=1.0, top_k=40, top_p=None)
     return list(continue_each(model, rows, n_slots, **{"draws": draws, "n_columns": CONTEXT} | changes))
 
 
 class TestContinueAll:
     def together(self, model, prompts, **changes):
-        settings = {"max_new_tokens": 8, "eos": BYTES.eos, "temperature": 0.0, "top_k": None, "top_p": None}
-        generators = [sample_generator(3, 0) for _ in prompts]
-        return continue_all(model, prompts, **settings | {"generators": generators} | changes)
+        draws = Draws(8, BYTES.eos, temperature=0.0, top_k=None, top_p=None)
+        return continue_all(model, prompts, replace(draws, **changes), [sample_generator(3, 0) for _ in prompts])
 
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
     def test_each_row_is_what_the_prompt_alone_gives_and_ends_where_its_own_context_is_full(self, model, temperature):
         rows = self.together(model, PROMPTS, temperature=temperature, max_new_tokens=30)
         for prompt, row in zip(PROMPTS, rows, strict=True):
             room = CONTEXT - len(prompt)
-            [ids] = generate(
-                model, prompt, max_new_tokens=room, eos=BYTES.eos, temperature=temperature, top_k=None, top_p=None,
-                num_samples=1, seed=3,
-            )  # fmt: skip
+            draws = Draws(room, BYTES.eos, temperature, top_k=None, top_p=None)
+            [ids] = generate(model, prompt, draws, num_samples=1, seed=3)
             assert row.ids == ids and row.stopped == (len(ids) < room)
         assert len({token for row in rows for token in row.ids}) > 10
 
@@ -128,7 +126,7 @@ class TestContinueEach:
 
     def test_the_caller_has_gradients_and_modes_between_rows(self, gpt2):
         gpt2.train()
-        for _ in continue_each(gpt2, rows_of(PROMPTS, 2), 2, Draws(1.0, None, None, None), n_columns=CONTEXT):
+        for _ in continue_each(gpt2, rows_of(PROMPTS, 2), 2, DRAWS, n_columns=CONTEXT):
             assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
             assert all(module.training for module in gpt2.modules())
         gpt2.eval()
@@ -143,7 +141,7 @@ class TestContinueEach:
 
 
 def with_room_for_long_rows(family: str, dtype: torch.dtype) -> LanguageModel:
-    config = dataclasses.replace(FAMILIES[family], context_length=200, n_embd=64)
+    config = replace(FAMILIES[family], context_length=200, n_embd=64)
     torch.manual_seed(0)
     return model_class(config.family)(config, BYTES.n_vocab).to(dtype).eval()
 
@@ -166,7 +164,7 @@ def test_a_row_gets_the_same_bits_in_every_slot_beside_any_others(family, dtype,
     found: dict[int, list[torch.Tensor]] = {}
     for arrangement in ([0, 1, 2, 3, 4], [3, 9, 1, 0, 2], [8, 8, 7, 0, 1], [9, 2, 6, 3], [4]):
         rows = rows_of([prompts[number] for number in arrangement], 9)
-        batch = _Batch(model, iter(rows), n_slots, Draws(0, None, None, None), 200, lambda ids: False)
+        batch = _Batch(model, iter(rows), n_slots, replace(DRAWS, temperature=0), 200, lambda ids: False)
         with torch.inference_mode():
             for _ in rows:
                 batch.step()  # reads a prompt
@@ -186,7 +184,7 @@ class TestDrawing:
         for turn in range(5):
             together = [sample_generator(turn, row) for row in range(40)]
             each = [sample_generator(turn, row) for row in range(40)]
-            drawn = draw_each(logits, Draws(temperature, top_k, top_p, None), together)
+            drawn = draw_each(logits, Draws(1, None, temperature, top_k, top_p), together)
             chances = probabilities(logits, temperature, top_k, top_p)
             assert drawn == [draw(p, g) for p, g in zip(chances, each, strict=True)]
             assert all(torch.equal(a.get_state(), b.get_state()) for a, b in zip(together, each, strict=True))
@@ -194,9 +192,10 @@ class TestDrawing:
     def test_equals_of_the_kth_largest_may_be_drawn_in_every_row(self):
         logits = torch.zeros(2, 9).index_fill_(1, torch.tensor([4]), 1.0)
         logits[1, 7] = 0.5
-        draws = Draws(1.0, 2, None, None)
+        draws = replace(DRAWS, top_k=2)
         seen = [draw_each(logits, draws, [sample_generator(n, 0), sample_generator(n, 1)]) for n in range(200)]
         assert {first for first, _ in seen} == set(range(9)) and {second for _, second in seen} == {4, 7}
 
     def test_at_temperature_0_it_is_the_first_of_the_largest(self):
-        assert draw_each(torch.tensor([[1.0, 2, 2], [3, 0, 1]]), Draws(0, 5, 0.5, None), []) == [1, 0]
+        draws = replace(DRAWS, temperature=0, top_k=5, top_p=0.5)
+        assert draw_each(torch.tensor([[1.0, 2, 2], [3, 0, 1]]), draws, []) == [1, 0]

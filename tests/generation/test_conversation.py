@@ -48,10 +48,8 @@ def answers(conversation: Conversation, *written: str) -> list[str]:
 def alone(model, text: str, sample: int = 0, **changes) -> str:
     """What generate.py makes of a text that is a whole prompt already."""
     cfg = settings("unused", **{"max_new_tokens": 12, **changes})
-    drawn = sampling.generate(
-        model, BYTES.encode(text), max_new_tokens=cfg.max_new_tokens, eos=BYTES.eos, temperature=cfg.temperature,
-        top_k=cfg.top_k, top_p=cfg.top_p, num_samples=sample + 1, seed=cfg.seed,
-    )  # fmt: skip
+    draws = sampling.Draws.of(cfg, BYTES.eos)
+    drawn = sampling.generate(model, BYTES.encode(text), draws, num_samples=sample + 1, seed=cfg.seed)
     return BYTES.decode(drawn[sample])
 
 
@@ -150,10 +148,8 @@ class TestTheCache:
 def alone_of(model, prompt: list[int], sample: int) -> str:
     """The answer to these ids, all of which are read for it."""
     cfg = settings("unused", max_new_tokens=12)
-    drawn = sampling.generate(
-        model, prompt, max_new_tokens=12, eos=BYTES.eos, temperature=cfg.temperature, top_k=cfg.top_k,
-        top_p=cfg.top_p, num_samples=sample + 1, seed=cfg.seed, use_cache=False,
-    )  # fmt: skip
+    draws = sampling.Draws.of(cfg, BYTES.eos)
+    drawn = sampling.generate(model, prompt, draws, num_samples=sample + 1, seed=cfg.seed, use_cache=False)
     return BYTES.decode(drawn[sample])
 
 

@@ -114,14 +114,14 @@ def test_a_capped_head_keeps_its_offset(model):
 
 def test_text_is_the_same_each_time_and_nan_is_said(model):
     packed = precision.prepare(model, "int4")
-    settings = {"max_new_tokens": 6, "eos": None, "temperature": 1.0, "top_k": 20, "top_p": None, "num_samples": 2}
-    once = sampling.generate(packed, [1, 2, 3], seed=1, **settings)
-    assert sampling.generate(packed, [1, 2, 3], seed=1, **settings) == once
+    draws = sampling.Draws(6, eos=None, temperature=1.0, top_k=20, top_p=None)
+    once = sampling.generate(packed, [1, 2, 3], draws, num_samples=2, seed=1)
+    assert sampling.generate(packed, [1, 2, 3], draws, num_samples=2, seed=1) == once
     norm = packed.ln_f if isinstance(packed, GPT) else packed.blocks[0].post_attention_layernorm
     if getattr(norm, "weight", None) is not None:
         nn.init.constant_(norm.weight, torch.nan)
         with pytest.raises(UserError, match="not finite") as error:
-            sampling.generate(packed, [1, 2, 3], seed=1, **settings)
+            sampling.generate(packed, [1, 2, 3], draws, num_samples=2, seed=1)
         assert error.value.code == 4
 
 

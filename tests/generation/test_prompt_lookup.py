@@ -1,6 +1,7 @@
 """Guessed tokens change how many passes a text takes, and neither the text nor its distribution."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -18,6 +19,7 @@ FAMILIES = {
     "gpt2": model_config(context_length=CONTEXT),
     "windows": modern_config(**UNPUBLISHED | {"context_length": CONTEXT}),
 }
+DRAWS = sampling.Draws(12, eos=None, temperature=1.0, top_k=None, top_p=None)
 PROMPT = [0, 1, 2, 3, 0, 1, 2, 4, 0, 1]
 
 
@@ -39,12 +41,11 @@ def model(request) -> LanguageModel:
     return made(request.param)
 
 
-def drawn(model: LanguageModel, n_drafted: int | None, seed: int = 0, **changes) -> list[int]:
-    settings = {"max_new_tokens": 12, "eos": None, "temperature": 1.0, "top_k": None, "top_p": None}
+def drawn(model: LanguageModel, n_drafted: int | None, seed: int = 0, stop=lambda: False, **changes) -> list[int]:
     cache = sampling.KVCache(CONTEXT)
     logits = sampling.read(model, PROMPT, cache)
-    generator = sampling.sample_generator(seed, 0)
-    return list(stream_of(n_drafted)(model, PROMPT, logits, cache, generator=generator, **settings | changes))
+    draws, generator = replace(DRAWS, **changes), sampling.sample_generator(seed, 0)
+    return list(stream_of(n_drafted)(model, PROMPT, logits, cache, draws, generator, stop))
 
 
 def passes(model: LanguageModel, work) -> int:
@@ -86,20 +87,17 @@ def test_a_text_that_repeats_itself_takes_a_fraction_of_the_passes():
 
 def test_texts_are_as_frequent_as_the_model_has_them_probable():
     """Chi-square against the probabilities of all 125 texts of three tokens, each computed without a draft."""
-    model, n, settings = made("gpt2"), 600, {"temperature": 1.6, "top_k": None, "top_p": None}
+    model, n, draws = made("gpt2"), 600, replace(DRAWS, max_new_tokens=3, temperature=1.6)
     with torch.inference_mode():
         texts = torch.tensor([[*PROMPT, *text] for text in product(range(VOCABULARY), repeat=3)])  # (125, T)
-        after = sampling.probabilities(model(texts)[:, len(PROMPT) - 1 : -1], **settings)  # (125, 3, V)
+        after = draws.probabilities(model(texts)[:, len(PROMPT) - 1 : -1])  # (125, 3, V)
         wanted = n * after.gather(-1, texts[:, len(PROMPT) :, None]).prod(1)[:, 0]  # (125,)
     cache = sampling.KVCache(CONTEXT)
     logits = sampling.read(model, PROMPT, cache)
     seen: Counter[tuple[int, ...]] = Counter()
     for seed in range(n):
         generator = sampling.sample_generator(seed, 0)
-        new = stream(
-            model, PROMPT, logits, cache, n_drafted=3, max_new_tokens=3, eos=None, generator=generator, **settings
-        )  # fmt: skip
-        seen[tuple(new)] += 1
+        seen[tuple(stream(model, PROMPT, logits, cache, draws, generator, n_drafted=3))] += 1
     counts = torch.tensor([seen[tuple(text[len(PROMPT) :].tolist())] for text in texts])
     likely = wanted >= 5  # cells that the test may be used for; the others are one more together
     found, expected = (torch.cat([t[likely], t[~likely].sum()[None]]) for t in (counts, wanted))
@@ -123,11 +121,8 @@ def test_the_cache_holds_the_tokens_that_were_drawn_and_no_guess_wherever_the_te
         for n_drafted in (None, 4):
             caches.append(cache := sampling.KVCache(CONTEXT))
             logits = sampling.read(model, PROMPT, cache)
-            settings = {"max_new_tokens": n, "eos": None, "temperature": 1.0, "top_k": None, "top_p": None}
-            for _ in stream_of(n_drafted)(
-                model, PROMPT, logits, cache, generator=sampling.sample_generator(5, 0), **settings
-            ):  # fmt: skip
-                pass
+            draws, generator = replace(DRAWS, max_new_tokens=n), sampling.sample_generator(5, 0)
+            assert len(list(stream_of(n_drafted)(model, PROMPT, logits, cache, draws, generator))) == n
         length = len(PROMPT) + n - 1
         assert [cache.length for cache in caches] == [length, length]
         for one, other in zip(caches[0].layers[1], caches[1].layers[1], strict=True):
@@ -137,11 +132,8 @@ def test_the_cache_holds_the_tokens_that_were_drawn_and_no_guess_wherever_the_te
 def test_a_cache_that_holds_another_text_beyond_the_prompt_may_be_used_again(model):
     cache = sampling.KVCache(CONTEXT)
     logits = sampling.read(model, PROMPT, cache)
-    settings = {"max_new_tokens": 9, "eos": None, "temperature": 1.0, "top_k": None, "top_p": None, "n_drafted": 4}
-    texts = [
-        list(stream(model, PROMPT, logits, cache, generator=sampling.sample_generator(seed, 0), **settings))
-        for seed in (0, 1, 0)
-    ]
+    generators = [sampling.sample_generator(seed, 0) for seed in (0, 1, 0)]
+    texts = [list(stream(model, PROMPT, logits, cache, DRAWS, own, n_drafted=4)) for own in generators]
     assert texts[0] == texts[2] != texts[1]
 
 

@@ -40,10 +40,8 @@ def write(model, prompts=PROMPTS, **changes) -> None:
 def whole(model, prompt: tuple[str, str], **changes) -> list[str]:
     """The samples of a prompt as `sampling.generate` gives them."""
     cfg = settings("unused", **changes)
-    drawn = sampling.generate(
-        model, BYTES.encode(format_prompt("plain", *prompt)), max_new_tokens=cfg.max_new_tokens, eos=BYTES.eos,
-        temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p, num_samples=cfg.num_samples, seed=cfg.seed,
-    )  # fmt: skip
+    ids, draws = BYTES.encode(format_prompt("plain", *prompt)), sampling.Draws.of(cfg, BYTES.eos)
+    drawn = sampling.generate(model, ids, draws, num_samples=cfg.num_samples, seed=cfg.seed)
     return [BYTES.decode(ids) for ids in drawn]
 
 

@@ -88,8 +88,8 @@ def no_network(monkeypatch):
 
 def greedy(model, ids, number):
     """What our own sampler goes on with."""
-    settings = {"temperature": 0, "top_k": None, "top_p": None, "num_samples": 1, "seed": 0}
-    return sampling.generate(model, ids, max_new_tokens=number, eos=GPT2.eos, **settings)[0]
+    draws = sampling.Draws(number, GPT2.eos, temperature=0, top_k=None, top_p=None)
+    return sampling.generate(model, ids, draws, num_samples=1, seed=0)[0]
 
 
 def test_transformers_computes_the_same_logits_and_writes_the_same_greedy_text(exported, their_tokenizer):

@@ -114,10 +114,8 @@ class Evaluation(Kind):
         context = min(model.config.context_length, task.model.config.context_length)
         prompts = [task.part.prompt(i) for i in units]
         generators = [sampling.sample_generator(task.seed, i) for i in units]
-        written = continuation.continue_all(
-            model, prompts, max_new_tokens=self.max_new_tokens, eos=task.tokens.eos, temperature=self.temperature,
-            top_k=self.top_k, top_p=self.top_p, generators=generators,
-        )  # fmt: skip
+        draws = sampling.Draws(self.max_new_tokens, task.tokens.eos, self.temperature, self.top_k, self.top_p)
+        written = continuation.continue_all(model, prompts, draws, generators)
         references = scoring.of_documents(
             model, task.part.split, units, context, task.tokens.bytes_per_token(), task.batch_size * context
         )
