@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any, NamedTuple
 
+import torch
+
 from gpt import sampling
 from gpt.config.schema import GenerateConfig
 from gpt.errors import Interrupted
@@ -154,14 +156,16 @@ def answers_one_by_one(job: Job, stop: interrupt.Stop) -> Iterator[Answer]:
 def rows_at_once(
     cfg: GenerateConfig, n_wanted: int, n_columns: int, model: LanguageModel, before: dict[str, Any] | None
 ) -> int:
-    """cfg.batch_size or, where that is "auto", what it was for the answers that are kept already, else the number of
-    samples, but no more than are useful or fit into FREE_SHARE of the free memory."""
-    if cfg.batch_size != "auto":
-        return cfg.batch_size
+    """The number of samples, but no more than cfg.batch_size or, where that is "auto", than are useful or fit into
+    FREE_SHARE of the free memory. For answers that are kept already it was chosen among fewer samples, maybe: then it
+    stays, as another number would round otherwise."""
+    wanted = n_wanted if cfg.batch_size == "auto" else min(n_wanted, cfg.batch_size)
     recorded = (before or {}).get("batch_size")
-    if type(recorded) is int and recorded >= 1:
-        remark(f"batch_size=auto: {recorded}, as before")
+    if type(recorded) is int and recorded >= 1 and (cfg.batch_size == "auto" or recorded < wanted):
+        remark(f"batch_size={cfg.batch_size}: {recorded}, as before")
         return recorded
+    if cfg.batch_size != "auto":
+        return wanted
     device = model.head.device
     fitting = int(FREE_SHARE * free_memory.free(device)) // row_bytes(model, n_columns)
     n_rows = max(1, min(n_wanted, USEFUL_ROWS[device.type], fitting))
@@ -185,13 +189,8 @@ def settings_of(
     its place."""
     weights = hashlib.sha256("".join(map(atomic.sha256, loaded.files)).encode()).hexdigest()[:16]
     own = {key: getattr(cfg, key) for key in OF_THE_TEXT}
-    device = loaded.model.head.device.type
     return {
-        "weights": weights,
-        "step": loaded.step,
-        "template": template,
-        **own,
-        "precision": precision,
-        "batch_size": n_rows,
-        "device": device,
-    }
+        "weights": weights, "step": loaded.step, "template": template, **own, "precision": precision,
+        "batch_size": n_rows, "device": loaded.model.head.device.type,
+        "threads": torch.get_num_threads(), "torch": str(torch.__version__),
+    }  # fmt: skip

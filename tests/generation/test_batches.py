@@ -77,15 +77,20 @@ class TestText:
             batches.write(settings("unused", batch_size=4), [("", "")], None, loaded, "float32", BYTES)
 
 
-class TestAuto:
-    def rows(self, loaded: Loaded, n: int, before=None, columns: int = 64) -> int:
-        return batches.rows_at_once(settings("unused", batch_size="auto"), n, columns, loaded.model, before)
+class TestBatchSize:
+    def rows(self, loaded: Loaded, n: int, before=None, columns: int = 64, batch_size="auto") -> int:
+        return batches.rows_at_once(settings("unused", batch_size=batch_size), n, columns, loaded.model, before)
 
-    def test_it_is_the_number_of_texts_but_no_more_than_help(self, loaded, capsys):
+    def test_no_more_rows_are_computed_than_there_are_texts(self, loaded, capsys):
+        assert [self.rows(loaded, n, batch_size=4096) for n in (1, 2, 5000)] == [1, 2, 4096]
+        write(loaded, PROMPTS[:2], batch_size=4096, stats=True)
+        assert "prompts included, 2 at a time\n" in capsys.readouterr().err
+
+    def test_auto_is_the_number_of_texts_but_no_more_than_help(self, loaded, capsys):
         assert [self.rows(loaded, n) for n in (1, 5, 1000)] == [1, 5, 64]
         assert capsys.readouterr().err.endswith("batch_size=auto: 64\n")
 
-    def test_it_is_no_more_than_fits_into_the_free_memory_and_at_least_one(self, loaded):
+    def test_auto_is_no_more_than_fits_into_the_free_memory_and_at_least_one(self, loaded):
         of_row = batches.row_bytes(loaded.model, 64)
         free = batches.free_memory.free(torch.device("cpu"))
         columns = 64 * int(free * batches.FREE_SHARE / 5.5 / of_row)  # of rows so long, five fit
@@ -97,12 +102,21 @@ class TestAuto:
         cache = 64 * config.n_layer * 2 * config.n_embd * 8  # float64
         assert batches.row_bytes(loaded.model, 64) == cache + BYTES.n_vocab * 28
 
-    def test_answers_that_are_kept_go_on_with_the_number_that_they_began_with(self, loaded, tmp_path, capsys):
+    @pytest.mark.parametrize("batch_size", ["auto", 5])
+    def test_answers_that_are_kept_go_on_with_the_number_that_they_began_with(
+        self, loaded, tmp_path, capsys, batch_size
+    ):
         path = tmp_path / "a.jsonl"
-        write(loaded, PROMPTS[:3], batch_size="auto", output=str(path))
-        write(loaded, batch_size="auto", output=str(path))
-        assert "batch_size=auto: 3, as before\n" in capsys.readouterr().err
+        write(loaded, PROMPTS[:3], batch_size=batch_size, output=str(path))
+        write(loaded, batch_size=batch_size, output=str(path))
+        assert f"batch_size={batch_size}: 3, as before\n" in capsys.readouterr().err
         assert {row["settings"]["batch_size"] for row in rows(path)} == {3}
+
+    def test_answers_of_more_rows_are_not_gone_on_with_in_fewer(self, loaded, tmp_path):
+        path = tmp_path / "a.jsonl"
+        write(loaded, PROMPTS[:5], batch_size=5, output=str(path))
+        with pytest.raises(UserError, match="has answers with batch_size 5, and not 2"):
+            write(loaded, batch_size=2, output=str(path))
 
 
 class TestOutput:
@@ -159,6 +173,21 @@ class TestOutput:
         with pytest.raises(UserError, match="has answers with precision float32, and not int8") as error:
             write(loaded, precision="int8", output=str(tmp_path / "a.jsonl"))
         assert error.value.code == 2
+
+    def test_answers_of_another_number_of_threads_or_another_torch_are_not_gone_on_with(
+        self, loaded, tmp_path, monkeypatch
+    ):
+        threads, path = torch.get_num_threads(), tmp_path / "a.jsonl"
+        write(loaded, PROMPTS[:2], output=str(path))
+        try:
+            torch.set_num_threads(threads + 1)
+            with pytest.raises(UserError, match=f"has answers with threads {threads}, and not {threads + 1}"):
+                write(loaded, output=str(path))
+        finally:
+            torch.set_num_threads(threads)
+        monkeypatch.setattr(torch, "__version__", "9.9")
+        with pytest.raises(UserError, match=r"has answers with torch .*, and not 9\.9"):
+            write(loaded, output=str(path))
 
     @pytest.mark.parametrize("batch_size", [1, 4])
     def test_killed_or_ended_by_a_signal_at_any_line_it_becomes_the_same_file(self, loaded, tmp_path, batch_size):
