@@ -108,9 +108,10 @@ def memory_rate(device: torch.device) -> float:
     return 2 * source.nbytes / shortest_duration(lambda: target.copy_(source), device)
 
 
-def read_rate(device: torch.device) -> float:
-    """Bytes that are read in a second, at this moment: it is measured each time, for a third of a second."""
-    source = torch.ones(2**26, device=device)  # 256 MiB, many times what caches hold
+def read_rate(device: torch.device, n_bytes: int = 2**28) -> float:
+    """Bytes that are read in a second, at this moment, where the same `n_bytes` are read again and again: as many as
+    caches hold come from these. It is measured each time, for a third of a second."""
+    source = torch.ones(max(1, n_bytes // 4), device=device)
     return source.nbytes / shortest_duration(source.sum, device, at_least=0.3)
 
 
@@ -118,10 +119,12 @@ def shortest_duration(work: Callable[[], Any], device: torch.device, at_least: f
     """The shortest of two or more `duration`s within `at_least` so many seconds: the first one makes threads and
     kernels, and all else on the machine only adds to them. Where threads have to wait for each other on a busy one, a
     median was five times what whole steps took."""
-    times = [duration(work, device), duration(work, device)]
-    while sum(times) < at_least:
-        times.append(duration(work, device))
-    return min(times)
+    times = duration(work, device), duration(work, device)
+    least, total = min(times), sum(times)
+    while total < at_least:
+        last = duration(work, device)
+        least, total = min(least, last), total + last
+    return least
 
 
 def duration(work: Callable[[], Any], device: torch.device) -> float:

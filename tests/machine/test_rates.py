@@ -41,3 +41,4 @@ def test_reading_memory_is_measured_each_time(monkeypatch):
     monkeypatch.setattr(rates, "duration", lambda work, device: seen.append(work()) or 0.25)
     assert [rates.read_rate(torch.device("cpu")) for _ in range(2)] == [2**28 / 0.25] * 2
     assert [float(total) for total in seen] == [2**26] * 4  # all of it has been read, twice each time
+    assert rates.read_rate(torch.device("cpu"), 4000) == 4000 / 0.25 and float(seen[-1]) == 1000
