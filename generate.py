@@ -45,12 +45,12 @@ def write(cfg: GenerateConfig, checkpoint: str, prompts: list[tuple[str, str]], 
     from gpt.weights import export, hub_card
 
     where = device.choose_device(cfg.device, cfg.threads)
-    wanted = cfg.precision if cfg.export is None else "float32"
+    wanted = cfg.precision if cfg.export is None else None
     loaded, precision = packed_model.load(checkpoint, paths.PROJECT_ROOT, where, vars(cfg.model), wanted)
     tokens = tokenizer.load(loaded.tokenizer_name)
     if cfg.export is not None:
         directory = paths.absolute(cfg.export)
-        if cfg.precision == "float32":
+        if cfg.precision in (None, "float32"):
             export.write(loaded, directory)
         else:
             quantized_file.write(loaded, cfg.precision, directory)

@@ -143,7 +143,7 @@ class TestPrecision:
         generate.generate(settings(run_dir, export=str(tmp_path / "small"), precision="int8"))
         assert capsys.readouterr().out == f"{tmp_path}/small\n"
         texts = []
-        for path, name in ((run_dir, "int8"), (tmp_path / "small", "float32")):
+        for path, name in ((run_dir, "int8"), (tmp_path / "small", None)):
             generate.generate(settings(path, prompt="Croup", precision=name))
             done = capsys.readouterr()
             texts.append(done.out)

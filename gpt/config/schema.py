@@ -260,7 +260,7 @@ class GenerateConfig:
     output: Text | None
     lookup: Count | None
     seed: Seed
-    precision: PrecisionName
+    precision: PrecisionName | None
     device: DeviceName
     threads: Threads | None
 

@@ -39,7 +39,7 @@ class EvaluateConfig:
     resamples: Annotated[Count, Field(ge=100)]
     seed: Seed
     wandb: WandbConfig
-    precision: PrecisionName
+    precision: PrecisionName | None
     device: DeviceName
     threads: Threads | None
 

@@ -13,17 +13,17 @@ from gpt.weights import loading
 
 
 def load(
-    name: str, root: Path, device: torch.device, given: Mapping[str, Any], wanted: str
+    name: str, root: Path, device: torch.device, given: Mapping[str, Any], wanted: str | None
 ) -> tuple[Loaded, str]:  # fmt: skip
-    """The model that is called `name` and its precision, `wanted` or what "auto" has chosen. Arguments as in
-    gpt/weights/loading.py. Raises UserError."""
+    """The model that is called `name` and its precision: `wanted`, what "auto" has chosen or, where it is None, that of
+    a quantised directory, else float32. Other arguments as in gpt/weights/loading.py. Raises UserError."""
     path = root / Path(name).expanduser()
     if quantized_file.is_quantized(path):
         loaded, found = quantized_file.read(path, device)
-        if wanted not in (found, "float32", "auto"):  # float32 is the default, and so no wish
+        if wanted not in (found, "auto", None):
             raise UserError(f"weights in {found} have no form in {wanted}", str(path), "leave out precision=")
         return loaded, found
     loaded = loading.load(name, root, device, given)
-    chosen = quality.choose(loaded) if wanted == "auto" else wanted
+    chosen = quality.choose(loaded) if wanted == "auto" else wanted or "float32"
     precision.prepare(loaded.model, chosen)
     return loaded, chosen

@@ -94,9 +94,9 @@ def centred(head: Tensor) -> Tensor:
     return head.float() - head.float().mean(0)
 
 
-def check(precision: str, where: torch.device) -> None:
+def check(precision: str, where: torch.device, instead: str = "precision=float32") -> None:
     """Compares a small product of one row with what it must be. Raises UserError (2) where a device has no operator for
-    it, or another one."""
+    it, or another one; its remedy is to use `instead`, or the CPU."""
     weight = torch.linspace(-1, 1, PROBE * PROBE).view(PROBE, PROBE).sin()
     row = torch.linspace(-1, 1, PROBE)[None].to(torch.bfloat16)
     try:
@@ -108,7 +108,7 @@ def check(precision: str, where: torch.device) -> None:
         reason = one_line(fault, 100)
     if reason:
         what = f"precision={precision} is not supported on {where.type}"
-        raise UserError(what, reason, "use precision=bfloat16, or device=cpu")
+        raise UserError(what, reason, f"use {instead}" + (", or device=cpu" if where.type != "cpu" else ""))
 
 
 def seconds_of_products(model: LanguageModel) -> tuple[float, float]:

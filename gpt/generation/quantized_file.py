@@ -101,7 +101,7 @@ def read(directory: Path, device: torch.device) -> tuple[Loaded, str]:
             raise unusable(directory / SUMS, f"nothing about {name}")
         weight_files.verify(directory / name)
     name, identity, step = described(directory / CONFIG)
-    precision.check(name, device)
+    precision.check(name, device, "the model that it was made of")
     n_vocab = tokenizer.carried(identity.tokenizer, directory).n_vocab
     if n_vocab != identity.vocab_size:
         reason = f"vocabulary {identity.vocab_size}, its tokenizer {identity.tokenizer} has {n_vocab}"

@@ -60,7 +60,7 @@ KEYS = {
         "max_new_tokens": COUNT, "temperature": NOT_NEGATIVE, "top_k": COUNT_OR_NULL, "num_samples": COUNT,
         "seed": SEED, "device": one_of("cpu", "auto"), "top_p": (["null", "0.9", "1"], ["0", "1.5", *ANY_BAD]),
         "template": (["null", "plain"], ["plan", "3", ""]),
-        "precision": one_of("auto", "float32", "bfloat16", "int8", "int4"),
+        "precision": (["null", "auto", "float32", "bfloat16", "int8", "int4"], ["int3", "8", ""]),
     },
     "prepare_data": {
         "data.name": TEXT, "data.path": TEXT_OR_NULL, "data.max_tokens": COUNT_OR_NULL, "data.split_seed": SEED,

@@ -28,8 +28,9 @@ def path(tmp_path) -> Path:
 
 
 def test_a_model_is_loaded_in_the_precision_that_was_asked_for(path):
-    plain, as_asked = packed_model.load(str(path), ROOT, CPU, {}, "float32")
-    assert as_asked == "float32" and plain.model.packed_head is None
+    for wanted in ("float32", None):
+        plain, as_asked = packed_model.load(str(path), ROOT, CPU, {}, wanted)
+        assert as_asked == "float32" and plain.model.packed_head is None
     loaded, as_asked = packed_model.load(str(path), ROOT, CPU, {}, "int8")
     assert as_asked == "int8" and isinstance(loaded.model.blocks[0].attn.c_attn, Int8Linear)
     assert (loaded.step, loaded.files, loaded.tokenizer_name) == (3, (path,), "bytes")

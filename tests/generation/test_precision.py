@@ -133,6 +133,7 @@ def test_a_device_without_the_operator_is_refused_in_one_line(monkeypatch):
     with pytest.raises(UserError, match="precision=int4 is not supported on cpu") as error:
         precision.prepare(MODELS["tied"](), "int4")
     assert error.value.code == 2 and "\n" not in str(error.value)
+    assert str(error.value).endswith("; use precision=float32")
 
 
 def test_an_operator_that_computes_something_else_is_refused(monkeypatch):

@@ -50,7 +50,7 @@ def directory(original, tmp_path):
     return shutil.copytree(original, tmp_path / "model")
 
 
-def load(directory, wanted="float32"):
+def load(directory, wanted=None):
     return packed_model.load(str(directory), ROOT, CPU, {}, wanted)
 
 
@@ -201,10 +201,11 @@ def test_tensors_that_do_not_fit_are_named(fault, directory):
 
 
 def test_a_precision_that_the_file_does_not_have_is_refused(original):
-    assert load(original, "auto")[1] == load(original, "int4")[1] == "int4"
-    with pytest.raises(UserError, match="weights in int4 have no form in int8") as error:
-        load(original, "int8")
-    assert error.value.code == 2
+    assert load(original, "auto")[1] == load(original, "int4")[1] == load(original, None)[1] == "int4"
+    for other in ("int8", "float32"):
+        with pytest.raises(UserError, match=f"weights in int4 have no form in {other}") as error:
+            load(original, other)
+        assert error.value.code == 2
 
 
 def test_a_device_without_the_operators_is_one_line(original, monkeypatch):
@@ -214,7 +215,7 @@ def test_a_device_without_the_operators_is_one_line(original, monkeypatch):
     monkeypatch.setattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", lacking)
     with pytest.raises(UserError, match=r"precision=int4 is not supported on cpu \(no such operator") as error:
         load(original)
-    assert error.value.code == 2
+    assert error.value.code == 2 and str(error.value).endswith("; use the model that it was made of")
 
 
 def test_only_int8_and_int4_are_written_and_nothing_is_replaced(original, tmp_path):
