@@ -20,7 +20,7 @@ ORDER = [
     "generation",
     "weights",
     "runs",
-    "loop objective",
+    "loop objective evaluation.scoring",
     "machine",
     "data",
     "config",

@@ -19,13 +19,13 @@ import torch
 
 from gpt import tokenizer
 from gpt.data import prepared
-from gpt.data.batching import Split, collate, eval_segments
+from gpt.data.batching import Split, eval_segments
 from gpt.errors import UserError
+from gpt.evaluation import scoring
 from gpt.files import atomic, paths
 from gpt.files.json_file import read_object
 from gpt.generation import precision
 from gpt.generation.continuation import continue_all
-from gpt.loss import cross_entropy
 from gpt.model import LanguageModel
 from gpt.runs.model_file import Loaded
 from gpt.sampling import Draws, KVCache, eval_mode, next_logits, sample_generator
@@ -124,20 +124,16 @@ def written(loaded: Loaded) -> tuple[Split, str, str]:
 
 
 def bits_per_byte(model: LanguageModel, split: Split, mask: str, bytes_per_token: np.ndarray) -> float:
-    """Of the first TARGETS tokens of a split that are text. Those of control tokens count as nothing."""
-    segments = eval_segments(split, model.config.context_length, mask, TARGETS)
-    rows, nats, n_bytes = max(1, TARGETS // model.config.context_length), 0.0, 0
-    for first in range(0, len(segments.start), rows):
-        which = np.arange(first, min(first + rows, len(segments.start)))
-        batch = collate(split.ids, segments.take(which), [[i] for i in range(len(which))]).to(model.head.device)
-        with eval_mode(model), torch.inference_mode():
-            hidden = model.hidden(batch.inputs, batch.positions, batch.documents).flatten(0, 1)
-            targets = batch.targets.flatten()[batch.scored]
-            losses = cross_entropy(hidden[batch.scored], model.output_matrix(), targets, model.logit_softcap)
-        sizes = bytes_per_token[targets.cpu().numpy()]
-        nats += losses.double().cpu().numpy()[sizes > 0].sum()
-        n_bytes += int(sizes.sum())
-    return nats / math.log(2) / max(1, n_bytes)
+    """Of the first TARGETS tokens of a split that are text. Those of control tokens count as nothing. Raises UserError
+    (4) for a loss that is not finite."""
+    context_length = model.config.context_length
+    segments = eval_segments(split, context_length, mask, TARGETS)
+    rows = [
+        row
+        for which in scoring.grouped(segments, max(TARGETS, context_length))
+        for row in scoring.score(model, split, segments, which, bytes_per_token)
+    ]
+    return sum(row["text nats"] for row in rows) / math.log(2) / max(1, sum(row["bytes"] for row in rows))
 
 
 def seconds_per_token(model: LanguageModel) -> float:

@@ -16,6 +16,7 @@ from gpt import optim, tokenizer
 from gpt.config.schema import as_dict
 from gpt.data import preparation
 from gpt.data.batching import Split
+from gpt.errors import UserError
 from gpt.generation import packed_model, precision, quality
 from gpt.generation.quality import Measured
 from gpt.model import GPT
@@ -194,6 +195,14 @@ def test_of_a_text_without_bytes_nothing_is_known_and_float32_stays(run):
     found = {name: quality.measure(loaded, name, split, "all") for name in NAMES}
     assert {own.bits_per_byte for own in found.values()} == {0.0}
     assert [name for name in NAMES if quality.loss(found[name], found["float32"]) < math.inf] == ["float32"]
+
+
+def test_a_model_whose_losses_are_not_finite_is_a_numerical_stop(run):
+    loaded = load(run)
+    torch.nn.init.constant_(loaded.model.ln_f.weight, torch.nan)
+    with pytest.raises(UserError, match="losses are not finite") as error:
+        quality.choose(loaded)
+    assert error.value.code == 4
 
 
 def test_a_file_of_weights_has_its_measurement_beside_it(tmp_path):
