@@ -11,7 +11,8 @@ from scipy.stats import chisquare
 
 from gpt import sampling
 from gpt.config.families import model_class
-from gpt.generation.prompt_lookup import Lookup, stream, stream_of
+from gpt.generation import precision
+from gpt.generation.prompt_lookup import Lookup, read, stream, stream_of
 from gpt.model import LanguageModel
 
 CONTEXT, VOCABULARY = 24, 5
@@ -66,6 +67,21 @@ def passes(model: LanguageModel, work) -> int:
 def test_same_seed_same_text_with_and_without_guesses_within_and_past_the_context(model, n_drafted, changes):
     for seed in range(2):
         assert drawn(model, n_drafted, seed, **changes) == drawn(model, None, seed, **changes)
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_weights_in_few_bits_round_up_to_seven_guesses_as_none(name):
+    torch.manual_seed(0)
+    config = model_config(n_embd=64, n_head=2, context_length=64)
+    packed = precision.prepare(model_class(config.family)(config, VOCABULARY).eval(), name)
+    cache, ids = sampling.KVCache(64), PROMPT * 4
+    for n in range(1, 8):
+        start, cache.length = len(ids) - n, 0
+        sampling.read(packed, ids[: start - 1], cache)
+        one_by_one = [sampling.read(packed, ids[:length], cache) for length in range(start, len(ids) + 1)]
+        cache.length = start - 1
+        with torch.inference_mode():
+            assert torch.equal(read(packed, ids[:start], ids[start:], cache), torch.stack(one_by_one))
 
 
 def test_a_text_that_repeats_itself_takes_a_fraction_of_the_passes():
