@@ -26,6 +26,7 @@ from gpt.files import atomic, paths
 from gpt.files.json_file import read_object
 from gpt.generation import precision
 from gpt.generation.continuation import continue_all
+from gpt.machine.device import choose_dtype
 from gpt.model import LanguageModel
 from gpt.runs.model_file import Loaded
 from gpt.sampling import Draws, KVCache, eval_mode, next_logits, sample_generator
@@ -163,7 +164,8 @@ def identity_of(loaded: Loaded) -> dict[str, Any]:
         "format": FORMAT,
         "weights": {file.name: atomic.sha256(file) for file in loaded.files},
         "device": str(where), "processor": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(), "torch": str(torch.__version__),
+        "products": str(choose_dtype("auto", where)), "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
     }  # fmt: skip
 
 
