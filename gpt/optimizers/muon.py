@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gpt.files.tensor_shards import first_rows, own_rows
 
+WIDE = 2  # times as many columns as rows from which on products of rows with rows are what is iterated, in float32
 EPS = 1e-7  # smallest norm that is divided by; as in torch.optim.Muon
 FIRST_MOMENTUM = 0.85  # from which momentum warms up, as in modded-nanogpt and nanochat
 MARGIN = 1.01  # Polar Express expects singular values up to 1 and rounding may exceed that (Amsel et al., 2025)
@@ -47,10 +48,27 @@ def orthogonalized(matrix: Tensor, name: str, dtype: torch.dtype = torch.bfloat1
     if is_tall:
         x = x.T  # (C, R): products with the smaller side are less work
     x = x / (x.norm() * margin).clamp(min=EPS)
-    for a, b, c in coefficients:
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    if dtype == torch.float32 and WIDE * x.size(0) <= x.size(1):
+        x = _polynomial_of_gram(x @ x.T, coefficients) @ x
+    else:
+        for a, b, c in coefficients:
+            gram = x @ x.T
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if is_tall else x
+
+
+def _polynomial_of_gram(gram: Tensor, coefficients: Coefficients) -> Tensor:
+    """(R, R) products of the rows of x -> (R, R), what the iterations multiply x with from the left: q_k = p_k q_(k-1)
+    with p_k = a + b g_k + c g_k^2, where g_(k+1) = p_k g_k p_k. All are polynomials of one matrix, so their order does
+    not matter, and a wide x is multiplied with twice instead of ten times. In bfloat16 they would not stay near enough.
+    """
+    for number, (a, b, c) in enumerate(coefficients, 1):
+        p = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal().add_(a)
+        q = p if number == 1 else p @ q
+        if number < len(coefficients):
+            gram = p @ gram @ p
+    return q
 
 
 def warmed_up(momentum: float, step: int, length: int) -> float:

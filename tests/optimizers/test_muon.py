@@ -1,5 +1,7 @@
 """Muon, with each formula compared with what is published of it."""
 
+import math
+
 import pytest
 import torch
 from conftest import muon_config
@@ -63,8 +65,21 @@ def test_all_singular_values_come_near_1(name, least, most):
     assert least < values.min() and values.max() < most
 
 
-def test_a_matrix_of_zeros_stays_one():
-    assert not orthogonalized(torch.zeros(3, 5), "newton_schulz").any()
+@pytest.mark.parametrize("shape", [(24, 96), (96, 24), (24, 24)])
+@pytest.mark.parametrize("least", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize("name", MAPS)
+def test_in_float32_wide_matrices_take_a_shorter_way_to_the_same_update(name, least, shape):
+    """Singular values from `least` to 1; float64 goes the long way."""
+    left, _, right = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    matrix = left * torch.logspace(0, math.log10(least), 24, dtype=torch.float64) @ right
+    away = orthogonalized(matrix.float(), name, torch.float32) - orthogonalized(matrix, name, torch.float64)
+    assert torch.linalg.matrix_norm(away, 2) < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(3, 5), (3, 9)])
+def test_a_matrix_of_zeros_stays_one(shape, dtype):
+    assert not orthogonalized(torch.zeros(shape), "newton_schulz", dtype).any()
 
 
 def test_the_scales_are_those_of_jordan_and_of_moonlight():
