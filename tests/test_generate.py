@@ -66,6 +66,19 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
+def test_a_text_that_a_full_disk_refuses_is_an_error_and_one_that_a_reader_has_left_is_none(run_dir):
+    command = f'"{sys.executable}" "{ROOT}/generate.py" checkpoint="{run_dir}" prompt=Hello'
+
+    def done(rest: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command + rest], env=ENVIRONMENT, capture_output=True, text=True
+        )
+
+    full = done(" > /dev/full")
+    assert full.returncode == 5 and full.stderr.endswith("error: stdout is not written (No space left on device)\n")
+    assert done(" | true").returncode == 0
+
+
 def always(char: str, path: Path) -> Path:
     """A model that has learned to say one character, for ever."""
     model = GPT(MODEL, BYTES.n_vocab)

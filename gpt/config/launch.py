@@ -38,7 +38,7 @@ from gpt.files.paths import LAUNCH_ID, PROJECT_ROOT, absolute
 from gpt.machine import group_faults, rank_environment, threads
 from gpt.runs import interrupt
 from gpt.sweeps import callback, composition, dry_run, hydra_patches, job_process, jobs, plugins
-from gpt.terminal import console
+from gpt.terminal import console, output
 from gpt.weights import locate
 
 SCHEMAS = {  # what a script's configuration becomes, as module:attribute: the last one takes numpy to load
@@ -238,7 +238,7 @@ def launch(main: Callable[[], Any], script: str) -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise what goes wrong, not print it and exit with 1
         gc.set_threshold(400_000)  # a start makes 300,000 objects that all stay: searching them for garbage finds none
         threads.prepare()
-        console.survive_closed_output()
+        output.survive_closed_output()
         console.setup(all_to_stderr=script == "generate")
         code = run(main, script)
         if code and rank_environment.is_first():
@@ -249,7 +249,7 @@ def launch(main: Callable[[], Any], script: str) -> None:
         interrupt.end_without_raising()
     except KeyboardInterrupt as error:
         code = report(error)
-    console.flush_and_exit(code, at_once=code != 0 and group_faults.joined())
+    output.flush_and_exit(code, at_once=code != 0 and group_faults.joined())
 
 
 def run(main: Callable[[], Any], script: str) -> int:

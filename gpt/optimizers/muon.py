@@ -62,10 +62,11 @@ def _polynomial_of_gram(gram: Tensor, coefficients: Coefficients) -> Tensor:
     with p_k = a + b g_k + c g_k^2, where g_(k+1) = p_k g_k p_k. All are polynomials of one matrix, so their order does
     not matter, and a wide x is multiplied with twice instead of ten times. In bfloat16 they would not stay near enough.
     """
+    q = None
     for number, (a, b, c) in enumerate(coefficients, 1):
         p = torch.addmm(gram, gram, gram, beta=b, alpha=c)
         p.diagonal().add_(a)
-        q = p if number == 1 else p @ q
+        q = p if q is None else p @ q
         if number < len(coefficients):
             gram = p @ gram @ p
     return q

@@ -4,12 +4,14 @@ import sys
 from collections.abc import Iterable
 
 from gpt.terminal.console import escape
+from gpt.terminal.output import check_output
 
 
 def show(texts: Iterable[str], first: str = "") -> str:
     r"""Prints a text to stdout, after `first`, and ends its line; control characters as \x1b. Returns the text.
 
     A terminal gets each piece at once; a pipe or a file gets the whole text, and nothing of one that an error ends.
+    Raises UserError (5) where it cannot be written, as on a full disk.
     """
     texts = texts if sys.stdout.isatty() else ["".join(texts)]
     shown = ""
@@ -20,6 +22,7 @@ def show(texts: Iterable[str], first: str = "") -> str:
             print(escape(text, keep_newlines=True), end="", flush=True)
     finally:  # also after a signal, whose message comes next
         print(flush=True)
+    check_output()
     return shown
 
 

@@ -5,7 +5,6 @@ lines too. Colours and the bar appear on a terminal only.
 """
 
 import contextlib
-import io
 import logging
 import os
 import shutil
@@ -16,7 +15,7 @@ import traceback
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 from gpt.config.schema import MEAN_METRIC, METRIC
 from gpt.errors import one_line
@@ -168,51 +167,6 @@ def save_traceback(error: BaseException, path: Path) -> Path:
         ) as file:
             file.write(text)
         return Path(file.name)
-
-
-class _Output(io.FileIO):
-    """File descriptor 1 or 2. When its reader has gone (`| head`) or its disk is full, what follows is dropped."""
-
-    def write(self, data: Any) -> int | None:
-        try:
-            return super().write(data)
-        except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())  # the descriptor itself, for libraries that write past Python
-            os.close(nowhere)
-            return len(data)
-
-
-def survive_closed_output() -> None:
-    """A closed or limited stdout or stderr never stops a run: nothing raises, not even at interpreter exit.
-
-    Characters that the encoding lacks (PYTHONIOENCODING=ascii) are shown as escapes. Streams that are not the
-    process's own (a test's capture) are left alone.
-    """
-    sys.stdout = _surviving(sys.stdout, 1)
-    sys.stderr = _surviving(sys.stderr, 2)
-
-
-def _surviving(stream: TextIO | None, descriptor: int) -> TextIO:
-    if stream is None:  # started with the descriptor closed, as by `>&-`
-        return open(os.devnull, "w", encoding="utf-8")
-    binary = getattr(stream, "buffer", None)
-    raw = getattr(binary, "raw", binary)  # with PYTHONUNBUFFERED there is no buffer around the raw file
-    is_own = isinstance(raw, io.FileIO) and raw.fileno() == descriptor and not isinstance(raw, _Output)
-    if not is_own:
-        return stream
-    with contextlib.suppress(OSError):
-        stream.flush()
-    output = io.BufferedWriter(_Output(descriptor, "w", closefd=False))
-    return io.TextIOWrapper(output, encoding=stream.encoding, errors="backslashreplace", line_buffering=True)
-
-
-def flush_and_exit(code: int, at_once: bool = False) -> NoReturn:
-    """Leaves the process with exit code `code`; `at_once`: without waiting for threads, which may be stuck."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    (os._exit if at_once else sys.exit)(code)
 
 
 class ProgressBar:

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RUN = f"""
 import logging, sys
 sys.path.insert(0, {str(ROOT)!r})
-from gpt.terminal import console
-console.survive_closed_output()
+from gpt.terminal import console, output
+output.survive_closed_output()
 console.setup()
 with console.ProgressBar(total_steps=300, first_step=0) as bar:
     for step in range(0, 301, 10):
@@ -28,7 +28,7 @@ with console.ProgressBar(total_steps=300, first_step=0) as bar:
     console.show_samples([{{"prompt": "What\\nis it?", "text": "caf\\u00e9 \\u2026 \\x1b[31m\\u202e"}}])
 console.say("the end")
 console.error("first\\n  second")
-console.flush_and_exit(3)
+output.flush_and_exit(3)
 """
 
 
