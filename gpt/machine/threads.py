@@ -41,8 +41,11 @@ class Starvation:
             return
         self._before = now
         if waited > STARVED * used:
+            import torch
+
+            remedy = "; fewer threads (threads=1) may be faster" if torch.get_num_threads() > 1 else ""
             log.warning(f"other processes are using the processor: this run waited {waited:.0f} s for {used:.0f} s of "
-                        "computing; fewer threads (threads=1) may be faster")  # fmt: skip
+                        f"computing{remedy}")  # fmt: skip
             self._before = None
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, muon_config
+from conftest import ROOT, modern_config, muon_config
 from hydra import compose, initialize_config_dir
 
 from gpt.config import arguments, launch, run_settings
@@ -128,6 +128,14 @@ def test_an_older_file_has_todays_values_for_what_came_later_and_else_says_what_
         started(f"out_dir={run_dir}")
     assert error.value.code == 2
     assert started(f"out_dir={run_dir}", "model.gelu=tanh", "optimizer=muon").model.n_layer == 3
+
+
+def test_a_run_of_before_a_key_of_its_family_goes_on_as_it_was(run_dir):
+    changed(run_dir, model=vars(modern_config()), finetune=None)
+    values = yaml.safe_load((run_dir / "config.yaml").read_text())
+    del values["model"]["induction"]
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(values))
+    assert started(f"out_dir={run_dir}").model.induction is False
 
 
 def test_what_a_file_would_read_from_the_environment_is_refused_until_its_user_types_it(run_dir, monkeypatch):

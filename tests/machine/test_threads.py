@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 from gpt.machine import threads
@@ -39,7 +40,9 @@ launch.launch(lambda: print(json.dumps([dict(os.environ), "torch" in sys.modules
         ([(0, 0), None, (20, 20)], 1),
     ],
 )
-def test_a_run_that_waits_for_processors_says_so_once(monkeypatch, caplog, seen, warnings):
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_run_that_waits_for_processors_says_so_once_and_what_may_help(monkeypatch, caplog, seen, warnings, n):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n)
     looks = iter(seen)
     monkeypatch.setattr(threads, "used_and_waited", lambda: next(looks))
     starvation = threads.Starvation()
@@ -47,6 +50,7 @@ def test_a_run_that_waits_for_processors_says_so_once(monkeypatch, caplog, seen,
         for _ in seen[1:] if seen[0] else []:
             starvation.check()
     assert len(caplog.messages) == warnings
+    assert all(text.endswith("(threads=1) may be faster" if n > 1 else "of computing") for text in caplog.messages)
 
 
 def test_the_system_counts_the_time_on_and_the_time_without_a_processor():
