@@ -119,7 +119,7 @@ def main() -> None:
         entrant.end()
     for name, rates in ceilings.items():
         print(f"{machine.NAMES[name]}: {spread([rate / 1e9 for rate in rates], 'GFLOP/s')}")
-    print(f"memory read: {machine.read_rate(device) / 1e9:.1f} GB/s")
+    print(f"memory read: {machine.read_rate(device, machine.READ) / 1e9:.1f} GB/s")
     ceiling = ceilings["bfloat16" if native_bfloat16 else "float32"]
     table = [row(entrant, entrants[0], operations, ceiling) for entrant in entrants]
     show(table)

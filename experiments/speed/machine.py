@@ -8,8 +8,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from gpt.machine.rates import shortest_duration
+from gpt.machine.rates import read_rate, shortest_duration
 
+READ = 2**29  # bytes, many times what caches hold
 NAMES = {"float32": "float32 products", "bfloat16": "bfloat16 products"}
 
 
@@ -26,18 +27,12 @@ def product_rate(dtype: torch.dtype, device: torch.device, n: int = 2048) -> flo
     return rate(256, 0.0) if is_emulated else rate(n, 0.5)
 
 
-def read_rate(device: torch.device) -> float:
-    """Bytes per second of summing 512 MB, the fastest of several times."""
-    source = torch.ones(2**27, device=device)
-    return source.nbytes / shortest_duration(source.sum, device)
-
-
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for name in NAMES:
         rates = [product_rate(getattr(torch, name), device) / 1e9 for _ in range(5)]
         print(f"{NAMES[name]}: {statistics.median(rates):.0f} GFLOP/s ({min(rates):.0f} to {max(rates):.0f})")
-    print(f"memory read: {read_rate(device) / 1e9:.1f} GB/s")
+    print(f"memory read: {read_rate(device, READ) / 1e9:.1f} GB/s")
 
 
 if __name__ == "__main__":
