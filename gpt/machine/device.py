@@ -50,15 +50,16 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The type that matrix products are computed in under autocast; float32 means no autocast. "tf32" is float32 whose
     products are rounded to 10 bits on the way in (GPUs from Ampere on), see `choose`.
 
-    "auto" is bfloat16 where the processor multiplies faster in it: GPUs from Ampere on, and CPUs as `is_faster` finds.
-    The environment variable GPT_LAB_AUTO_DTYPE decides it otherwise, so that different machines of a cluster compute
-    alike. Raises UserError for a type that cannot be used.
+    "auto" is bfloat16 where the processor multiplies faster in it: GPUs from Ampere on, and CPUs by measurement. The
+    environment variable GPT_LAB_AUTO_DTYPE decides it otherwise, so that different machines of a cluster compute alike.
+    Raises UserError for a type that cannot be used.
     """
     native_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "auto":
-        name = os.environ.get(AUTO_DTYPE) or (
-            "bfloat16" if native_bfloat16 or (device.type == "cpu" and bfloat16_is_faster()) else "float32"
-        )
+        name = os.environ.get(AUTO_DTYPE)
+        if name is None:
+            is_faster = native_bfloat16 or (device.type == "cpu" and bfloat16_is_faster())
+            name = "bfloat16" if is_faster else "float32"
         if name not in DTYPES:
             raise UserError(f"{AUTO_DTYPE}={name}", remedy=f"set it to one of {', '.join(DTYPES)}, or unset it")
     if name == "tf32":

@@ -45,9 +45,10 @@ def test_an_environment_variable_says_what_auto_means_and_changes_nothing_that_w
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
         monkeypatch.setenv("GPT_LAB_AUTO_DTYPE", name)
         assert choose_dtype("auto", cpu) == dtype and choose_dtype("float16", cpu) == torch.float16
-    monkeypatch.setenv("GPT_LAB_AUTO_DTYPE", "fp8")
-    with pytest.raises(UserError, match="GPT_LAB_AUTO_DTYPE=fp8; set it to one of float32, bfloat16"):
-        choose_dtype("auto", cpu)
+    for name in ("fp8", ""):
+        monkeypatch.setenv("GPT_LAB_AUTO_DTYPE", name)
+        with pytest.raises(UserError, match=f"GPT_LAB_AUTO_DTYPE={name}; set it to one of float32, bfloat16"):
+            choose_dtype("auto", cpu)
 
 
 def test_the_description_names_device_and_precision():
