@@ -237,7 +237,7 @@ def launch(main: Callable[[], Any], script: str) -> None:
         interrupt.end_at_once()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise what goes wrong, not print it and exit with 1
         gc.set_threshold(400_000)  # a start makes 300,000 objects that all stay: searching them for garbage finds none
-        threads.prepare()
+        threads.prepare(are_tokens_made=script == "generate")
         output.survive_closed_output()
         console.setup(all_to_stderr=script == "generate")
         code = run(main, script)

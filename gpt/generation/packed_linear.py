@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gpt.generation.row_products import is_faster_packed, row_product
+
 GROUP = 32  # numbers of an input that share a scale and a zero in int4: 5 bits for each weight
 FEW = 8  # rows that int8 and int4 kernels take less time for than turning the matrix into numbers
 ALIGNMENT = 64  # rows of a matrix that torch's int4 packing for CPUs takes at a time
@@ -78,13 +80,12 @@ class PackedLinear(nn.Module, ABC):
 
 
 class Bfloat16Linear(PackedLinear):
-    """Weights rounded to bfloat16."""
-
-    few = 1
+    """Weights rounded to bfloat16, in the order in which oneDNN multiplies one row with them where that is faster."""
 
     def __init__(self, in_features: int, bias: Tensor | None, matrix: Tensor) -> None:
         super().__init__(in_features, len(matrix), bias)
-        self.register_buffer("matrix", matrix)  # (N, K)
+        self.register_buffer("matrix", matrix)  # (N, K), and once it is packed of a layout that only oneDNN reads
+        self.pack()
 
     @property
     def device(self) -> torch.device:
@@ -99,10 +100,21 @@ class Bfloat16Linear(PackedLinear):
         return {"matrix": (torch.bfloat16, [out_features, in_features])}
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
-        return self.matrix.to(dtype)
+        return (self.matrix.to_dense() if self.matrix.is_mkldnn else self.matrix).to(dtype)
+
+    def pack(self) -> None:
+        if self.matrix.device.type == "cpu" and is_faster_packed():
+            self.matrix = torch.ops.mkldnn._reorder_linear_weight(self.matrix, 1)
+        self.few = FEW if self.matrix.is_mkldnn else 1
 
     def product(self, x: Tensor) -> Tensor:
-        return row_product(self.matrix, x[0])[None]
+        if not self.matrix.is_mkldnn:
+            return row_product(self.matrix, x[0])[None]
+        return torch.ops.mkldnn._linear_pointwise(x, self.matrix, None, "none", [], "")
+
+    def matrix_product(self, x: Tensor) -> Tensor:
+        is_packed = self.matrix.is_mkldnn and self.products == torch.bfloat16
+        return self.product(x) if is_packed else super().matrix_product(x)
 
 
 class Int8Linear(PackedLinear):
@@ -251,19 +263,3 @@ def int4_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
     scales = scales.clamp(min=torch.finfo(torch.bfloat16).tiny)
     codes = ((groups - zeros.float()[..., None]) / scales.float()[..., None]).round_().add_(8).clamp_(0, 15)
     return codes.flatten(1).to(torch.uint8), torch.stack([scales, zeros], dim=-1).transpose(0, 1).contiguous()
-
-
-def row_product(matrix: Tensor, row: Tensor) -> Tensor:
-    """(N, K) bfloat16 times (K,) -> (N,).
-
-    On CPUs without oneDNN, whose bfloat16 products of one row read memory at a third of the speed of torch's own
-    (experiments/generation/README.md).
-    """
-    if matrix.device.type != "cpu":
-        return torch.mv(matrix, row)
-    before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False
-    try:
-        return torch.mv(matrix, row)
-    finally:
-        torch.backends.mkldnn.enabled = before

@@ -1,7 +1,6 @@
 """Gives the weights of a model the form in which generating text reads them: float32, bfloat16, int8 or int4."""
 
 import logging
-import time
 from collections.abc import Callable
 
 import torch
@@ -10,6 +9,7 @@ from torch.nn import functional as F
 
 from gpt.errors import UserError, one_line
 from gpt.generation.packed_linear import Bfloat16Linear, Int4Linear, Int8Linear, PackedLinear
+from gpt.generation.row_products import least_seconds
 from gpt.machine import device
 from gpt.model import LanguageModel
 
@@ -128,18 +128,3 @@ def seconds_of_products(model: LanguageModel) -> tuple[float, float]:
         plain = [layer.dequantised(torch.float32) for layer in layers]
         own = least_seconds(lambda: [layer(rows[layer.in_features]) for layer in layers])
         return own, least_seconds(lambda: [F.linear(rows[matrix.shape[1]], matrix) for matrix in plain])
-
-
-def least_seconds(compute: Callable[[], object], times: int = 3) -> float:
-    """Seconds on the processor, by one thread, of the fastest of a few runs: where other processes are busy, threads
-    wait for each other for longer than they compute."""
-    threads, taken = torch.get_num_threads(), []
-    torch.set_num_threads(1)
-    try:
-        for _ in range(times):
-            start = time.thread_time()
-            compute()
-            taken.append(time.thread_time() - start)
-    finally:
-        torch.set_num_threads(threads)
-    return min(taken)

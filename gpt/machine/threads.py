@@ -14,15 +14,31 @@ log = logging.getLogger(__name__)
 # loop before it sleeps. libgomp's own 300,000 take milliseconds from whoever has work to do when another process is
 # busy; 1,000 are as fast on a quiet machine and 1.7 to eight times as fast on a busy one: experiments/speed/README.md.
 SPIN_COUNT = 1_000
+# The loops of one token take a fraction of a millisecond, and a thread that sleeps between them is late: 20,000 are
+# 1.2 to 1.9 times as fast then, and several times as slow beside a busy process: experiments/generation/README.md.
+SPIN_COUNT_OF_TOKENS = 20_000
+QUIET = 0.25  # processes that have computed or waited for it, in the mean of the last minute, where a machine is quiet
 OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # of these the user's are left alone
 STARVED = 0.5  # seconds of waiting for a processor, to each one of computing
 LEAST = 20.0  # seconds of computing, before anything is said
 
 
-def prepare() -> None:
-    """Sets how long threads spin, unless the user has. libgomp reads it when torch is loaded, and never again."""
+def prepare(are_tokens_made: bool) -> None:
+    """Sets how long threads spin, unless the user has. libgomp reads it when torch is loaded, and never again.
+
+    are_tokens_made: whether most of the work is to compute one token after the other.
+    """
     if not any(name in os.environ for name in OWN):
-        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+        spin_count = SPIN_COUNT_OF_TOKENS if are_tokens_made and is_quiet() else SPIN_COUNT
+        os.environ["GOMP_SPINCOUNT"] = str(spin_count)
+
+
+def is_quiet() -> bool:
+    """Whether nothing else is computing on this machine; False where the system does not say."""
+    try:
+        return os.getloadavg()[0] < QUIET
+    except (AttributeError, OSError):
+        return False
 
 
 class Starvation:

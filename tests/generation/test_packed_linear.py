@@ -57,8 +57,18 @@ class TestCodes:
         assert (Int4Linear.of(weight).dequantised(torch.float32) - 0.3).abs().max() <= 0.3 * EPS
 
 
+@pytest.fixture(params=[False, True], ids=["usual order", "packed"])
+def is_packed(request, monkeypatch):
+    """Matrices of bfloat16 in the usual order and in oneDNN's, whichever is faster here."""
+    if request.param and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor has no products of bfloat16")
+    monkeypatch.setattr(packed_linear, "is_faster_packed", lambda: request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("is_packed")
 class TestProducts:
     @pytest.mark.parametrize("rows", [1, 3, 9, 33])
     @pytest.mark.parametrize("products", [torch.bfloat16, torch.float32])
@@ -96,6 +106,20 @@ def test_normal_weights_lose_as_much_as_their_grid_is_coarse(layer, loss):
     assert 0.8 * loss < error.norm() / weight.norm() < loss * 1.05
 
 
+def test_a_packed_matrix_is_kept_once_and_is_the_same_matrix(is_packed):
+    layer = Bfloat16Linear.of(numbers(50, 32))
+    assert layer.matrix.is_mkldnn == is_packed
+    assert torch.equal(layer.dequantised(torch.float32), numbers(50, 32).bfloat16().float())
+    assert [tensor.nbytes for tensor in layer.buffers()] == [50 * 32 * 2]
+
+
+@pytest.mark.usefixtures("is_packed")
+def test_one_row_of_bfloat16_has_the_same_bits_beside_as_many_others_as_lookup_guesses():
+    layer, x = Bfloat16Linear.of(numbers(768, 256)), numbers(8, 256, seed=2)
+    few = min(layer.few, 8)
+    assert torch.equal(layer(x[:few])[:1], layer(x[:1]))
+
+
 NO_FBGEMM = pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="it is x86's")
 
 
@@ -129,10 +153,3 @@ def test_extreme_codes_and_rows_of_zeros_are_exact():
     x = F.one_hot(torch.tensor([5]), GROUP).float()
     assert Int8Linear.of(weight)(x)[0].tolist() == torch.arange(-127.0, 128.0).bfloat16().tolist()
     assert not Int8Linear.of(weight)(0 * x).any()
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_onednn_is_left_as_it_was(before, monkeypatch):
-    monkeypatch.setattr(torch.backends.mkldnn, "enabled", before)
-    packed_linear.row_product(numbers(8, 8).bfloat16(), numbers(8).bfloat16())
-    assert torch.backends.mkldnn.enabled == before

@@ -107,9 +107,9 @@ def test_a_common_offset_of_all_logits_costs_nothing():
 def test_a_capped_head_keeps_its_offset(model):
     packed = precision.prepare(copy.deepcopy(model), "bfloat16")
     if model.logit_softcap:
-        assert torch.equal(packed.packed_head.matrix, model.head.bfloat16())
+        assert torch.equal(packed.packed_head.dequantised(torch.bfloat16), model.head.bfloat16())
     else:
-        assert packed.packed_head.matrix.float().mean(0).abs().max() < 1e-3
+        assert packed.packed_head.dequantised(torch.float32).mean(0).abs().max() < 1e-3
 
 
 def test_text_is_the_same_each_time_and_nan_is_said(model):
@@ -148,10 +148,10 @@ def test_a_slow_path_is_said_in_one_line(slow, monkeypatch, caplog):
     monkeypatch.setattr(logging.getLogger("gpt"), "propagate", True)
     kernel = torch.ops.aten._weight_int4pack_mm_for_cpu
     if slow:  # as where torch has no kernel for the processor's vectors
-        many = range(50)
+        many = range(200)
         monkeypatch.setattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", lambda *a: [kernel(*a) for _ in many][-1])
     monkeypatch.setattr(precision, "MEASURED", 2**20)
-    monkeypatch.setattr(precision, "SLOW", 5.0)  # 1 MB of weights is in the cache
+    monkeypatch.setattr(precision, "SLOW", 40.0)  # in the cache float32 is up to 8 times as fast
     with caplog.at_level(logging.WARNING, "gpt"):
         precision.prepare(GPT(model_config(n_embd=128, n_layer=2), V).eval(), "int4")
     assert len(caplog.messages) == slow

@@ -16,16 +16,21 @@ WITHOUT = {name: value for name, value in os.environ.items() if name not in thre
 
 
 @pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}, {"KMP_BLOCKTIME": "0"}])
-def test_the_spin_count_is_set_before_torch_is_loaded_unless_the_user_has_chosen(own):
-    code = """
+@pytest.mark.parametrize(
+    ("script", "load", "spin_count"),
+    [("train", 0.0, 1_000), ("generate", 0.1, 20_000), ("generate", 1.0, 1_000), ("evaluate", 0.0, 1_000)],
+)
+def test_the_spin_count_is_set_before_torch_is_loaded_unless_the_user_has_chosen(own, script, load, spin_count):
+    code = f"""
 import json, os, sys
-sys.argv = ["train.py", "--help"]
+sys.argv = ["{script}.py", "--help"]
+os.getloadavg = lambda: ({load}, 9.0, 9.0)
 from gpt.config import launch
-launch.launch(lambda: print(json.dumps([dict(os.environ), "torch" in sys.modules])), "train")
+launch.launch(lambda: print(json.dumps([dict(os.environ), "torch" in sys.modules])), "{script}")
 """
     run = subprocess.run([sys.executable, "-c", code], env=WITHOUT | own, cwd=ROOT, capture_output=True, text=True)
     variables, torch_is_loaded = json.loads(run.stdout)
-    expected = own or {"GOMP_SPINCOUNT": str(threads.SPIN_COUNT)}
+    expected = own or {"GOMP_SPINCOUNT": str(spin_count)}
     assert {name: variables[name] for name in threads.OWN if name in variables} == expected and not torch_is_loaded
 
 
