@@ -21,7 +21,7 @@ from gpt.files.tensor_files import copy_rows
 from gpt.files.tensor_shards import Parts, is_sharded, joined, on_cpu, parts_of, shape_of
 from gpt.finetune import kinds, lr_scales
 from gpt.model import LanguageModel
-from gpt.optimizers import muon, running_mean
+from gpt.optimizers import centred, muon, running_mean
 from gpt.terminal.console import count
 
 Groups = list[dict[str, Any]]
@@ -39,7 +39,9 @@ def without_compiler_hooks(kind: type[torch.optim.Optimizer]) -> type[torch.opti
 
 
 AdamW = without_compiler_hooks(torch.optim.AdamW)
-Muon, ShardedMuon, RunningMean = map(without_compiler_hooks, (muon.Muon, muon.ShardedMuon, running_mean.RunningMean))
+Muon, ShardedMuon, RunningMean, Centred = map(
+    without_compiler_hooks, (muon.Muon, muon.ShardedMuon, running_mean.RunningMean, centred.Centred)
+)
 
 
 def decay_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> Groups:
@@ -115,11 +117,15 @@ def build_muon(model: LanguageModel, cfg: MuonConfig, scale: Scale) -> Combined:
     keys = ("momentum", "nesterov", "scale", "orthogonalization", "cautious_decay", "momentum_warmup", "second_moment")
     kind = Muon
     if any(map(is_sharded, model.parameters())):
-        if cfg.second_moment is not None:
-            what = "optimizer.second_moment is of whole matrices, which parallel=fsdp shards"
-            raise UserError(what, remedy="set it to null, or parallel=ddp")
+        for key, off in (("second_moment", None), ("centred_head", False)):
+            if getattr(cfg, key) != off:
+                what = f"optimizer.{key} is of whole matrices, which parallel=fsdp shards"
+                raise UserError(what, remedy=f"set it to {'null' if off is None else 'false'}, or parallel=ddp")
         kind = ShardedMuon
-    return beside_adamw("muon", partial(kind, **{key: getattr(cfg, key) for key in keys}), model, cfg, scale)
+    both = beside_adamw("muon", partial(kind, **{key: getattr(cfg, key) for key in keys}), model, cfg, scale)
+    if cfg.centred_head and model.head.requires_grad:
+        return Combined(both.parts | {"centred": Centred(model.head)})
+    return both
 
 
 def build_soap(model: LanguageModel, cfg: SOAPConfig, scale: Scale) -> Combined:

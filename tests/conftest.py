@@ -111,6 +111,7 @@ def muon_config(**changes) -> MuonConfig:
     return MuonConfig(**{
         "name": "muon", "lr": 0.02, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True, "scale": "original",
         "orthogonalization": "newton_schulz", "cautious_decay": False, "momentum_warmup": 0, "second_moment": None,
+        "centred_head": False,
         "adamw_lr": 1e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8,
         "embedding_lr": None, "head_lr": None, "scalar_lr": None, **changes,
     })  # fmt: skip

@@ -41,6 +41,7 @@ class MuonConfig:
     cautious_decay: Flag
     momentum_warmup: Whole
     second_moment: BelowOne | None
+    centred_head: Flag
     adamw_lr: Positive
     beta1: BelowOne
     beta2: BelowOne

@@ -279,6 +279,7 @@ ADDED = {"model.family": "gpt2", "model.induction": False, "objective.name": "ne
          "optimizer.embedding_lr": None, "optimizer.head_lr": None, "optimizer.scalar_lr": None,
          "optimizer.nesterov": True, "optimizer.scale": "original", "optimizer.orthogonalization": "newton_schulz",
          "optimizer.cautious_decay": False, "optimizer.momentum_warmup": 0, "optimizer.second_moment": None,
+         "optimizer.centred_head": False,
          "schedule.window_warmup": None, "schedule.window_start": 64,
 }  # fmt: skip
 

@@ -110,7 +110,8 @@ def test_an_older_file_has_todays_values_for_what_came_later_and_else_says_what_
     del values["objective"], values["train"]["max_skipped"], values["data"]["delimiter"], values["model"]["family"]
     values["sweep"]["gone"], values["gone"] = 1, {"x": 2}
     (run_dir / "config.yaml").write_text(yaml.safe_dump(values))
-    for key in ("nesterov", "scale", "orthogonalization", "cautious_decay", "momentum_warmup", "second_moment"):
+    came_later = "nesterov scale orthogonalization cautious_decay momentum_warmup second_moment centred_head"
+    for key in came_later.split():
         del values["optimizer"][key]
     for kind in ("embedding", "head", "scalar"):
         del values["optimizer"][f"{kind}_lr"]
