@@ -4,14 +4,17 @@
     python experiments/generation/bench.py many                            64 prompts together against one at a time
     python experiments/generation/bench.py quality lookup --checkpoint outputs/runs/mini
 
-Weights of `speed` and `many` are random: numbers of another value take as long. Everything that is compared runs in
-turns in one process, and medians are printed. A share of the bandwidth is of the ceiling measured beside it.
+Weights of `speed` and `many` are random: numbers of another value take as long. What is compared runs in turns, in
+`speed` each in a process of its own that is stopped in between, and medians are printed. A share of the bandwidth is of
+the ceiling measured beside it. Threads wait for each other as in generate.py.
 """
 
 import argparse
 import copy
 import json
+import signal
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,18 +22,22 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-import torch
-from torch.nn import functional as F
-
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from gpt.machine import threads  # noqa: E402
+
+threads.prepare(are_tokens_made=True)  # before torch is loaded
+
+import torch  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
 from gpt import sampling, tokenizer  # noqa: E402
 from gpt.config.families import GPT2Config  # noqa: E402
-from gpt.generation import prompt_lookup  # noqa: E402
+from gpt.generation import precision, prompt_lookup  # noqa: E402
 from gpt.generation.continuation import Row, continue_each  # noqa: E402
 from gpt.generation.meter import bytes_of_weights  # noqa: E402
-from gpt.machine import rates  # noqa: E402
+from gpt.machine import device, rates  # noqa: E402
 from gpt.model import GPT, LanguageModel  # noqa: E402
 from gpt.notebook import load_model  # noqa: E402
 from gpt.prompts import format_prompt  # noqa: E402
@@ -38,23 +45,21 @@ from gpt.sampling import Draws  # noqa: E402
 
 CPU = torch.device("cpu")
 VOCABULARY = 50257
+PROMPT = 128  # tokens before those whose speed is measured
 DRAWS = Draws(128, eos=None, temperature=0.8, top_k=50, top_p=None)
 # What one run of a contestant took: seconds to the first token, and for each of the others.
 Run = Callable[[list[int], int], tuple[float, float]]
 
 
 def small(n_layer: int) -> LanguageModel:
+    device.keep_memory()  # as generate.py does
     torch.manual_seed(0)
     return GPT(GPT2Config("gpt2", "small", n_layer, 12, 768, 1024, 0.0, True, "tanh"), VOCABULARY).eval()
 
 
 def prepared(model: LanguageModel, name: str) -> LanguageModel:
     """A copy of a model in a precision."""
-    if name == "float32":
-        return model
-    from gpt.generation import precision
-
-    return precision.prepare(copy.deepcopy(model), name)
+    return model if name == "float32" else precision.prepare(copy.deepcopy(model), name)
 
 
 def ours(model: LanguageModel) -> Run:
@@ -72,17 +77,21 @@ def ours(model: LanguageModel) -> Run:
     return run
 
 
-def transformers(n_layer: int, dtype: torch.dtype) -> Run:
+def transformers(n_layer: int, dtype: torch.dtype, is_compiled: bool) -> Run:
+    from transformers import CompileConfig, GPT2LMHeadModel
     from transformers import GPT2Config as TheirConfig
-    from transformers import GPT2LMHeadModel
 
     model = GPT2LMHeadModel(TheirConfig(n_layer=n_layer)).to(dtype).eval()
+    cache = {}
+    if is_compiled:
+        cache = {"cache_implementation": "static", "compile_config": CompileConfig(mode="default")}
+        cache["compile_config"]._compile_all_devices = True  # else on GPUs only
 
     def generate(prompt: list[int], n: int) -> float:
         started, ids = time.perf_counter(), torch.tensor([prompt])
         model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, min_new_tokens=n, do_sample=True,
-            temperature=DRAWS.temperature, top_k=DRAWS.top_k, pad_token_id=0,
+            temperature=DRAWS.temperature, top_k=DRAWS.top_k, pad_token_id=0, **cache,
         )  # fmt: skip
         return time.perf_counter() - started
 
@@ -91,6 +100,59 @@ def transformers(n_layer: int, dtype: torch.dtype) -> Run:
         return first, (generate(prompt, n) - first) / (n - 1)
 
     return run
+
+
+def contestant(given: argparse.Namespace) -> None:
+    """Answers each line of standard input, numbers of tokens of a prompt and of new ones, with a line of seconds."""
+    name, *rest = given.who.split()
+    model = None
+    if name == "transformers":
+        run = transformers(given.layers, getattr(torch, rest[0]), "compiled" in rest)
+    elif name == "llama.cpp":
+        import llama_cpp
+
+        run = llama_cpp.contestant(small(given.layers), rest[0], given.threads)
+    else:
+        model = precision.prepare(small(given.layers), name)  # as generate.py does, without a copy of the weights
+        run = ours(model)
+    generator = torch.Generator().manual_seed(0)
+    run(torch.randint(VOCABULARY, (32,), generator=generator).tolist(), 2)
+    print(json.dumps({"bytes": bytes_of_weights(model) if model else 0}), flush=True)
+    for line in sys.stdin:
+        n, new = json.loads(line)
+        first, of_token = run(torch.randint(VOCABULARY, (n,), generator=generator).tolist(), new)
+        print(json.dumps({"first": first, "token": of_token, "memory": device.memory_gb(CPU)}), flush=True)
+
+
+class Contestant:
+    """A process that runs `contestant`, and is stopped while others have their turn: llama.cpp's threads wait busily,
+    also when nobody asks for anything."""
+
+    def __init__(self, who: str, given: argparse.Namespace) -> None:
+        self.first: dict[int, list[float]] = {}
+        self.token: list[float] = []
+        command = [sys.executable, __file__, "contestant", "--who", who, "--layers", str(given.layers)]
+        command += ["--threads", str(given.threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.bytes = self._answer()["bytes"]
+        self.process.send_signal(signal.SIGSTOP)
+
+    def _answer(self) -> dict:
+        for line in self.process.stdout:
+            if line.startswith("{"):  # libraries print, too
+                return json.loads(line)
+        sys.exit(f"a contestant has ended with {self.process.wait()}")
+
+    def turn(self, n: int, new: int) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        self.process.stdin.write(f"{json.dumps([n, new])}\n")
+        self.process.stdin.flush()
+        answer = self._answer()
+        self.process.send_signal(signal.SIGSTOP)
+        self.first.setdefault(n, []).append(answer["first"])
+        if n == PROMPT:
+            self.token.append(answer["token"])
+        self.memory = answer["memory"]
 
 
 def ceilings(given: argparse.Namespace) -> None:
@@ -104,39 +166,23 @@ def ceilings(given: argparse.Namespace) -> None:
 
 def speed(given: argparse.Namespace) -> None:
     """Tokens per second after 128 tokens of prompt, and the time to the first token after 32 and 512."""
-    model = small(given.layers)
-    models = {name: prepared(model, name) for name in given.precisions}
-    runs = {name: ours(one) for name, one in models.items()}
-    runs |= {f"transformers {dtype}": transformers(given.layers, getattr(torch, dtype)) for dtype in given.transformers}
-    if given.llama:
-        import llama_cpp
-
-        runs |= {f"llama.cpp {kind}": llama_cpp.contestant(model, kind, given.threads) for kind in given.llama}
-    prompts = {n: torch.randint(VOCABULARY, (n,)).tolist() for n in (32, 128, 512)}
-    first: dict[tuple[str, int], list[float]] = {(name, n): [] for name in runs for n in prompts}
-    each: dict[str, list[float]] = {name: [] for name in runs}
+    names = [*given.precisions, *(f"transformers {way}" for way in given.transformers)]
+    runs = {who: Contestant(who, given) for who in (*names, *(f"llama.cpp {kind}" for kind in given.llama))}
     bandwidth = []
-    for run in runs.values():
-        run(prompts[32], 2)
     for _ in range(given.turns):
         bandwidth.append(rates.read_rate(CPU))
-        for name, run in runs.items():
-            for n, prompt in prompts.items():
-                seconds, of_token = run(prompt, given.new if n == 128 else 2)
-                first[name, n].append(seconds)
-                if n == 128:
-                    each[name].append(of_token)
+        for run in runs.values():
+            for n in (32, PROMPT, 512):
+                run.turn(n, given.new if n == PROMPT else 2)
     peak = statistics.median(bandwidth)
-    print(
-        "| | tokens/s | share of bandwidth | first token, 32 | 512 | weights |\n| --- | --- | --- | --- | --- | --- |"
-    )
-    for name in runs:
-        of_token = statistics.median(each[name])
-        weights = bytes_of_weights(models[name]) if name in models else 0
-        share = f"{weights / of_token / peak:.2f}" if weights else ""
-        after = [f"{1000 * statistics.median(first[name, n]):.0f} ms" for n in (32, 512)]
-        size = f"{weights / 1e6:.0f} MB" if weights else ""
-        print(f"| {name} | {1 / of_token:.1f} | {share} | {' | '.join(after)} | {size} |")
+    print("| | tokens/s | share of bandwidth | first token, prompt of 32 | 512 | weights read | most memory |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for name, run in runs.items():
+        run.process.kill()
+        of_token = statistics.median(run.token)
+        share, size = (f"{run.bytes / of_token / peak:.2f}", f"{run.bytes / 1e6:.0f} MB") if run.bytes else ("", "")
+        after = [f"{1000 * statistics.median(run.first[n]):.0f} ms" for n in (32, 512)]
+        print(f"| {name} | {1 / of_token:.1f} | {share} | {' | '.join(after)} | {size} | {run.memory:.2f} GB |")
     print(f"bandwidth {peak / 1e9:.1f} GB/s ({min(bandwidth) / 1e9:.1f} to {max(bandwidth) / 1e9:.1f})")
 
 
@@ -221,12 +267,14 @@ def trained(given: argparse.Namespace) -> tuple:
 
 
 def main() -> None:
-    parts = {part.__name__: part for part in (ceilings, speed, many, quality, lookup)}
+    parts = {part.__name__: part for part in (ceilings, speed, many, quality, lookup, contestant)}
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", nargs="+", choices=parts)
     parser.add_argument("--checkpoint")
+    parser.add_argument("--who", help="of `contestant`")
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16", "int8", "int4"])
-    parser.add_argument("--transformers", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--transformers", nargs="*", default=["float32", "bfloat16"],
+                        help='also "bfloat16 compiled"')  # fmt: skip
     parser.add_argument("--llama", nargs="*", default=[], help="F32 BF16 Q8_0 Q4_0, with the package xllamacpp")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--prompts", type=int, default=64)

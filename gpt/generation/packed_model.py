@@ -8,6 +8,7 @@ import torch
 
 from gpt.errors import UserError
 from gpt.generation import precision, quality, quantized_file
+from gpt.machine.device import keep_memory
 from gpt.runs.model_file import Loaded
 from gpt.weights import loading
 
@@ -17,6 +18,7 @@ def load(
 ) -> tuple[Loaded, str]:  # fmt: skip
     """The model that is called `name` and its precision: `wanted`, what "auto" has chosen or, where it is None, that of
     a quantised directory, else float32. Other arguments as in gpt/weights/loading.py. Raises UserError."""
+    keep_memory()  # 64 texts at once in bfloat16 take 1.6 times as long without (experiments/generation/README.md)
     path = root / Path(name).expanduser()
     if quantized_file.is_quantized(path):
         loaded, found = quantized_file.read(path, device)
