@@ -113,13 +113,6 @@ def test_a_packed_matrix_is_kept_once_and_is_the_same_matrix(is_packed):
     assert [tensor.nbytes for tensor in layer.buffers()] == [50 * 32 * 2]
 
 
-@pytest.mark.usefixtures("is_packed")
-def test_one_row_of_bfloat16_has_the_same_bits_beside_as_many_others_as_lookup_guesses():
-    layer, x = Bfloat16Linear.of(numbers(768, 256)), numbers(8, 256, seed=2)
-    few = min(layer.few, 8)
-    assert torch.equal(layer(x[:few])[:1], layer(x[:1]))
-
-
 NO_FBGEMM = pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="it is x86's")
 
 
