@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt.generation.row_products import is_faster_packed, row_product
+from gpt.generation.row_products import is_faster_packed, packed, packed_product, row_product
 
 GROUP = 32  # numbers of an input that share a scale and a zero in int4: 5 bits for each weight
 FEW = 8  # rows that int8 and int4 kernels take less time for than turning the matrix into numbers
@@ -104,13 +104,11 @@ class Bfloat16Linear(PackedLinear):
 
     def pack(self) -> None:
         if self.matrix.device.type == "cpu" and is_faster_packed():
-            self.matrix = torch.ops.mkldnn._reorder_linear_weight(self.matrix, 1)
+            self.matrix = packed(self.matrix)
         self.few = FEW if self.matrix.is_mkldnn else 1
 
     def product(self, x: Tensor) -> Tensor:
-        if not self.matrix.is_mkldnn:
-            return row_product(self.matrix, x[0])[None]
-        return torch.ops.mkldnn._linear_pointwise(x, self.matrix, None, "none", [], "")
+        return packed_product(self.matrix, x) if self.matrix.is_mkldnn else row_product(self.matrix, x[0])[None]
 
     def matrix_product(self, x: Tensor) -> Tensor:
         is_packed = self.matrix.is_mkldnn and self.products == torch.bfloat16

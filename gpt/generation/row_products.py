@@ -29,15 +29,25 @@ def row_product(matrix: Tensor, row: Tensor) -> Tensor:
         torch.backends.mkldnn.enabled = before
 
 
+def packed(matrix: Tensor) -> Tensor:
+    """The same (N, K) matrix of bfloat16 in oneDNN's own order, a layout that only `packed_product` reads."""
+    return torch.ops.mkldnn._reorder_linear_weight(matrix, 1)
+
+
+def packed_product(matrix: Tensor, rows: Tensor) -> Tensor:
+    """A `packed` (N, K) matrix times (M, K) rows, one or more -> (M, N)."""
+    return torch.ops.mkldnn._linear_pointwise(rows, matrix, None, "none", [], "")
+
+
 @cache
 def is_faster_packed() -> bool:
-    """Whether oneDNN multiplies one row faster with a matrix that is in its own order than `row_product` does."""
+    """Whether `packed_product` multiplies one row faster than `row_product` does."""
     if not torch.backends.mkldnn.enabled or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     matrix = torch.ones(PROBE, dtype=torch.bfloat16)
-    row, packed = matrix[:1, :], torch.ops.mkldnn._reorder_linear_weight(matrix, 1)
+    row, in_own_order = matrix[:1], packed(matrix)
     own = least_seconds(lambda: row_product(matrix, row[0]))
-    return least_seconds(lambda: torch.ops.mkldnn._linear_pointwise(row, packed, None, "none", [], "")) < SLACK * own
+    return least_seconds(lambda: packed_product(in_own_order, row)) < SLACK * own
 
 
 def least_seconds(compute: Callable[[], object], times: int = 3) -> float:

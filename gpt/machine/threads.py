@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 # busy; 1,000 are as fast on a quiet machine and 1.7 to eight times as fast on a busy one: experiments/speed/README.md.
 SPIN_COUNT = 1_000
 # The loops of one token take a fraction of a millisecond, and a thread that sleeps between them is late: 20,000 are
-# 1.2 to 1.9 times as fast then, and several times as slow beside a busy process: experiments/generation/README.md.
+# 1.1 to 1.9 times as fast then, and several times as slow beside a busy process: experiments/generation/README.md.
 SPIN_COUNT_OF_TOKENS = 20_000
 QUIET = 0.25  # processes that have computed or waited for it, in the mean of the last minute, where a machine is quiet
 OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")  # of these the user's are left alone

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from gpt.generation import packed_linear
 from gpt.generation.packed_linear import GROUP, Bfloat16Linear, Int4Linear, Int8Linear, int4_codes, int8_codes
 
-LAYERS = [Bfloat16Linear, Int8Linear, Int4Linear]
 SHAPES = [(96, 64), (50, 32), (7, 33), (3, 12), (64, 256)]  # (N, K): whole groups and not, rows for the padding
 EPS = 2.0**-8  # of bfloat16: a number is rounded by at most half of it
 
@@ -57,18 +56,21 @@ class TestCodes:
         assert (Int4Linear.of(weight).dequantised(torch.float32) - 0.3).abs().max() <= 0.3 * EPS
 
 
-@pytest.fixture(params=[False, True], ids=["usual order", "packed"])
-def is_packed(request, monkeypatch):
-    """Matrices of bfloat16 in the usual order and in oneDNN's, whichever is faster here."""
-    if request.param and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+def in_order(is_packed: bool, monkeypatch) -> type[Bfloat16Linear]:
+    """Layers whose matrices are in oneDNN's order or in the usual one, whichever is faster here."""
+    if is_packed and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this processor has no products of bfloat16")
-    monkeypatch.setattr(packed_linear, "is_faster_packed", lambda: request.param)
-    return request.param
+    monkeypatch.setattr(packed_linear, "is_faster_packed", lambda: is_packed)
+    return Bfloat16Linear
 
 
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.fixture(params=["bfloat16", "bfloat16, packed", "int8", "int4"])
+def layer(request, monkeypatch):
+    integers = {"int8": Int8Linear, "int4": Int4Linear}
+    return integers.get(request.param) or in_order("packed" in request.param, monkeypatch)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.usefixtures("is_packed")
 class TestProducts:
     @pytest.mark.parametrize("rows", [1, 3, 9, 33])
     @pytest.mark.parametrize("products", [torch.bfloat16, torch.float32])
@@ -106,8 +108,9 @@ def test_normal_weights_lose_as_much_as_their_grid_is_coarse(layer, loss):
     assert 0.8 * loss < error.norm() / weight.norm() < loss * 1.05
 
 
-def test_a_packed_matrix_is_kept_once_and_is_the_same_matrix(is_packed):
-    layer = Bfloat16Linear.of(numbers(50, 32))
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_packed_matrix_is_kept_once_and_is_the_same_matrix(is_packed, monkeypatch):
+    layer = in_order(is_packed, monkeypatch).of(numbers(50, 32))
     assert layer.matrix.is_mkldnn == is_packed
     assert torch.equal(layer.dequantised(torch.float32), numbers(50, 32).bfloat16().float())
     assert [tensor.nbytes for tensor in layer.buffers()] == [50 * 32 * 2]
