@@ -8,11 +8,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+# The logarithms of a share s and a probability q, each (N,), where p(target) is s times the head's and q.
+Mixture = tuple[Tensor, Tensor]
 
-def reference(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
+
+def reference(
+    hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None, mixture: Mixture | None = None
+) -> Tensor:
     """(N, C) stream, (V, C) head, (N,) ids -> (N,) losses: -ln p(target) in nats. Everything below equals this.
 
-    softcap: that of the model's logits, see LanguageModel.
+    softcap: that of the model's logits, see LanguageModel. mixture: what a model adds to them, see gpt/copying.py.
 
     At GPT-2's vocabulary these logits are by far the largest tensor of a training step: 412 MB for 2,048 positions in
     float32, and as much again for their gradient. The functions below take a few positions at a time, turn their logits
@@ -22,7 +27,8 @@ def reference(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | No
     logits = F.linear(hidden, head).float()  # (N, V)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    return F.cross_entropy(logits, targets, reduction="none")
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    return losses if mixture is None else -torch.logaddexp(mixture[0] - losses, mixture[1])
 
 
 CHUNK = 512  # positions in one matrix product: fewer are slower, more take more memory
@@ -31,50 +37,61 @@ SLAB = 4096  # tokens whose part of the head's gradient is still in the cache wh
 ALIGNMENT = 64  # rows of logits begin at multiples of this; at 50,257 apart products with them take a third longer
 
 
-def cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
+def cross_entropy(
+    hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None, mixture: Mixture | None = None
+) -> Tensor:
     """(N,) float32 losses, without a gradient. Arguments as in `reference`."""
-    return _losses_and_gradients(hidden, head, targets, softcap, None, None)
+    return _losses_and_gradients(hidden, head, targets, softcap, mixture, None, None, None)
 
 
-def cross_entropy_sum(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
-    """The sum of `cross_entropy`, with a gradient for `hidden` and `head`.
+def cross_entropy_sum(
+    hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None, mixture: Mixture | None = None
+) -> Tensor:
+    """The sum of `cross_entropy`, with a gradient for `hidden`, `head` and the mixture.
 
     Products are in the type of autocast where that is on, probabilities and the sums over positions in float32.
     """
-    return _CrossEntropySum.apply(hidden, head, targets, softcap)
+    return _CrossEntropySum.apply(hidden, head, targets, softcap, *(mixture or (None, None)))
 
 
 class _CrossEntropySum(torch.autograd.Function):
     """d loss / d logits = softmax(logits) - one_hot(target), so the gradient is known as soon as the loss is; where
-    the logits y are c tanh(z / c), dy / dz = 1 - (y / c)^2.
+    the logits y are c tanh(z / c), dy / dz = 1 - (y / c)^2. In a mixture all of it is multiplied by the part r of
+    p(target) that is the head's, and the losses fall by r and 1 - r for what the two logarithms rise.
 
     It is computed in `forward`, where the logits exist. Computing them again in `backward` would cost a third more
     products with the head.
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+    def forward(
+        ctx, hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None, kept: Tensor | None,
+        added: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         need_hidden, need_head, *_ = ctx.needs_input_grad
         d_hidden = torch.empty_like(hidden) if need_hidden else None  # (N, C)
         d_head = torch.zeros_like(head) if need_head else None  # (V, C)
-        losses = _losses_and_gradients(hidden, head, targets, softcap, d_hidden, d_head)
-        ctx.gradients = d_hidden, d_head
+        mixture = None if kept is None else (kept, added)
+        parts = None if kept is None else torch.empty_like(kept)  # (N,)
+        losses = _losses_and_gradients(hidden, head, targets, softcap, mixture, d_hidden, d_head, parts)
+        ctx.gradients = d_hidden, d_head, *((None, None) if parts is None else (-parts, parts - 1))
         return losses.sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        d_hidden, d_head = ctx.gradients
-        ctx.gradients = None  # scaled in place below, so they serve one backward pass only
-        return *(None if d is None else d.mul_(upstream) for d in (d_hidden, d_head)), None, None
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden, d_head, *d_mixture = (None if d is None else d.mul_(upstream) for d in ctx.gradients)
+        ctx.gradients = None  # scaled in place, so they serve one backward pass only
+        return d_hidden, d_head, None, None, *d_mixture
 
 
 @torch.no_grad()
 def _losses_and_gradients(
-    hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None, d_hidden: Tensor | None,
-    d_head: Tensor | None,
+    hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None, mixture: Mixture | None,
+    d_hidden: Tensor | None, d_head: Tensor | None, parts: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """(N,) losses. Also fills `d_hidden` with the gradient of their sum and adds that of the head to `d_head`."""
+    """(N,) losses. Also fills `d_hidden` with the gradient of their sum, adds that of the head to `d_head`, and fills
+    `parts` with the part of each target's probability that is the head's."""
     device_type = hidden.device.type
     dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else head.dtype
     n_vocab = len(head)
@@ -102,6 +119,13 @@ def _losses_and_gradients(
                 part = buffer[i : min(i + group, len(h))]
                 first, last = start + i, start + i + len(part)
                 losses[first:last] = _losses_and_logit_gradients(part, n_vocab, targets[first:last], softcap, wide)
+                if mixture is not None:
+                    kept, added = (logs[first:last] for logs in mixture)
+                    of_head = kept - losses[first:last]
+                    losses[first:last] = -torch.logaddexp(of_head, added)
+                    if parts is not None:
+                        parts[first:last] = torch.exp(of_head + losses[first:last])
+                        part.mul_(parts[first:last, None])
             if d_hidden is not None:
                 d_hidden[here] = logits @ weight
             if d_head is not None and dtype == head.dtype:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gpt.config.families import GPT2Config, ModelConfig
+from gpt.copying import Copies
 
 INIT_STD = 0.02  # GPT-2's
 LAYER_NORM_EPS = 1e-5
@@ -39,10 +40,11 @@ class Cache(Protocol):
 class LanguageModel(nn.Module, ABC):
     """The interface of every family: the rest of the project uses nothing else of a model.
 
-    A family defines `hidden`, `head` and `blocks`, and calls each block through `run`. Three conventions: weights of an
-    nn.Embedding lie below the blocks, all others outside of them above; adapters (LoRA) stand beside each nn.Linear of
-    a block that the config's `linear_layers` names; a matrix is a parameter of two dimensions. Parameters, operations
-    and memory are counted by running the model on tensors without content (gpt/machine/counting.py).
+    A family defines `hidden`, `head` and `blocks`, `copies` if something is mixed into the probabilities, and calls
+    each block through `run`. Three conventions: weights of an nn.Embedding lie below the blocks, all others outside of
+    them above; adapters (LoRA) stand beside each nn.Linear of a block that the config's `linear_layers` names; a matrix
+    is a parameter of two dimensions. Parameters, operations and memory are counted by running the model on tensors
+    without content (gpt/machine/counting.py).
 
     window: tokens that a windowed layer sees, its own among them; None: no layer has a window.
     training_window: the same in training mode, where a schedule may begin with fewer; an evaluation has all of them.
@@ -77,6 +79,13 @@ class LanguageModel(nn.Module, ABC):
         exceed the context length and no positions are given, as padding takes up none.
         """
 
+    def copies(
+        self, hidden: Tensor, tokens: Tensor, documents: Tensor | None = None, cache: Cache | None = None
+    ) -> Copies | None:
+        """What is mixed into the probabilities of the head, for the (B, T, C) that `hidden` has given of the same
+        arguments, before the cache is told its new length; None: nothing."""
+        return None
+
     @property
     @abstractmethod
     def head(self) -> nn.Parameter:
@@ -105,11 +114,12 @@ class LanguageModel(nn.Module, ABC):
         packed = self.packed_head
         return self.head if packed is None else packed.dequantised(packed.products)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) -> (..., V)"""
+    def logits(self, hidden: Tensor, copies: Copies | None = None) -> Tensor:
+        """(..., C), and what is mixed in there -> (..., V)"""
         logits = F.linear(hidden, self.head) if self.packed_head is None else self.packed_head(hidden)
         c = self.logit_softcap
-        return logits if c is None else c * torch.tanh(logits.float() / c)
+        logits = logits if c is None else c * torch.tanh(logits.float() / c)
+        return logits if copies is None else copies.mixed(logits)
 
     def forward(
         self,
@@ -117,9 +127,12 @@ class LanguageModel(nn.Module, ABC):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         cache: Cache | None = None,
+        where: int | slice = slice(None),
     ) -> Tensor:
-        """(B, T) ids -> (B, T, V) logits. Arguments as in `hidden`."""
-        return self.logits(self.hidden(tokens, positions, documents, cache))
+        """(B, T) ids -> (B, T, V) logits, or those at `where` of the T tokens. Other arguments as in `hidden`."""
+        hidden = self.hidden(tokens, positions, documents, cache)
+        copies = self.copies(hidden, tokens, documents, cache)
+        return self.logits(hidden[:, where], None if copies is None else copies[:, where])
 
     def n_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

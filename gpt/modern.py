@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt.config.families import ModernConfig
+from gpt.copying import Copies, Copying
 from gpt.model import INIT_STD, Cache, LanguageModel, attend, visible
 
 QUERY_KEY_SCALE = 1.2  # nanochat's, for both, where they are normalised after the rotation
@@ -165,6 +166,7 @@ class Modern(LanguageModel):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = RMSNorm(config.n_embd, config.norm_eps, config.norm_weights)
         self.lm_head = None if config.tie_weights else nn.Linear(config.n_embd, vocab_size, bias=False)
+        self.copying = None if config.copy_order is None else Copying(config.n_embd, config.copy_order)
         self.init_weights()
 
     @torch.no_grad()
@@ -173,8 +175,8 @@ class Modern(LanguageModel):
         with `zero_init` these and an untied head are 0."""
         into_stream = INIT_STD / math.sqrt(2 * self.config.n_layer)
         for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:
-                continue  # norms, which stay 1, and the scalars
+            if parameter.dim() < 2 or name.startswith("copying."):
+                continue  # norms, which stay 1, the scalars, and what begins as it is made
             is_last = name.endswith(("o_proj.weight", "down_proj.weight"))
             if self.config.zero_init and (is_last or name == "lm_head.weight"):
                 parameter.zero_()
@@ -213,18 +215,31 @@ class Modern(LanguageModel):
     def followers(self, tokens: Tensor, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """(B, T) ids and their embeddings -> (B, T, C): the mean embedding of the tokens that have followed the same
         one before, as far as it sees them; zeros after a token that is new."""
-        T, ids = tokens.shape[1], tokens
-        if cache is not None:  # keeps ids as the keys of one more layer
-            column = tokens[:, None, :, None]
-            ids = cache.extend(self.config.n_layer, column, column)[0][:, 0, :, 0]  # (B, S)
+        ids, seen = self.context(tokens, mask, cache)
+        if cache is not None:
             x = self.embedded(ids)  # (B, S, C)
-        S = ids.shape[1]
-        seen = torch.ones(T, S, dtype=torch.bool, device=ids.device).tril(S - T) if mask is None else mask
-        seen = seen.reshape(-1, T, S)
         seen = seen & F.pad(seen[..., :-1], (1, 0))  # the token before it, too
         followed = tokens[:, :, None] == F.pad(ids[:, :-1], (1, 0))[:, None]  # (B, T, S)
         followed &= seen
         return (followed / followed.sum(-1, keepdim=True).clamp(min=1)).to(x.dtype) @ x
+
+    def copies(
+        self, hidden: Tensor, tokens: Tensor, documents: Tensor | None = None, cache: Cache | None = None
+    ) -> Copies | None:
+        if self.copying is None:
+            return None
+        mask = visible(tokens, 0 if cache is None else cache.length, documents)
+        return self.copying(hidden, *self.context(tokens, mask, cache))
+
+    def context(self, tokens: Tensor, mask: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor]:
+        """(B, T) ids -> (B, S) ids, with those in the cache, and (B, T, S) bool, true where each token may look."""
+        (B, T), ids = tokens.shape, tokens
+        if cache is not None:  # keeps ids as the keys of one more layer
+            column = tokens[:, None, :, None]
+            ids = cache.extend(self.config.n_layer, column, column)[0][:, 0, :, 0]
+        S = ids.shape[1]
+        seen = torch.ones(T, S, dtype=torch.bool, device=ids.device).tril(S - T) if mask is None else mask
+        return ids, seen.reshape(-1, T, S).expand(B, T, S)
 
     @property
     def head(self) -> nn.Parameter:

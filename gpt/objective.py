@@ -50,8 +50,8 @@ class NextToken:
     def loss(self, model: LanguageModel, batch: Batch) -> tuple[Tensor, int]:
         from gpt.loss import cross_entropy_sum
 
-        hidden, targets = scored_positions(model, batch)
-        return cross_entropy_sum(hidden, model.head, targets, model.logit_softcap), batch.n_targets
+        hidden, targets, mixture = scored_positions(model, batch)
+        return cross_entropy_sum(hidden, model.head, targets, model.logit_softcap, mixture), batch.n_targets
 
     def evaluate(self, model: LanguageModel, batches: Iterable[Batch]) -> dict[str, float]:
         """Mean loss per target in nats, its perplexity, and bits per byte of text where batches know the bytes.
@@ -65,8 +65,8 @@ class NextToken:
         loss_sum, n_targets, nats, n_bytes = 0.0, 0, 0.0, 0
         batches, total = parts(batches)
         for batch in batches:
-            hidden, targets = scored_positions(model, batch)
-            losses = cross_entropy(hidden, model.head, targets, model.logit_softcap)
+            hidden, targets, mixture = scored_positions(model, batch)
+            losses = cross_entropy(hidden, model.head, targets, model.logit_softcap, mixture)
             loss_sum += losses.sum(dtype=torch.float64 if losses.device.type != "mps" else None).item()
             n_targets += len(targets)
             if batch.target_bytes is not None:
@@ -85,7 +85,13 @@ NEXT_TOKEN = NextToken("next_token")
 OBJECTIVES: dict[str, type[Objective]] = {"next_token": NextToken}  # by objective.name
 
 
-def scored_positions(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(N, C) stream and (N,) ids of a batch's N targets; the head is not asked about any other position."""
+def scored_positions(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    """(N, C) stream, (N,) ids of a batch's N targets, and what is mixed in there, see gpt/loss.py; the head is not
+    asked about any other position."""
     hidden = model.hidden(batch.inputs, batch.positions, batch.documents)  # (B, T, C)
-    return hidden.flatten(0, 1).index_select(0, batch.scored), batch.targets.flatten()[batch.scored]
+    copies = model.copies(hidden, batch.inputs, batch.documents)
+    mixture = None
+    if copies is not None:
+        kept, added = (each.flatten()[batch.scored] for each in copies.of(batch.targets))
+        mixture = kept, added
+    return hidden.flatten(0, 1).index_select(0, batch.scored), batch.targets.flatten()[batch.scored], mixture

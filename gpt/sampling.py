@@ -184,15 +184,15 @@ def next_logits(model: LanguageModel, ids: list[int], cache: KVCache | None) -> 
         cache, unseen = None, ids[-context_length:]
     else:
         unseen = ids[cache.length :]
-    hidden = model.hidden(torch.tensor([unseen], device=model.head.device), cache=cache)  # (1, T, C)
+    logits = model(torch.tensor([unseen], device=model.head.device), cache=cache, where=-1)  # (1, V)
     if cache is not None:
         cache.length = len(ids)
-    return last_logits(model, hidden)[0]
+    return checked(logits)[0]
 
 
-def last_logits(model: LanguageModel, hidden: Tensor) -> Tensor:
-    """(B, T, C) -> (B, V) logits at the last token, float32 on the CPU. Raises UserError (4) for what is not finite."""
-    logits = model.logits(hidden[:, -1]).float().cpu()
+def checked(logits: Tensor) -> Tensor:
+    """Logits in float32 on the CPU. Raises UserError (4) where they are not finite."""
+    logits = logits.float().cpu()
     if not torch.stack(logits.aminmax()).isfinite().all():  # NaN is both the least and the largest
         raise not_finite("logits")
     return logits

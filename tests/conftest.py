@@ -69,7 +69,7 @@ def modern_config(**changes) -> ModernConfig:
 # What no public model has, all at once, but for the start at 0.
 UNPUBLISHED = {
     "qk_norm": "after_rotation", "activation": "relu2", "norm_weights": False, "window": 3, "logit_softcap": 5.0,
-    "value_embeddings": True, "residual_scalars": True, "induction": True,
+    "value_embeddings": True, "residual_scalars": True, "induction": True, "copy_order": 2,
 }  # fmt: skip
 
 

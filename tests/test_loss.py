@@ -31,6 +31,25 @@ def test_losses_and_gradients_are_those_of_all_logits_at_once(n, n_vocab, softca
         assert torch.allclose(gradient, exact, atol=1e-5 * exact.abs().max().item())
 
 
+@pytest.mark.parametrize("n", [1, loss.CACHED + 1, 2 * loss.CHUNK + 3])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_losses_and_gradients_of_a_mixture_are_those_of_all_logits_at_once(n, softcap):
+    hidden, weight, targets = example(n, 257)
+    generator = torch.Generator().manual_seed(n)
+    kept = torch.rand(n, generator=generator)
+    added = (1 - kept) * torch.rand(n, generator=generator) * (torch.arange(n) % 3 > 0)  # 0 for each third
+    inputs = hidden, weight, kept.log().requires_grad_(), added.log().requires_grad_()
+    mixture = inputs[2:]
+    chances = kept * torch.exp(-loss.reference(hidden, weight, targets, softcap)) + added
+    reference = loss.reference(hidden, weight, targets, softcap, mixture)
+    torch.testing.assert_close(reference.exp(), 1 / chances)
+    expected = torch.autograd.grad(reference.sum() / 7, inputs)
+    torch.testing.assert_close(cross_entropy(hidden, weight, targets, softcap, mixture), reference.detach())
+    total = cross_entropy_sum(hidden, weight, targets, softcap, mixture)
+    for gradient, exact in zip(torch.autograd.grad(total / 7, inputs), expected, strict=True):
+        assert torch.allclose(gradient, exact, atol=1e-5 * exact.abs().max().item())
+
+
 def test_huge_logits_neither_overflow_nor_lose_the_loss():
     """Logits of some thousands: exp of the largest is no float32, and the probability of most targets is 0."""
     hidden, weight, targets = example(100, 320, scale=1000.0)

@@ -202,7 +202,7 @@ def test_a_part_of_it_can_be_trained(tmp_path, family):
     weights = safetensors.torch.load_file(newest(tmp_path / "run") / "model.safetensors")
     first = safetensors.torch.load_file(checkpoint.listed(tmp_path / "run" / "checkpoints")[0] / "model.safetensors")
     changed = {name for name in weights if not torch.equal(weights[name], first[name])}
-    assert changed and all(name.startswith(("layers.1.", "norm.", "lm_head.")) for name in changed)
+    assert changed and all(name.startswith(("layers.1.", "norm.", "copying.", "lm_head.")) for name in changed)
 
 
 @pytest.mark.parametrize("family", LAYERS)

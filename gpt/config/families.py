@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from gpt.config.fields import BelowOne, Count, Even, Flag, Pattern, Positive, Text, Variants, section
+from gpt.config.fields import BelowOne, Count, Even, Flag, Pattern, Positive, Text, Variants, Whole, section
 
 # Keys, what must not be, and the phrase for it: {0}, {1}, ... are the values in the order of the keys.
 Check = tuple[tuple[str, ...], Callable[..., bool], str]
@@ -92,6 +92,7 @@ class ModernConfig(ModelConfig):
     residual_scalars: Flag
     zero_init: Flag
     induction: Flag = False  # runs of before it was there do not say it
+    copy_order: Whole | None = None
 
     def unpublished(self) -> list[str]:
         """What neither LlamaForCausalLM nor Qwen3ForCausalLM has."""
@@ -105,6 +106,7 @@ class ModernConfig(ModelConfig):
             "value_embeddings": self.value_embeddings,
             "residual_scalars": self.residual_scalars,
             "induction": self.induction,
+            "copy_order": self.copy_order is not None,
         }
         found = {key: f"model.{key}={str(getattr(self, key)).lower()}" for key, is_other in differs.items() if is_other}
         if "window" in found:

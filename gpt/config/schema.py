@@ -273,7 +273,8 @@ class PrepareConfig:
 
 
 # Settings that came after the first runs and sweeps, with the value that all before have.
-ADDED = {"model.family": "gpt2", "model.induction": False, "objective.name": "next_token",
+ADDED = {"model.family": "gpt2", "model.induction": False, "model.copy_order": None,
+         "objective.name": "next_token",
          "data.delimiter": None, "data.encoding": None, "data.document_separator": None,
          "data.card.notice": DISCLAIMER, "train.ema": None,
          "optimizer.embedding_lr": None, "optimizer.head_lr": None, "optimizer.scalar_lr": None,

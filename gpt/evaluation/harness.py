@@ -58,10 +58,14 @@ class HarnessModel(TemplateLM):
             width = len(rows[group[0]]) - 1
             inputs = torch.tensor([rows[i][:-1] + [0] * (width - len(rows[i]) + 1) for i in group])  # padded at the end
             with sampling.eval_mode(self._model), torch.inference_mode():
-                hidden = self._model.hidden(inputs.to(self._task.device))
+                inputs = inputs.to(self._task.device)
+                hidden = self._model.hidden(inputs)
+                copies = self._model.copies(hidden, inputs)
                 for row, i in enumerate(group):
                     n, end = len(requests[i][2]), len(rows[i]) - 1
-                    logs = F.log_softmax(self._model.logits(hidden[row, end - n : end]).float(), dim=-1).cpu()  # (n, V)
+                    here = row, slice(end - n, end)
+                    logits = self._model.logits(hidden[here], None if copies is None else copies[here])
+                    logs = F.log_softmax(logits.float(), dim=-1).cpu()  # (n, V)
                     targets = torch.tensor(rows[i][len(rows[i]) - n :])
                     if not logs.isfinite().all():
                         raise sampling.not_finite("logits")

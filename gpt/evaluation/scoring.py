@@ -10,6 +10,7 @@ from gpt.data.batching import Segments, Split, collate, eval_segments
 from gpt.data.packing import limit_slots
 from gpt.loss import cross_entropy
 from gpt.model import LanguageModel
+from gpt.objective import scored_positions
 from gpt.sampling import eval_mode, not_finite
 
 ALL = 2**62  # targets
@@ -35,10 +36,9 @@ def score(
     batch = collate(split.ids, segments.take(np.array(which)), [[i] for i in range(len(which))])
     on_device = batch.to(model.head.device)
     with eval_mode(model), torch.inference_mode():
-        hidden = model.hidden(on_device.inputs, on_device.positions, on_device.documents)  # (B, T, C)
-        hidden = hidden.flatten(0, 1).index_select(0, on_device.scored)
-        targets = on_device.targets.flatten()[on_device.scored]
-        losses = cross_entropy(hidden, model.output_matrix(), targets, model.logit_softcap).cpu().double().numpy()
+        hidden, targets, mixture = scored_positions(model, on_device)
+        losses = cross_entropy(hidden, model.output_matrix(), targets, model.logit_softcap, mixture)
+    losses = losses.cpu().double().numpy()
     if not np.isfinite(losses).all():
         raise not_finite("losses")
     rows = batch.scored.numpy() // batch.inputs.shape[1]

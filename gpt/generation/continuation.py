@@ -145,8 +145,7 @@ class _Batch:
         device = self.model.head.device
         tokens, positions = tokens.to(device), positions.to(device)
         mask = self.cache.move_to(positions)
-        hidden = self.model.hidden(tokens[:, None], positions[:, None], mask, self.cache)  # (R, 1, C)
-        return sampling.last_logits(self.model, hidden)
+        return sampling.checked(self.model(tokens[:, None], positions[:, None], mask, self.cache, where=-1))
 
 
 def continue_all(

@@ -95,9 +95,9 @@ def read(model: LanguageModel, ids: list[int], draft: list[int], cache: KVCache)
     if not draft:
         return sampling.next_logits(model, ids, cache)[None]
     tokens = torch.tensor([[ids[-1], *draft]], device=model.head.device)
-    hidden = model.hidden(tokens, cache=cache)  # (1, T, C)
+    logits = model(tokens, cache=cache)[0]
     cache.length = len(ids) + len(draft)
-    return sampling.last_logits(model, hidden.transpose(0, 1))
+    return sampling.checked(logits)
 
 
 def stream_of(lookup: int | None) -> Callable[..., Iterator[int]]:

@@ -55,7 +55,7 @@ def test_probabilities_stay_near_and_one_token_at_a_time_gives_those_of_all_at_o
     cache, alone = sampling.KVCache(16), []
     with torch.inference_mode():
         for i in range(10):
-            alone.append(packed.logits(packed.hidden(ids[:1, i : i + 1], cache=cache)).float())
+            alone.append(packed(ids[:1, i : i + 1], cache=cache).float())
             cache.length += 1
     assert (together - wanted).abs().max() < BOUNDS[name]
     assert (torch.cat(alone, 1).log_softmax(-1) - together[:1]).abs().max() < BOUNDS["bfloat16"]
@@ -76,7 +76,8 @@ def test_no_matrix_of_float32_is_left_and_the_stream_is_float32(model):
     packed = precision.prepare(model, "int8")
     kept = dict(packed.named_parameters())
     assert all(kept[name] is p for name, p in norms.items())  # as they were
-    assert not [name for name, p in kept.items() if p.dtype == torch.float32 and p.dim() > 1 and p.numel()]
+    matrices = [name for name, p in kept.items() if p.dtype == torch.float32 and p.dim() > 1 and p.numel()]
+    assert not [name for name in matrices if name != "copying.gate.weight"]  # three rows
     assert not [module for module in packed.blocks.modules() if isinstance(module, nn.Linear)]
     assert packed.hidden(tokens(1, 3)).dtype == torch.float32
     assert sum(p.nbytes for p in packed.parameters()) < before / 1.9

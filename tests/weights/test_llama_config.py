@@ -99,11 +99,11 @@ def test_settings_without_a_public_class_are_all_named(tmp_path):
     ours = read(tmp_path, SMALL | {"model_type": "llama"}).model
     odd = replace(
         ours, activation="relu2", norm_weights=False, window=8, window_layers="SL", logit_softcap=15.0,
-        value_embeddings=True, residual_scalars=True, induction=True,
+        value_embeddings=True, residual_scalars=True, induction=True, copy_order=2,
     )  # fmt: skip
     assert odd.unpublished() == [
         "model.activation=relu2", "model.norm_weights=false", "model.window=8 with model.qk_norm=none",
         "model.logit_softcap=15.0", "model.value_embeddings=true", "model.residual_scalars=true",
-        "model.induction=true",
+        "model.induction=true", "model.copy_order=2",
     ]  # fmt: skip
     assert replace(ours, qk_norm="after_rotation").unpublished() == ["model.qk_norm=after_rotation"]
