@@ -125,9 +125,12 @@ def _losses_and_gradients(
                     losses[first:last] = -torch.logaddexp(of_head, added)
                     if parts is not None:
                         parts[first:last] = torch.exp(of_head + losses[first:last])
-                        part.mul_(parts[first:last, None])
             if d_hidden is not None:
                 d_hidden[here] = logits @ weight
+            if parts is not None:  # a row of gradients times a number, without another pass over all of its logits
+                h = h * parts[here, None].to(dtype)
+                if d_hidden is not None:
+                    d_hidden[here] *= parts[here, None]
             if d_head is not None and dtype == head.dtype:
                 d_head.addmm_(logits.t(), h)
             elif d_head is not None:
