@@ -17,7 +17,7 @@ def reference(
 ) -> Tensor:
     """(N, C) stream, (V, C) head, (N,) ids -> (N,) losses: -ln p(target) in nats. Everything below equals this.
 
-    softcap: that of the model's logits, see LanguageModel. mixture: what a model adds to them, see gpt/copying.py.
+    softcap: that of the model's logits, see LanguageModel. mixture: see gpt/parts/copying.py.
 
     At GPT-2's vocabulary these logits are by far the largest tensor of a training step: 412 MB for 2,048 positions in
     float32, and as much again for their gradient. The functions below take a few positions at a time, turn their logits

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gpt.config.families import GPT2Config, ModelConfig
-from gpt.copying import Copies
+from gpt.parts.copying import Copies
 
 INIT_STD = 0.02  # GPT-2's
 LAYER_NORM_EPS = 1e-5

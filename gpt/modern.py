@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt.config.families import ModernConfig
-from gpt.copying import Copies, Copying
 from gpt.model import INIT_STD, Cache, LanguageModel, attend, visible
+from gpt.parts.copying import Copies, Copying
 
 QUERY_KEY_SCALE = 1.2  # nanochat's, for both, where they are normalised after the rotation
 GATE_INPUTS = 12  # numbers of the stream that decide how much of a value embedding is added; nanochat's

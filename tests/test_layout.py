@@ -25,7 +25,7 @@ ORDER = [
     "data",
     "config",
     "gpt",
-    "optimizers",
+    "optimizers parts",
     "config.schema config.data config.families config.optimizers config.places config.schedules config.fields "
     "errors files terminal",
 ]

@@ -156,7 +156,7 @@ def test_initial_matrices_have_the_spread_of_gpt2s():
     torch.manual_seed(0)
     for name, parameter in Modern(replace(ALL, n_embd=128, norm_weights=True), 1000).named_parameters():
         if name.startswith("copying."):
-            continue  # see tests/test_copying.py
+            continue  # see tests/parts/test_copying.py
         if parameter.dim() < 2:
             assert (parameter == 1).all() or name.endswith(("residual_scalars", "follower_scale")), name
         elif parameter.numel() > 2000:

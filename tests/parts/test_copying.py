@@ -1,4 +1,4 @@
-"""Probabilities are a mixture of the head's and of counts in the context: gpt/copying.py against counting by hand."""
+"""Probabilities are mixed from those of the head and from counts in the context, as counting by hand gives them."""
 
 import math
 from dataclasses import replace
@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gpt.copying import Copying, ngram_matches
 from gpt.data.batching import IGNORE
 from gpt.loss import cross_entropy
 from gpt.modern import Modern
+from gpt.parts.copying import Copying, ngram_matches
 from tests.conftest import modern_config
 
 VOCABULARY = 7

@@ -1,0 +1,1 @@
+"""Parts of models that have a file of their own."""
