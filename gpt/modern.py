@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt.config.families import ModernConfig
-from gpt.model import INIT_STD, Cache, LanguageModel, attend, visible
+from gpt.model import INIT_STD, Cache, LanguageModel, attend, dropped, visible
 from gpt.parts.copying import Copies, Copying
 
 QUERY_KEY_SCALE = 1.2  # nanochat's, for both, where they are normalised after the rotation
@@ -68,7 +68,6 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = RMSNorm(D, eps), RMSNorm(D, eps)
         if has_value_embedding(config, layer):
             self.value_gate = nn.Linear(min(GATE_INPUTS, C), config.n_kv_head, bias=False)
-        self.residual_dropout = nn.Dropout(config.dropout)
 
     def forward(
         self, x: Tensor, values: Tensor | None, rotation: tuple[Tensor, Tensor], mask: Tensor | None,
@@ -96,7 +95,8 @@ class Attention(nn.Module):
             k, v = (t.repeat_interleave(self.config.n_head // self.config.n_kv_head, dim=1) for t in (k, v))
             grouped = False
         x = attend(q.to(k.dtype), k, v, mask, self.config.dropout if self.training else 0.0, grouped)  # (B, H, T, D)
-        return self.residual_dropout(self.o_proj(x.to(dtype).transpose(1, 2).flatten(2)))
+        x = self.o_proj(x.to(dtype).transpose(1, 2).flatten(2))
+        return dropped(x, self.config.dropout, self.training)
 
 
 class MLP(nn.Module):
@@ -109,15 +109,14 @@ class MLP(nn.Module):
             self.gate_proj = nn.Linear(config.n_embd, config.mlp_size, bias=False)
         self.up_proj = nn.Linear(config.n_embd, config.mlp_size, bias=False)
         self.down_proj = nn.Linear(config.mlp_size, config.n_embd, bias=False)
-        self.residual_dropout = nn.Dropout(config.dropout)
-        self.activation = config.activation
+        self.activation, self.dropout = config.activation, config.dropout
 
     def forward(self, x: Tensor) -> Tensor:
         if self.activation == "swiglu":
             x = F.silu(self.gate_proj(x)) * self.up_proj(x)  # (B, T, M)
         else:
             x = F.relu(self.up_proj(x)).square()  # (B, T, M)
-        return self.residual_dropout(self.down_proj(x))  # (B, T, C)
+        return dropped(self.down_proj(x), self.dropout, self.training)  # (B, T, C)
 
 
 class Block(nn.Module):
@@ -162,7 +161,6 @@ class Modern(LanguageModel):
             str(layer): nn.Embedding(vocab_size, config.n_kv_head * config.head_size)
             for layer in range(config.n_layer) if has_value_embedding(config, layer)
         })  # fmt: skip
-        self.drop = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = RMSNorm(config.n_embd, config.norm_eps, config.norm_weights)
         self.lm_head = None if config.tie_weights else nn.Linear(config.n_embd, vocab_size, bias=False)
@@ -200,7 +198,7 @@ class Modern(LanguageModel):
         x = self.embedded(tokens)  # (B, T, C)
         embedded = x if config.residual_scalars else None
         followers = self.followers(tokens, x, full, cache) if config.induction else None
-        x = self.drop(x)
+        x = dropped(x, config.dropout, self.training)
         for layer, block in enumerate(self.blocks):
             values = self.value_embeddings[str(layer)](tokens) if has_value_embedding(config, layer) else None
             mask = windowed if config.is_windowed(layer) else full

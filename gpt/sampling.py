@@ -139,11 +139,12 @@ class KVCache:
             B, H, _, D = keys.shape
             shape = B, H, self.context_length, D
             self.layers[layer] = keys.new_empty(shape), values.new_empty(shape)
-        end = self.length + keys.shape[2]
+        T = keys.shape[2]
         all_keys, all_values = self.layers[layer]
-        all_keys[:, :, self.length : end] = keys
-        all_values[:, :, self.length : end] = values
-        return for_attention(all_keys[:, :, :end], all_values[:, :, :end], keys.shape[2])
+        all_keys.narrow(2, self.length, T).copy_(keys)
+        all_values.narrow(2, self.length, T).copy_(values)
+        held = self.length + T
+        return for_attention(all_keys.narrow(2, 0, held), all_values.narrow(2, 0, held), T)
 
 
 def for_attention(keys: Tensor, values: Tensor, n_queries: int) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ ALIGNMENT = 64  # rows of a matrix that torch's int4 packing for CPUs takes at a
 INNER_TILES = 8  # of torch's int4 packing for CUDA and MPS, which allows 2, 4 and 8
 FBGEMM = "fbgemm"  # the library of torch's integer products on x86
 LEVELS = 63  # integers that a row is rounded to on either side of 0
+PARTS = torch.tensor([1.0 * LEVELS, LEVELS * 2 * LEVELS])[:, None, None]  # how many there are to a row's largest number
 LEAST = 1e-30  # largest number of a row below which it counts as zeros
 
 
@@ -62,17 +63,16 @@ class PackedLinear(nn.Module, ABC):
 
     @abstractmethod
     def product(self, x: Tensor) -> Tensor:
-        """(M, K) -> (M, N), of a few rows, without the bias."""
+        """(M, K) -> (M, N), of a few rows."""
 
     def matrix_product(self, x: Tensor) -> Tensor:
-        """(M, K) -> (M, N), of any number of rows, without the bias."""
-        return F.linear(x.to(self.products), self.dequantised(self.products)).bfloat16()
+        """(M, K) -> (M, N), of any number of rows."""
+        y = F.linear(x.to(self.products), self.dequantised(self.products)).bfloat16()
+        return y if self.bias is None else y.add_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.in_features).bfloat16()  # (M, K)
+        rows = x.reshape(-1, self.in_features)  # (M, K)
         y = self.product(rows) if len(rows) <= self.few else self.matrix_product(rows)  # (M, N)
-        if self.bias is not None:
-            y += self.bias
         return y.view(*x.shape[:-1], self.out_features)
 
     def pack(self) -> None:
@@ -105,14 +105,19 @@ class Bfloat16Linear(PackedLinear):
     def pack(self) -> None:
         if self.matrix.device.type == "cpu" and is_faster_packed():
             self.matrix = packed(self.matrix)
-        self.few = FEW if self.matrix.is_mkldnn else 1
+        self.is_packed = self.matrix.is_mkldnn
+        self.few = FEW if self.is_packed else 1
 
     def product(self, x: Tensor) -> Tensor:
-        return packed_product(self.matrix, x) if self.matrix.is_mkldnn else row_product(self.matrix, x[0])[None]
+        x = x.bfloat16()
+        if self.is_packed:
+            return packed_product(self.matrix, x, self.bias)
+        y = row_product(self.matrix, x[0])[None]
+        return y if self.bias is None else y.add_(self.bias)
 
     def matrix_product(self, x: Tensor) -> Tensor:
-        is_packed = self.matrix.is_mkldnn and self.products == torch.bfloat16
-        return self.product(x) if is_packed else super().matrix_product(x)
+        own_order = self.is_packed and self.products == torch.bfloat16
+        return self.product(x) if own_order else super().matrix_product(x)
 
 
 class Int8Linear(PackedLinear):
@@ -141,13 +146,14 @@ class Int8Linear(PackedLinear):
 
     def matrix_product(self, x: Tensor) -> Tensor:
         # The codes are exact in bfloat16, so scales come after the sums: nothing more is rounded than the sums are.
-        y = F.linear(x.to(self.products), self.codes.to(self.products))
-        return y.bfloat16().mul_(self.scales)
+        y = F.linear(x.to(self.products), self.codes.to(self.products)).bfloat16()
+        return y.mul_(self.scales) if self.bias is None else torch.addcmul(self.bias, y, self.scales)
 
     def pack(self) -> None:
         """On x86 torch's int8 product with rows of bfloat16 takes more than twice as long as reading the codes does
         (experiments/generation/README.md), that of fbgemm with rows of integers hardly longer."""
         self.packed = None
+        self.wide_bias = None if self.bias is None else self.bias.float()
         if self.codes.device.type == "cpu" and FBGEMM in torch.backends.quantized.supported_engines:
             before = torch.backends.quantized.engine
             torch.backends.quantized.engine = FBGEMM
@@ -159,16 +165,21 @@ class Int8Linear(PackedLinear):
 
     def product(self, x: Tensor) -> Tensor:
         if self.packed is None:
-            return torch.ops.aten._weight_int8pack_mm(x, self.codes, self.scales)
+            y = torch.ops.aten._weight_int8pack_mm(x.bfloat16(), self.codes, self.scales)
+            return y if self.bias is None else y.add_(self.bias)
         # A row of integers from -63 to 63, and one of what their rounding leaves out, 126 times: together 14 bits below
         # the row's largest number, so that weights alone lose something. Sums of products of 7 bits fit processors of
-        # before VNNI, too. Reading the weights takes as long for two rows as for one.
-        peak = x.abs().amax(1, keepdim=True).float().clamp(min=LEAST)  # (M, 1)
-        scaled = x * (LEVELS / peak)  # (M, K)
-        high = scaled.round()
-        rows = torch.cat([high, (scaled - high) * (2 * LEVELS)])  # (2M, K)
-        sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(rows, 1.0, LEVELS + 1, self.packed)
-        return (torch.add(sums[: len(x)], sums[len(x) :], alpha=0.5 / LEVELS) * (peak / LEVELS)).bfloat16()
+        # before VNNI, too. Reading the weights takes as long for two rows as for one. Each operator costs a token some
+        # microseconds in every layer, so they are few.
+        x = x.float()
+        peak = x.abs().amax(1, keepdim=True).clamp_(min=LEAST)  # (M, 1)
+        rows = x * (PARTS / peak)  # (2, M, K)
+        rows[1].sub_(rows[0].round_(), alpha=2 * LEVELS)
+        sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            rows.view(-1, self.in_features), 1.0, LEVELS + 1, self.packed
+        )  # (2M, N)
+        sums, unit = torch.add(sums[: len(x)], sums[len(x) :], alpha=0.5 / LEVELS), peak / LEVELS
+        return (sums * unit if self.bias is None else torch.addcmul(self.wide_bias, sums, unit)).bfloat16()
 
 
 class Int4Linear(PackedLinear):
@@ -228,7 +239,9 @@ class Int4Linear(PackedLinear):
             self.packed_grid, self.multiply = self.grid, torch.ops.aten._weight_int4pack_mm
 
     def product(self, x: Tensor) -> Tensor:
-        return self.multiply(padded(x), self.packed, GROUP, self.packed_grid)[:, : self.out_features]
+        y = self.multiply(padded(x.bfloat16()), self.packed, GROUP, self.packed_grid)  # (M, N or more)
+        y = y[:, : self.out_features] if y.shape[1] > self.out_features else y
+        return y if self.bias is None else y.add_(self.bias)
 
 
 def padded(x: Tensor) -> Tensor:

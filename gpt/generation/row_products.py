@@ -34,9 +34,9 @@ def packed(matrix: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(matrix, 1)
 
 
-def packed_product(matrix: Tensor, rows: Tensor) -> Tensor:
-    """A `packed` (N, K) matrix times (M, K) rows, one or more -> (M, N)."""
-    return torch.ops.mkldnn._linear_pointwise(rows, matrix, None, "none", [], "")
+def packed_product(matrix: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A `packed` (N, K) matrix times (M, K) rows, one or more, plus an (N,) bias -> (M, N)."""
+    return torch.ops.mkldnn._linear_pointwise(rows, matrix, bias, "none", [], "")
 
 
 @cache

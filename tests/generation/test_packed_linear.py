@@ -121,7 +121,7 @@ NO_FBGEMM = pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supporte
 
 @NO_FBGEMM
 def test_int8_products_are_the_same_by_either_kernel(monkeypatch):
-    weight, x = numbers(70, 96), numbers(1, 96)
+    weight, x = numbers(70, 96), numbers(1, 96).bfloat16()
     integers = Int8Linear.of(weight)
     monkeypatch.setattr(packed_linear, "FBGEMM", "none")
     whole = Int8Linear.of(weight)
