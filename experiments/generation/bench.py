@@ -12,6 +12,7 @@ the ceiling measured beside it. Threads wait for each other as in generate.py.
 import argparse
 import copy
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -34,7 +35,7 @@ from torch.nn import functional as F  # noqa: E402
 
 from gpt import sampling, tokenizer  # noqa: E402
 from gpt.config.families import GPT2Config  # noqa: E402
-from gpt.generation import precision, prompt_lookup  # noqa: E402
+from gpt.generation import packed_linear, precision, prompt_lookup  # noqa: E402
 from gpt.generation.continuation import Row, continue_each  # noqa: E402
 from gpt.generation.meter import bytes_of_weights  # noqa: E402
 from gpt.machine import device, rates  # noqa: E402
@@ -157,6 +158,7 @@ class Contestant:
 
 def ceilings(given: argparse.Namespace) -> None:
     """What the machine can do at most, at this moment."""
+    print(f"threads spin {os.environ.get('GOMP_SPINCOUNT', 'as they are told')} turns")
     print(f"memory read: {rates.read_rate(CPU) / 1e9:.1f} GB/s")
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.randn(2048, 2048).to(dtype)
@@ -224,7 +226,7 @@ def quality(given: argparse.Namespace) -> None:
     for name in given.precisions:
         own = prepared(loaded.model, name)
         with torch.inference_mode():
-            logs[name] = [F.log_softmax(own(torch.tensor([row[:-1]]))[0].double(), -1) for row in rows]
+            logs[name] = [F.log_softmax(in_pieces(own, row[:-1]).double(), -1) for row in rows]
         targets = [torch.tensor(row[1:]) for row in rows]
         nats = -sum(one.gather(-1, to[:, None]).sum() for one, to in zip(logs[name], targets, strict=True))
         bits = nats / sum(n_bytes[to].sum() for to in targets) / torch.tensor(2.0).log()
@@ -233,6 +235,15 @@ def quality(given: argparse.Namespace) -> None:
         same = sum((p.argmax(-1) == q.argmax(-1)).sum() for p, q in pairs) / n
         divergence = sum((p.exp() * (p - q)).sum() for p, q in pairs) / n
         print(f"| {name} | {bits:.4f} | {same:.2%} | {divergence:.2e} |", flush=True)
+
+
+def in_pieces(model: LanguageModel, ids: list[int]) -> torch.Tensor:
+    """(T, V) logits of T tokens, few at a time, so that they come from the kernels that make a token."""
+    cache, logits = sampling.KVCache(model.config.context_length), []
+    for piece in torch.tensor(ids).split(packed_linear.FEW):
+        logits.append(model(piece[None], cache=cache)[0])
+        cache.length += len(piece)
+    return torch.cat(logits)
 
 
 def lookup(given: argparse.Namespace) -> None:
